@@ -1,0 +1,122 @@
+"""Every setting of the platform, read from the environment and from `settings.env` in the home folder.
+
+Belongs here: names, defaults, and the addresses derived from them. Does not belong here: anything that connects,
+creates a folder or starts a process. Environment variables win over the file.
+"""
+
+import os
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED_USER = "lifecycle"
+
+
+class Settings(BaseSettings):
+    """What a user can set. Field `x` is read from `LIFECYCLE_X`, and from the usual name where one exists."""
+
+    model_config = SettingsConfigDict(env_prefix="LIFECYCLE_", extra="ignore", populate_by_name=True)
+
+    home: Path = Field(default=PROJECT_ROOT / ".lifecycle", description="Folder of all local state.")
+    database_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("DATABASE_URL", "database_url"),
+        description="The platform's PostgreSQL; unset means the embedded one.",
+    )
+    mlflow_tracking_uri: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
+        description="MLflow server or database; unset means the database `mlflow` beside the platform's.",
+    )
+    store: str | None = Field(
+        default=None,
+        description="Where archives and artefacts go: a folder or s3://bucket/prefix; unset: <home>/store.",
+    )
+    datasets: str | None = Field(
+        default=None, description="Root of the datasets; unset: datasets/ for the default home, else <store>/datasets."
+    )
+    config_dir: Path = Field(default=PROJECT_ROOT / "config", description="Folder of experiments.yml and policies.yml.")
+
+    pg_port: int = Field(default=54329, ge=1, le=65535, description="Port of the embedded PostgreSQL.")
+    api_port: int = Field(default=8000, ge=1, le=65535, description="Port of the assignment and event API.")
+    dagster_port: int = Field(default=3000, ge=1, le=65535, description="Port of the Dagster UI.")
+    mlflow_port: int = Field(default=5000, ge=1, le=65535, description="Port of the MLflow UI.")
+    docs_port: int = Field(default=8080, ge=1, le=65535, description="Port of the dbt docs site.")
+
+    first_day: date | None = Field(
+        default=None,
+        description="First day of the hourly and daily partitions; earlier events are history. Recorded at first start.",
+    )
+    dataset_window_days: int = Field(default=7, ge=1, description="Days of accepted plans in one dataset version.")
+    dataset_lookback_days: int = Field(default=28, ge=28, description="Days searched for a household's previous plan.")
+    dataset_min_rows: int = Field(default=1000, ge=1, description="Fewest rows that a dataset version may have.")
+    replay_from: date | None = Field(
+        default=None, description="Rows from this day on are never trained on: training and replay split by time."
+    )
+    schedules: bool = Field(default=True, description="Whether schedules start running by themselves.")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether PostgreSQL is the embedded one."""
+        return self.database_url is None
+
+    @property
+    def postgres_dir(self) -> Path:
+        """Folder of the embedded server: its data, log and password file."""
+        return self.home / "postgres"
+
+    @property
+    def platform_url(self) -> str:
+        """`postgresql://…` of the platform's database, without a driver name.
+
+        Raises FileNotFoundError when the embedded server was never started (its password does not exist yet).
+        """
+        if self.database_url is not None:
+            return self.database_url
+        password_file = self.postgres_dir / "password"
+        if not password_file.exists():
+            raise FileNotFoundError(
+                f"The embedded PostgreSQL in {self.home} was never started. Run `lifecycle db start`, or set DATABASE_URL."
+            )
+        password = quote(password_file.read_text().strip())
+        return f"postgresql://{EMBEDDED_USER}:{password}@127.0.0.1:{self.pg_port}/lifecycle"
+
+    def sibling_url(self, database: str) -> str:
+        """URL of another database (`dagster`, `mlflow`) on the platform's server."""
+        return urlunsplit(urlsplit(self.platform_url)._replace(path=f"/{database}"))
+
+    @property
+    def tracking_uri(self) -> str:
+        """What MLflow clients are given. The driver is named: SQLAlchemy's default one changed between versions."""
+        return self.mlflow_tracking_uri or self.sibling_url("mlflow").replace("postgresql://", "postgresql+psycopg2://")
+
+    @property
+    def store_root(self) -> str:
+        """Root of the object store, without a trailing slash."""
+        return (self.store or str(self.home / "store")).rstrip("/")
+
+    @property
+    def datasets_root(self) -> str:
+        """Root of the built datasets, without a trailing slash."""
+        if self.datasets:
+            return self.datasets.rstrip("/")
+        if self.store is None and self.home == PROJECT_ROOT / ".lifecycle":
+            return str(PROJECT_ROOT / "datasets")
+        return f"{self.store_root}/datasets"
+
+    @property
+    def lineage_start(self) -> date:
+        """First day of the partitions: the setting, else nine weeks ago (a fresh installation before its first start)."""
+        return self.first_day or (datetime.now(UTC).date() - timedelta(days=63))
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process. Tests call `settings.cache_clear()` after changing the environment."""
+    home = Path(os.environ.get("LIFECYCLE_HOME", PROJECT_ROOT / ".lifecycle")).resolve()
+    return Settings(_env_file=home / "settings.env", home=home)  # type: ignore[call-arg]

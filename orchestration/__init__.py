@@ -1,0 +1,1 @@
+"""The roof: Dagster definitions, schedules, sensors, the command line and the local services."""
