@@ -1,0 +1,79 @@
+"""Bringing a database to the schema this code knows: forward only, safe to run twice, safe to run by two processes at once.
+
+Belongs here: running migrations and telling a database's state. Does not belong here: the changes themselves (migrations/versions).
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+SchemaState = Literal["missing", "behind", "current", "newer"]
+
+# Any constant will do, as long as every process takes the same one.
+_LOCK = 7_236_001
+
+
+class MigrationError(Exception):
+    """The database can't be migrated; the message says why and what to do."""
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+@lru_cache(maxsize=1)
+def _revisions() -> tuple[str, ...]:
+    """Every revision this code knows, newest first."""
+    return tuple(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
+
+
+def migrate(url: str) -> None:
+    """Apply what is missing, in one transaction. `url` is `postgresql://…`, without a driver.
+
+    Raises MigrationError when the database is newer than this code.
+    """
+    # The driver is named: SQLAlchemy's default for postgresql:// differs between its versions.
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1), poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        found = _version(connection.connection.driver_connection)  # type: ignore[arg-type]
+        if _state(found) == "newer":
+            raise MigrationError(
+                f"The database is at schema version {found}, and this installation knows up to {_revisions()[0]}: "
+                "upgrade the installation, or use another database."
+            )
+        # Alembic's version table lives in `exp`, so the schema is there before the first revision.
+        connection.execute(text("CREATE SCHEMA IF NOT EXISTS exp"))
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def schema_state(connection: psycopg.Connection[Any]) -> SchemaState:
+    """How the database's schema stands to this code: `missing`, `behind`, `current` or `newer`."""
+    return _state(_version(connection))
+
+
+def _state(version: str | None) -> SchemaState:
+    if version is None:
+        return "missing"
+    if version not in _revisions():
+        return "newer"
+    return "current" if version == _revisions()[0] else "behind"
+
+
+def _version(connection: psycopg.Connection[Any]) -> str | None:
+    there = connection.execute("SELECT to_regclass('exp.alembic_version')").fetchone()
+    if there is None or there[0] is None:
+        return None
+    row = connection.execute("SELECT version_num FROM exp.alembic_version").fetchone()
+    return None if row is None else str(row[0])
