@@ -1,0 +1,96 @@
+"""The meal planner: the sample product, as an implementation of the protocol in `product.py`.
+
+Belongs here: which module answers which of the protocol's questions. Does not belong here: the answers themselves.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from planner import constraints, scores
+from planner.catalogue import Catalogue, sample_catalogue
+from planner.constraints import LegalRecipes
+from planner.product import Plan, Row, RowInput, RowWindow, Violation
+from planner.prompt import item_text, prompt_text
+from planner.tasters import synthetic_rows
+
+DEFAULT_MEALS = 5
+"""Dinners of a weekly plan: a household cooks on the days 0 to 4."""
+
+MAX_MEALS = 7
+
+
+class MealPlanner:
+    """Weekly dinner plans from one recipe catalogue. `meals` is how many dinners every plan has (1 to 7)."""
+
+    name = "planner"
+
+    def __init__(self, catalogue: Catalogue | None = None, *, meals: int = DEFAULT_MEALS) -> None:
+        if not 1 <= meals <= MAX_MEALS:
+            raise ValueError(f"A weekly plan has 1 to {MAX_MEALS} meals, and {meals} were asked for.")
+        self.catalogue = sample_catalogue() if catalogue is None else catalogue
+        self.meals = meals
+        self._legal = LegalRecipes(self.catalogue)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MealPlanner) and (self.catalogue, self.meals) == (other.catalogue, other.meals)
+
+    def __hash__(self) -> int:
+        return hash((self.catalogue, self.meals))
+
+    def rows(self, events: pl.DataFrame, domain: Mapping[str, pl.DataFrame], window: RowWindow) -> pl.DataFrame:
+        """Point-in-time rows of the plans accepted in the window (see `rows.py`)."""
+        from planner.rows import planner_rows
+
+        return planner_rows(events, domain, window)
+
+    def prompt(self, row_input: RowInput) -> str:
+        """The household, its pantry, constraints and recent plans in words (see `prompt.py`)."""
+        return prompt_text(row_input)
+
+    def items(self) -> Sequence[str]:
+        """Every recipe id of the catalogue, sorted."""
+        return self.catalogue.ids
+
+    def item_text(self, item: str) -> str:
+        """The word that stands for a recipe in prompts and answers."""
+        return item_text(item)
+
+    def slots(self, row_input: RowInput) -> int:
+        """The same number of dinners for everyone: a plan's length must not depend on what will be accepted."""
+        return self.meals
+
+    def legal_items(self, row_input: RowInput, chosen: Sequence[str]) -> list[str]:
+        """Recipes that the household may eat and that the plan does not hold yet."""
+        return self._legal.legal(row_input, chosen)
+
+    def plan(self, row_input: RowInput, chosen: Sequence[str]) -> Plan:
+        """One meal a day from day 0 on, each cooked for the whole household."""
+        size = int(row_input["household"]["size"])
+        return {"meals": [{"day": day, "recipe_id": item, "servings": size} for day, item in enumerate(chosen)]}
+
+    def chosen(self, plan: Plan) -> list[str]:
+        """The plan's recipe ids in the order of their days."""
+        return [meal["recipe_id"] for meal in sorted(plan["meals"], key=lambda meal: meal["day"])]
+
+    def scores(self, row: Row, plan: Plan) -> dict[str, float | None]:
+        """Alignment, constraint respect, edit distance, diversity, leftovers and budget respect (see `scores.py`)."""
+        return scores.all_scores(self.catalogue, row, plan)
+
+    def violations(self, row_input: RowInput, plan: Plan) -> list[Violation]:
+        """Every hard rule that the plan breaks (see `constraints.py`)."""
+        return constraints.violations(self.catalogue, row_input, plan)
+
+    def synthetic_rows(self, count: int, seed: int) -> list[Row]:
+        """Rows of made-up tasters, for pre-training a base model on the catalogue alone (see `tasters.py`)."""
+        return synthetic_rows(self, self.catalogue.to_records(), count, seed)
+
+    def reference(self) -> dict[str, Any]:
+        """The catalogue's recipes and the number of meals."""
+        return {"recipes": self.catalogue.to_records(), "meals": self.meals}
+
+    @classmethod
+    def from_reference(cls, reference: dict[str, Any]) -> "MealPlanner":
+        """Inverse of `reference`."""
+        return cls(Catalogue.from_records(reference["recipes"]), meals=int(reference.get("meals", DEFAULT_MEALS)))
