@@ -11,9 +11,11 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, text
+from psycopg.rows import scalar_row
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
+CONNECT_SECONDS = 10
 SchemaState = Literal["missing", "behind", "current", "newer"]
 
 # Any constant will do, as long as every process takes the same one.
@@ -26,7 +28,8 @@ class MigrationError(Exception):
 
 def _config() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    # Alembic reads % as the start of a reference, also in a path.
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     return config
 
 
@@ -42,7 +45,8 @@ def migrate(url: str) -> None:
     Raises MigrationError when the database is newer than this code.
     """
     # The driver is named: SQLAlchemy's default for postgresql:// differs between its versions.
-    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1), poolclass=NullPool)
+    address = make_url(url).set(drivername="postgresql+psycopg")
+    engine = create_engine(address, poolclass=NullPool, connect_args={"connect_timeout": CONNECT_SECONDS})
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         found = _version(connection.connection.driver_connection)  # type: ignore[arg-type]
@@ -72,8 +76,8 @@ def _state(version: str | None) -> SchemaState:
 
 
 def _version(connection: psycopg.Connection[Any]) -> str | None:
-    there = connection.execute("SELECT to_regclass('exp.alembic_version')").fetchone()
-    if there is None or there[0] is None:
-        return None
-    row = connection.execute("SELECT version_num FROM exp.alembic_version").fetchone()
-    return None if row is None else str(row[0])
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        if cursor.execute("SELECT to_regclass('exp.alembic_version')").fetchone() is None:
+            return None
+        version: str | None = cursor.execute("SELECT version_num FROM exp.alembic_version").fetchone()
+    return version

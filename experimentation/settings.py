@@ -58,6 +58,28 @@ class Settings(BaseSettings):
     replay_from: date | None = Field(
         default=None, description="Rows from this day on are never trained on: training and replay split by time."
     )
+    replay_sample_size: int = Field(default=1000, ge=1, description="Rows that a replay scores at most, drawn with seed 42.")
+    replay_allow_unconstrained: bool = Field(
+        default=False, description="Let the gate pass a model although no replayed row has a constraint (a diary has none)."
+    )
+    api_host: str = Field(default="127.0.0.1", description="Address that the API listens on; 0.0.0.0 means every one.")
+    assignment_max_age_seconds: int = Field(default=300, ge=0, description="How long clients may hold an assignment.")
+    assignment_cache_entries: int = Field(
+        default=100_000, ge=0, description="Stored assignments held in the API's memory, about 550 bytes each; 0: none."
+    )
+    assignment_cache_seconds: float = Field(default=3600, gt=0, description="How long each of them is held.")
+    experiments_refresh_seconds: float = Field(
+        default=0.5, ge=0, description="How old the API's picture of experiments may be; 0: read for every request."
+    )
+    api_key_cache_seconds: float = Field(
+        default=5.0, ge=0, description="How long the API trusts a key that it has checked; a revoked key works this long."
+    )
+    api_retry_delays_ms: tuple[int, ...] = Field(
+        default=(100, 200, 400), description="Waits before the API tries the database again; after the last it answers 503."
+    )
+    api_pool_size: int = Field(default=10, ge=1, description="Most database connections of one API process.")
+    api_database_timeout_seconds: float = Field(default=5.0, gt=0, description="Longest that one statement of the API may take.")
+
     schedules: bool = Field(default=True, description="Whether schedules start running by themselves.")
 
     @property

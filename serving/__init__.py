@@ -1,1 +1,1 @@
-"""serving."""
+"""The HTTP services over `experimentation`: assignments, events, health and metrics."""

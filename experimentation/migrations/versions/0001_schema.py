@@ -1,8 +1,6 @@
 """The schemas `exp` and `planner` (docs/data-model.md)."""
 
-from pathlib import Path
-
-from alembic import op
+from experimentation.migrations import run_sql_beside
 
 revision = "0001"
 down_revision = None
@@ -10,4 +8,4 @@ down_revision = None
 
 def upgrade() -> None:
     """Make everything that stands in the SQL file beside this one."""
-    op.get_bind().exec_driver_sql(Path(__file__).with_suffix(".sql").read_text())
+    run_sql_beside(__file__)

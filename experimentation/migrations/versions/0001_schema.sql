@@ -20,8 +20,8 @@ CREATE TABLE exp.policy_versions (
     policy_id uuid NOT NULL REFERENCES exp.policies,
     version int NOT NULL CHECK (version >= 1),
     description text,
-    mlflow_model_name varchar(255),
-    mlflow_model_version varchar(50),
+    mlflow_model_name varchar(255) NOT NULL,
+    mlflow_model_version varchar(50) NOT NULL,
     config_defaults jsonb NOT NULL DEFAULT '{}',
     status text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'deprecated', 'archived')),
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -39,6 +39,8 @@ CREATE TABLE exp.experiments (
     status text NOT NULL DEFAULT 'draft' CHECK (status IN ('draft', 'active', 'paused', 'completed')),
     unit_type text NOT NULL CHECK (unit_type IN ('user', 'household', 'session')),
     made_by text NOT NULL DEFAULT 'file' CHECK (made_by IN ('file', 'promotion')),
+    -- Whose versions the variants name; null for a plain feature flag.
+    policy_id uuid REFERENCES exp.policies,
     shipped_variant_id uuid,
     start_at timestamptz,
     end_at timestamptz,
@@ -48,6 +50,7 @@ CREATE TABLE exp.experiments (
     CHECK (end_at IS NULL OR start_at IS NULL OR end_at > start_at)
 );
 CREATE INDEX experiments_status ON exp.experiments (status);
+CREATE INDEX experiments_policy ON exp.experiments (policy_id);
 -- At most one run of a name is not completed.
 CREATE UNIQUE INDEX experiments_one_open_run ON exp.experiments (name) WHERE status <> 'completed';
 CREATE TRIGGER experiments_touch BEFORE UPDATE ON exp.experiments
@@ -94,6 +97,17 @@ CREATE TABLE exp.assignments (
 );
 CREATE INDEX assignments_unit ON exp.assignments (unit_type, unit_id);
 CREATE INDEX assignments_variant ON exp.assignments (variant_id);
+
+CREATE FUNCTION exp.refuse_delete_of_assigned() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT 1 FROM exp.assignments WHERE experiment_id = OLD.id) THEN
+        RAISE EXCEPTION 'Experiment % run % has assignments and is not deleted: complete it instead.', OLD.name, OLD.run
+            USING ERRCODE = 'foreign_key_violation';
+    END IF;
+    RETURN OLD;
+END $$;
+CREATE TRIGGER experiments_keep_assigned BEFORE DELETE ON exp.experiments
+    FOR EACH ROW EXECUTE FUNCTION exp.refuse_delete_of_assigned();
 
 -- Days are partitions, made ahead by partitions.py: a migration cannot know the installation's first day.
 CREATE TABLE exp.events (

@@ -1,0 +1,296 @@
+"""Reading experiments.yml and policies.yml: what they say, or every rule they break with its file and line.
+
+Belongs here: the rules that the files alone can break. Does not belong here: the database (sync.py), YAML itself (yaml_nodes.py).
+
+A variant called `control` is the control and one called `remainder` is not enrolled; without a `control` the first variant is it.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import yaml
+
+from experimentation.allocations import WHOLE
+from experimentation.records import PolicyVersionStatus, Role, RunStatus, UnitType
+from experimentation.yaml_nodes import ConfigError, Place, Reader, UnusableValueError
+
+EXPERIMENTS, POLICIES = "experiments.yml", "policies.yml"
+UNIT_TYPES = ("user", "household", "session")
+RUN_STATUSES = ("draft", "active", "paused", "completed")
+VERSION_STATUSES = ("active", "deprecated", "archived")
+_POLICY_VERSION = re.compile(r"(?P<policy>[^@\s]+)@(?P<version>[1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class PolicyReference:
+    """`policy: planner_policy@3`."""
+
+    policy: str
+    version: int
+
+    @property
+    def label(self) -> str:
+        """`planner_policy@3`."""
+        return f"{self.policy}@{self.version}"
+
+
+@dataclass(frozen=True)
+class VariantEntry:
+    """One variant of an experiment, in the file's order."""
+
+    name: str
+    role: Role
+    allocation: Decimal
+    config: dict[str, Any]
+    policy: PolicyReference | None
+    description: str | None
+    place: Place
+
+
+@dataclass(frozen=True)
+class ExperimentEntry:
+    """One experiment; `variants_place` is where its variants begin."""
+
+    name: str
+    unit_type: UnitType
+    status: RunStatus
+    variants: tuple[VariantEntry, ...]
+    description: str | None
+    start_at: datetime | None
+    end_at: datetime | None
+    place: Place
+    variants_place: Place
+
+
+@dataclass(frozen=True)
+class VersionEntry:
+    """One version of a policy."""
+
+    version: int
+    mlflow_model_name: str
+    mlflow_model_version: int
+    status: PolicyVersionStatus
+    config_defaults: dict[str, Any]
+    description: str | None
+    place: Place
+
+
+@dataclass(frozen=True)
+class PolicyEntry:
+    """One policy with the versions that the file names."""
+
+    name: str
+    description: str | None
+    versions: tuple[VersionEntry, ...]
+    place: Place
+
+
+@dataclass(frozen=True)
+class ConfigFiles:
+    """What both files say."""
+
+    experiments: tuple[ExperimentEntry, ...] = field(default=())
+    policies: tuple[PolicyEntry, ...] = field(default=())
+
+
+def read_config(folder: Path) -> ConfigFiles:
+    """Read both files of a folder. Raises ConfigError with every problem of both."""
+    experiments, policies = _Experiments(folder / EXPERIMENTS), _Policies(folder / POLICIES)
+    read = ConfigFiles(experiments.read(), policies.read())
+    if problems := [*policies.problems, *experiments.problems]:
+        raise ConfigError(problems)
+    return read
+
+
+class _File(Reader):
+    """What both files have in common: one list of named entries."""
+
+    def entries(self, key: Literal["experiments", "policies"]) -> Iterator[yaml.Node]:
+        """The members of the file's one list."""
+        root = self.document()
+        if root is None:
+            if not self.problems:
+                self._note(1, f"The file is empty: it needs a list `{key}`.")
+            return
+        with self.going_on():
+            yield from self.sequence(self.mapping(root, self.path.name, [key], [])[key], f"`{key}`")
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Leave out what can't be used, of which the problem is noted, and go on with the rest."""
+        try:
+            yield
+        except UnusableValueError:
+            return
+
+    def once(self, names: set[str], node: yaml.Node, name: str, what: str) -> None:
+        """Refuse a name that was there before."""
+        if name in names:
+            raise self.refuse(node, f"{what} {name} stands here twice.")
+        names.add(name)
+
+
+class _Experiments(_File):
+    def read(self) -> tuple[ExperimentEntry, ...]:
+        names: set[str] = set()
+        found = []
+        for node in self.entries("experiments"):
+            with self.going_on():
+                found.append(self._experiment(node, names))
+        return tuple(found)
+
+    def _experiment(self, node: yaml.Node, names: set[str]) -> ExperimentEntry:
+        optional = ("description", "status", "start_at", "end_at")
+        values = self.mapping(node, "An experiment", ("name", "unit_type", "variants"), optional)
+        name = self.name(values["name"], "The name of an experiment")
+        self.once(names, values["name"], name, "Experiment")
+        status: RunStatus = "draft"
+        if "status" in values:
+            status = self.choice(values["status"], f"The status of {name}", RUN_STATUSES)
+        times = {key: self.moment(values[key], f"{key} of {name}") for key in ("start_at", "end_at") if key in values}
+        start_at, end_at = times.get("start_at"), times.get("end_at")
+        if start_at is not None and end_at is not None and end_at <= start_at:
+            raise self.refuse(values["end_at"], f"end_at of {name} must be after its start_at.")
+        entry = ExperimentEntry(
+            name=name,
+            unit_type=self.choice(values["unit_type"], f"The unit_type of {name}", UNIT_TYPES),
+            status=status,
+            variants=self._variants(values["variants"], name),
+            description=self.text(values["description"], f"The description of {name}")
+            if "description" in values
+            else None,
+            start_at=start_at,
+            end_at=end_at,
+            place=self.place(node),
+            variants_place=self.place(values["variants"]),
+        )
+        total = sum(variant.allocation for variant in entry.variants)
+        if status in ("active", "paused") and total != WHOLE:
+            self.refuse(
+                values["variants"], f"The allocations of {name} sum to {total}: they must sum to 1 when it is {status}."
+            )
+        return entry
+
+    def _variants(self, node: yaml.Node, experiment: str) -> tuple[VariantEntry, ...]:
+        members = self.sequence(node, f"The variants of {experiment}")
+        names: set[str] = set()
+        before = len(self.problems)
+        found = []
+        for member in members:
+            with self.going_on():
+                found.append(self._variant(member, experiment, names))
+        if len(self.problems) > before:
+            raise UnusableValueError(f"Variants of {experiment} are noted.")
+        if not any(variant.role == "control" for variant in found):
+            first = next((index for index, variant in enumerate(found) if variant.role == "treatment"), None)
+            if first is None:
+                raise self.refuse(node, f"{experiment} needs at least one variant that is its control.")
+            found[first] = _as_control(found[first])
+        return tuple(found)
+
+    def _variant(self, node: yaml.Node, experiment: str, names: set[str]) -> VariantEntry:
+        values = self.mapping(
+            node, f"A variant of {experiment}", ("name", "allocation"), ("description", "policy", "config")
+        )
+        name = self.name(values["name"], f"The name of a variant of {experiment}")
+        label = f"{experiment}'s variant {name}"
+        self.once(names, values["name"], name, f"In {experiment}, the variant")
+        config = self.json(values["config"], f"The config of {label}") if "config" in values else {}
+        role: Role = "control" if name == "control" else "remainder" if name == "remainder" else "treatment"
+        entry = VariantEntry(
+            name=name,
+            role=role,
+            allocation=self.share(values["allocation"], f"The allocation of {label}"),
+            config=config,
+            policy=self._policy(values["policy"], label) if "policy" in values else None,
+            description=self.text(values["description"], f"The description of {label}")
+            if "description" in values
+            else None,
+            place=self.place(node),
+        )
+        if "config" in values:
+            self._check_config(values["config"], entry, label)
+        return entry
+
+    def _policy(self, node: yaml.Node, label: str) -> PolicyReference:
+        found = _POLICY_VERSION.fullmatch(self.text(node, f"The policy of {label}"))
+        if found is None:
+            raise self.refuse(node, f"The policy of {label} must be like planner_policy@3, not {node.value}.")
+        return PolicyReference(found["policy"], int(found["version"]))
+
+    def _check_config(self, node: yaml.Node, entry: VariantEntry, label: str) -> None:
+        config = entry.config
+        if isinstance(config.get("policy"), str) and _POLICY_VERSION.fullmatch(config["policy"]):
+            self.refuse(node, f"`policy: {config['policy']}` of {label} stands beside its config, not in it.")
+        if not isinstance(config.get("params", {}), dict):
+            self.refuse(node, f"The params of {label} must be a mapping.")
+        if "policy_version_id" in config:
+            if entry.policy is not None:
+                self.refuse(node, f"{label} names its policy version twice: keep `policy` or `policy_version_id`.")
+            try:
+                config["policy_version_id"] = str(UUID(config["policy_version_id"]))
+            except (ValueError, AttributeError, TypeError):
+                self.refuse(
+                    node, f"The policy_version_id of {label} must be a UUID: name the version as `policy: name@1`."
+                )
+
+
+class _Policies(_File):
+    def read(self) -> tuple[PolicyEntry, ...]:
+        names: set[str] = set()
+        found = []
+        for node in self.entries("policies"):
+            with self.going_on():
+                found.append(self._policy(node, names))
+        return tuple(found)
+
+    def _policy(self, node: yaml.Node, names: set[str]) -> PolicyEntry:
+        values = self.mapping(node, "A policy", ("name", "versions"), ("description",))
+        name = self.name(values["name"], "The name of a policy")
+        if _POLICY_VERSION.fullmatch(f"{name}@1") is None:
+            raise self.refuse(values["name"], f"The name of policy {name} must have no blanks and no @.")
+        self.once(names, values["name"], name, "Policy")
+        numbers: set[str] = set()
+        versions = []
+        for member in self.sequence(values["versions"], f"The versions of {name}"):
+            with self.going_on():
+                versions.append(self._version(member, name, numbers))
+        return PolicyEntry(
+            name=name,
+            description=self.text(values["description"], f"The description of {name}")
+            if "description" in values
+            else None,
+            versions=tuple(sorted(versions, key=lambda version: version.version)),
+            place=self.place(node),
+        )
+
+    def _version(self, node: yaml.Node, policy: str, numbers: set[str]) -> VersionEntry:
+        required = ("version", "mlflow_model_name", "mlflow_model_version")
+        values = self.mapping(node, f"A version of {policy}", required, ("description", "status", "config_defaults"))
+        number = self.number(values["version"], f"A version of {policy}")
+        label = f"{policy}@{number}"
+        self.once(numbers, values["version"], str(number), f"In {policy}, version")
+        defaults = values.get("config_defaults")
+        status = values.get("status")
+        return VersionEntry(
+            version=number,
+            mlflow_model_name=self.name(values["mlflow_model_name"], f"The mlflow_model_name of {label}"),
+            mlflow_model_version=self.number(values["mlflow_model_version"], f"The mlflow_model_version of {label}"),
+            status="active" if status is None else self.choice(status, f"The status of {label}", VERSION_STATUSES),
+            config_defaults={} if defaults is None else self.json(defaults, f"The config_defaults of {label}"),
+            description=self.text(values["description"], f"The description of {label}")
+            if "description" in values
+            else None,
+            place=self.place(node),
+        )
+
+
+def _as_control(entry: VariantEntry) -> VariantEntry:
+    return VariantEntry(**{**vars(entry), "role": "control"})

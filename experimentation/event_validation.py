@@ -1,0 +1,314 @@
+"""What a valid event is: its fields, limits and error codes, the flags of accepted ones, and the removal of credentials.
+
+Belongs here: judging one event. Does not belong here: storing (events.py), HTTP.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+from uuid import UUID, uuid4
+
+import msgspec
+
+EVENT_TYPES = frozenset(
+    {
+        "plan_generated",
+        "plan_accepted",
+        "plan_rejected",
+        "meal_swapped",
+        "edit_applied",
+        "validator_intervention",
+        "exposure",
+    }
+)
+UNIT_TYPES = frozenset({"user", "household", "session"})
+MAX_EVENT_BYTES = 1_048_576
+MAX_UNIT_ID = 255
+MAX_EVENT_TYPE = 100
+MAX_DEPTH = 64
+FUTURE_TOLERANCE = timedelta(minutes=5)
+LATE_AFTER = timedelta(days=7)
+
+# What an event of a type is of little use without; looked for in the payload, then in the context.
+USUAL_CONTEXT: Mapping[str, tuple[str, ...]] = {
+    "plan_generated": ("plan_id", "meals"),
+    "plan_accepted": ("plan_id",),
+    "plan_rejected": ("plan_id", "rejection_reason"),
+    "meal_swapped": ("plan_id", "from_meal_id", "to_meal_id"),
+    "edit_applied": ("plan_id",),
+    "validator_intervention": ("plan_id",),
+}
+
+# A key's words, split at punctuation and at capitals: accessToken, access_token and ACCESS-TOKEN have the same two.
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_CREDENTIAL_WORDS = frozenset(
+    {"password", "passwords", "passwd", "secret", "secrets", "authorization", "credential", "credentials", "apikey"}
+)
+_CREDENTIAL_ENDINGS = ("password", "secret", "token", "authorization", "apikey")
+# A language model's tokens are counted in these; they are no credentials.
+_TOKEN_AMOUNTS = frozenset({"count", "counts", "limit", "budget", "usage", "rate"})
+# Bodies without any of this need no look at each key. An escape may spell anything.
+_SUSPICIOUS = re.compile(rb"passw|secret|token|authorization|credential|api|\\u", re.IGNORECASE)
+# Where msgspec says that a value of the wrong kind stands.
+_PLACE = re.compile(r"at `\$\.(\w+)")
+
+
+class ExperimentRef(msgspec.Struct, frozen=True):
+    """The run and the variant that an event belongs to."""
+
+    experiment_id: UUID
+    variant_id: UUID
+
+
+class IncomingEvent(msgspec.Struct):
+    """An event as clients send it; fields beyond these are ignored."""
+
+    event_type: Annotated[
+        str, msgspec.Meta(min_length=1, max_length=MAX_EVENT_TYPE, description="A known type, or `custom.` and a name.")
+    ]
+    unit_type: Literal["user", "household", "session"]
+    unit_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_UNIT_ID)]
+    timestamp: Annotated[
+        str, msgspec.Meta(description="ISO 8601 with an offset.", extra_json_schema={"format": "date-time"})
+    ]
+    event_id: UUID | None = None
+    experiments: list[ExperimentRef] | None = None
+    context: dict[str, Any] | None = None
+    metrics: dict[str, int | float] | None = None
+    payload: dict[str, Any] | None = None
+
+
+class Event(msgspec.Struct):
+    """An accepted event as it is stored: timestamp in UTC, credentials removed, flagged."""
+
+    event_id: UUID
+    event_type: str
+    unit_type: str
+    unit_id: str
+    experiments: list[ExperimentRef]
+    context: dict[str, Any]
+    metrics: dict[str, Any]
+    payload: dict[str, Any] | None
+    timestamp: datetime
+    flags: list[str] = []
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """What is wrong with which field; `error` is one of the documented codes."""
+
+    field: str
+    error: str
+
+
+class InvalidEventError(ValueError):
+    """The event is refused; `errors` says why, the first being the one to name when only one can be."""
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        super().__init__(", ".join(f"{error.field}: {error.error}" for error in errors))
+        self.errors = errors
+
+
+_incoming = msgspec.json.Decoder(IncomingEvent)
+
+
+def read_event(raw: bytes | memoryview, now: datetime) -> Event:
+    """The event in `raw` (JSON), without flags. Raises InvalidEventError with every error found."""
+    if len(raw) > MAX_EVENT_BYTES:
+        raise InvalidEventError([FieldError("event", "payload_too_large")])
+    try:
+        incoming = _incoming.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEventError(_explain(raw, str(error))) from None
+    errors = _beyond_types(incoming, bytes(raw))
+    timestamp = _utc(incoming.timestamp)
+    if timestamp is None:
+        errors.append(FieldError("timestamp", "invalid_timestamp"))
+    elif timestamp > now + FUTURE_TOLERANCE:
+        errors.append(FieldError("timestamp", "timestamp_in_future"))
+    if errors or timestamp is None:
+        raise InvalidEventError(errors)
+    context, payload = incoming.context or {}, incoming.payload
+    if _SUSPICIOUS.search(raw):
+        context = without_credentials(context)
+        payload = None if payload is None else without_credentials(payload)
+    return Event(
+        event_id=incoming.event_id or uuid4(),
+        event_type=incoming.event_type,
+        unit_type=incoming.unit_type,
+        unit_id=incoming.unit_id,
+        experiments=incoming.experiments or [],
+        context=context,
+        metrics=incoming.metrics or {},
+        payload=payload,
+        timestamp=timestamp,
+    )
+
+
+def flags_of(event: Event, variants: Mapping[UUID, UUID], runs: Collection[UUID], now: datetime | None) -> list[str]:
+    """What an accepted event lacks. `variants`: each known variant's run; `runs`: the known runs; `now`: None leaves lateness out."""
+    flags = []
+    if not event.experiments:
+        flags.append("no_experiment_context")
+    if not event.context.get("policy_version_id"):
+        flags.append("no_policy_version_id")
+    if now is not None and event.timestamp < now - LATE_AFTER:
+        flags.append("late")
+    payload = event.payload or {}
+    flags += [
+        f"no_{key}"
+        for key in USUAL_CONTEXT.get(event.event_type, ())
+        if payload.get(key) is None and event.context.get(key) is None
+    ]
+    if any(ref.experiment_id not in runs for ref in event.experiments):
+        flags.append("unknown_experiment")
+    if any(variants.get(ref.variant_id) != ref.experiment_id for ref in event.experiments):
+        flags.append("unknown_variant")
+    return flags
+
+
+def without_credentials(value: Any) -> Any:
+    """A copy of JSON-like data without the keys that look like credentials, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_credentials(item) for key, item in value.items() if not looks_like_credential(str(key))}
+    if isinstance(value, list | tuple):
+        return [without_credentials(item) for item in value]
+    return value
+
+
+def looks_like_credential(key: str) -> bool:
+    """Whether a key holds a credential by its name: `password`, `access_token`, `clientSecret`; not `token_count`."""
+    if key.lower().endswith(_CREDENTIAL_ENDINGS):
+        return True
+    words = [word.lower() for word in _WORDS.findall(key)]
+    if _CREDENTIAL_WORDS.intersection(words) or "api_key" in "_".join(words):
+        return True
+    return "token" in words and words[-1] not in _TOKEN_AMOUNTS
+
+
+def unstorable(value: Any) -> bool:
+    """Whether JSON-like data holds what PostgreSQL can't: a NUL character; or is nested deeper than `MAX_DEPTH`."""
+    layer = [value]
+    for _ in range(MAX_DEPTH + 1):
+        deeper: list[Any] = []
+        for item in layer:
+            if isinstance(item, str):
+                if "\0" in item:
+                    return True
+            elif isinstance(item, dict):
+                deeper += item.keys()
+                deeper += item.values()
+            elif isinstance(item, list):
+                deeper += item
+        if not deeper:
+            return False
+        layer = deeper
+    return True
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a number fits a double; an integer of 400 digits would overflow whatever reads it later."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _beyond_types(incoming: IncomingEvent, raw: bytes) -> list[FieldError]:
+    """The rules that types don't say."""
+    errors = []
+    if not _is_event_type(incoming.event_type):
+        errors.append(FieldError("event_type", "invalid_event_type"))
+    errors += [
+        FieldError(f"metrics.{name}"[:MAX_UNIT_ID], "invalid_metric")
+        for name, number in (incoming.metrics or {}).items()
+        if not is_finite(number)
+    ]
+    # Only a body that spells NUL out, or has many brackets, needs the walk through all it holds.
+    if b"\\u0000" in raw or raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
+        held = {
+            "event_type": incoming.event_type, "unit_id": incoming.unit_id, "context": incoming.context,
+            "metrics": incoming.metrics, "payload": incoming.payload,
+        }  # fmt: skip
+        errors += [FieldError(name, _code(name)) for name, value in held.items() if unstorable(value)]
+    return errors
+
+
+def _explain(raw: bytes | memoryview, said: str) -> list[FieldError]:
+    """Every error of an event that has the wrong types; `said` is the decoder's own message."""
+    try:
+        event = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # A number that no double holds can't be read even without types, but its field is known.
+        place = _PLACE.search(said)
+        return [FieldError(place[1], _code(place[1])) if place else FieldError("event", "invalid_json")]
+    if not isinstance(event, dict):
+        return [FieldError("event", "invalid_event")]
+    errors = [
+        FieldError(name, f"missing_{name}" if event.get(name) is None else _code(name))
+        for name, holds in _REQUIRED.items()
+        if event.get(name) is None or not holds(event[name])
+    ]
+    for name, holds in _OPTIONAL.items():
+        if event.get(name) is not None and not holds(event[name]):
+            errors.append(FieldError(name, _code(name)))
+    errors += _explain_experiments(event.get("experiments"))
+    return errors or [FieldError("event", "invalid_event")]
+
+
+def _explain_experiments(refs: Any) -> list[FieldError]:
+    if not isinstance(refs, list):
+        return []
+    return [
+        FieldError(f"experiments[{index}].{name}", f"invalid_{name}")
+        for index, ref in enumerate(refs)
+        for name in ("experiment_id", "variant_id")
+        if not isinstance(ref, dict) or not _is_uuid(ref.get(name))
+    ]
+
+
+def _code(field: str) -> str:
+    return {"metrics": "invalid_metric", "experiments": "invalid_experiment_id"}.get(field, f"invalid_{field}")
+
+
+def _is_event_type(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    return value in EVENT_TYPES or (value.startswith("custom.") and 7 < len(value) <= MAX_EVENT_TYPE)
+
+
+def _is_uuid(value: Any) -> bool:
+    try:
+        msgspec.convert(value, UUID)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _utc(text: str) -> datetime | None:
+    """The moment an ISO 8601 text with an offset names, or None."""
+    if len(text) < 11 or (text[10] not in "Tt " and text[8] not in "Tt"):
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        return None
+
+
+_REQUIRED = {
+    "event_type": _is_event_type,
+    "unit_type": lambda value: isinstance(value, str) and value in UNIT_TYPES,
+    "unit_id": lambda value: isinstance(value, str) and 1 <= len(value) <= MAX_UNIT_ID,
+    "timestamp": lambda value: isinstance(value, str) and _utc(value) is not None,
+}
+_OPTIONAL = {
+    "event_id": _is_uuid,
+    "experiments": lambda value: isinstance(value, list),
+    "context": lambda value: isinstance(value, dict),
+    "metrics": lambda value: isinstance(value, dict) and all(is_finite(number) for number in value.values()),
+    "payload": lambda value: isinstance(value, dict),
+}

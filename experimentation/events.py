@@ -1,0 +1,164 @@
+"""Events in PostgreSQL: stored once by (event_id, timestamp), whether one, a batch or a whole history.
+
+Belongs here: storing, and the partitions that storing needs. Does not belong here: what a valid event is (event_validation.py),
+HTTP, the archive.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import msgspec
+import psycopg
+from psycopg.rows import tuple_row
+
+from experimentation.event_validation import Event, ExperimentRef, flags_of, is_finite, without_credentials
+from experimentation.partitions import EXISTING_PARTITIONS, HISTORY, ensure_event_partitions
+
+COLUMNS = (
+    "id", "event_type", "unit_type", "unit_id", "experiments", "context", "metrics", "payload", "timestamp", "flags",
+)  # fmt: skip
+_QUOTED = ", ".join(f'"{column}"' for column in COLUMNS)
+_PARAMETERS = ", ".join(f"${index + 1}" for index in range(len(COLUMNS)))
+
+INSERT_ONE = f"INSERT INTO exp.events ({_QUOTED}) VALUES ({_PARAMETERS}) ON CONFLICT DO NOTHING"
+# One array a column, and flags as JSON: arrays of arrays of different lengths don't exist in SQL.
+INSERT_MANY = f"""
+INSERT INTO exp.events ({_QUOTED})
+SELECT id, event_type, unit_type, unit_id, experiments, context, metrics, payload, "timestamp",
+       ARRAY(SELECT jsonb_array_elements_text(flags))
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::jsonb[], $7::jsonb[], $8::jsonb[],
+            $9::timestamptz[], $10::jsonb[])
+     AS incoming (id, event_type, unit_type, unit_id, experiments, context, metrics, payload, "timestamp", flags)
+ORDER BY id, "timestamp"
+ON CONFLICT DO NOTHING
+"""
+STAGE = f"CREATE TEMPORARY TABLE incoming_events AS SELECT {_QUOTED} FROM exp.events WITH NO DATA"
+COPY_STAGED = f"COPY incoming_events ({_QUOTED}) FROM STDIN"
+INSERT_STAGED = f"""
+INSERT INTO exp.events ({_QUOTED}) SELECT {_QUOTED} FROM incoming_events ORDER BY id, "timestamp" ON CONFLICT DO NOTHING
+"""
+UNSTAGE = "DROP TABLE incoming_events"
+KNOWN_VARIANTS = "SELECT id, experiment_id FROM exp.variants"
+
+Row = tuple[Any, ...]
+
+
+class NoPartitionError(Exception):
+    """An event's day has no partition: call `make_partitions`, then store again. Nothing of the batch is stored."""
+
+
+async def insert_events(connection: asyncpg.Connection, events: Sequence[Event]) -> None:
+    """Store the events that are not stored yet; all are committed when this returns. Must not run inside a transaction.
+
+    Raises NoPartitionError.
+    """
+    try:
+        if len(events) == 1:
+            await connection.execute(INSERT_ONE, *_row(events[0]))
+        else:
+            await _insert_many(connection, events)
+    except asyncpg.CheckViolationError as error:
+        if error.constraint_name is not None:
+            raise
+        raise NoPartitionError(str(error)) from error
+
+
+async def _insert_many(connection: asyncpg.Connection, events: Sequence[Event]) -> None:
+    # Sorted: two batches that share events would deadlock in different orders.
+    rows = sorted((_row(event) for event in events), key=lambda row: (row[0], row[8]))
+    try:
+        await connection.copy_records_to_table("events", schema_name="exp", columns=COLUMNS, records=rows)
+    except asyncpg.UniqueViolationError:
+        # One event that is there already ends the whole COPY. Retries are rare, so COPY is tried first: it is a fifth faster.
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        columns[9] = [_json(flags) for flags in columns[9]]
+        await connection.execute(INSERT_MANY, *columns)
+
+
+def store_events(connection: psycopg.Connection[Any], events: Iterable[Mapping[str, Any]]) -> int:
+    """Store events of our own making, tens of thousands a second, in the caller's transaction; return how many were new.
+
+    Each has the fields of an incoming event, its timestamp a datetime with an offset or ISO 8601 text; an id is made where none is given.
+    Credentials are removed and flags set, but for lateness: history is late by nature. Partitions must be there. Raises ValueError.
+    """
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        # Before the block: it would commit where it is the outermost one, so the caller's transaction has to be open by now.
+        variants: dict[UUID, UUID] = dict(cursor.execute(KNOWN_VARIANTS).fetchall())
+    runs = frozenset(variants.values())
+    with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+        cursor.execute(STAGE)
+        with cursor.copy(COPY_STAGED) as copy:
+            for mapping in events:
+                event = _event_of(mapping)
+                event.flags = flags_of(event, variants, runs, now=None)
+                copy.write_row(_row(event))
+        cursor.execute(INSERT_STAGED)
+        stored = cursor.rowcount
+        cursor.execute(UNSTAGE)
+    return stored
+
+
+def make_partitions(url: str, first_day: date, days_ahead: int) -> int:
+    """Make the partitions from the first day to `days_ahead` days from now; return how many were made.
+
+    `first_day` counts only where the database has no history partition yet: its own first day wins.
+    """
+    with psycopg.connect(url, connect_timeout=5) as connection:
+        return ensure_event_partitions(connection, _recorded_first_day(connection) or first_day, days_ahead)
+
+
+def _recorded_first_day(connection: psycopg.Connection[Any]) -> date | None:
+    """Where this database's history ends, or None before there is a history partition."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        ends: dict[str, datetime] = dict(cursor.execute(EXISTING_PARTITIONS).fetchall())
+    return ends[HISTORY].astimezone(UTC).date() if HISTORY in ends else None
+
+
+def _event_of(mapping: Mapping[str, Any]) -> Event:
+    timestamp = mapping["timestamp"]
+    if isinstance(timestamp, str):
+        timestamp = datetime.fromisoformat(timestamp)
+    if timestamp.tzinfo is None:
+        raise ValueError(f"The event {mapping.get('event_id')} has the timestamp {timestamp} without an offset.")
+    metrics = dict(mapping.get("metrics") or {})
+    if not all(is_finite(number) for number in metrics.values()):
+        raise ValueError(f"The event {mapping.get('event_id')} has a metric that is no finite number: {metrics}.")
+    event_id = mapping.get("event_id")
+    payload = mapping.get("payload")
+    return Event(
+        event_id=UUID(str(event_id)) if event_id is not None else uuid4(),
+        event_type=mapping["event_type"],
+        unit_type=mapping["unit_type"],
+        unit_id=mapping["unit_id"],
+        experiments=[
+            ExperimentRef(UUID(str(ref["experiment_id"])), UUID(str(ref["variant_id"])))
+            for ref in mapping.get("experiments") or ()
+        ],
+        context=without_credentials(mapping.get("context") or {}),
+        metrics=metrics,
+        payload=None if payload is None else without_credentials(payload),
+        timestamp=timestamp.astimezone(UTC),
+    )
+
+
+def _row(event: Event) -> Row:
+    """In the order of COLUMNS."""
+    return (
+        event.event_id,
+        event.event_type,
+        event.unit_type,
+        event.unit_id,
+        _json(event.experiments),
+        _json(event.context),
+        _json(event.metrics),
+        None if event.payload is None else _json(event.payload),
+        event.timestamp,
+        event.flags,
+    )
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

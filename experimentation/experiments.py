@@ -1,0 +1,336 @@
+"""Runs of experiments and their lives: made, started, paused, completed, and opened for a candidate.
+
+Belongs here: what may happen to a run, with its epochs and audit rows. Does not belong here: SQL (run_store.py), configuration files
+(sync.py), who is assigned to what (assignments.py), when a run is ramped or ended.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from experimentation import run_store
+from experimentation.allocations import MOST_FOR_A_NEW_TREATMENT, WHOLE, candidate_split, shrunk
+from experimentation.audit import write_audit
+from experimentation.policies import production_version, version_by_id
+from experimentation.records import (
+    CandidateRun,
+    ExperimentationError,
+    MadeBy,
+    NewVariant,
+    PolicyVersion,
+    Run,
+    RunStatus,
+    UnitType,
+)
+from experimentation.run_store import load_run, runs_of
+
+__all__ = [
+    "add_variant",
+    "complete_run",
+    "create_run",
+    "load_run",
+    "open_candidate_run",
+    "pause_run",
+    "replace_variants",
+    "resume_run",
+    "runs_of",
+    "start_run",
+    "update_run",
+]
+
+
+def create_run(
+    connection: psycopg.Connection[Any],
+    *,
+    name: str,
+    unit_type: UnitType,
+    variants: Sequence[NewVariant],
+    description: str | None = None,
+    made_by: MadeBy = "file",
+    policy_id: UUID | None = None,
+    start_at: datetime | None = None,
+    end_at: datetime | None = None,
+    actor: str,
+    reason: str,
+) -> Run:
+    """Make the next run of a name, as a draft. Raises ExperimentationError when a run of it is not completed yet."""
+    with connection.transaction():
+        run_store.lock_name(connection, name)
+        for run in runs_of(connection, name):
+            if run.status != "completed":
+                raise ExperimentationError(f"{run.label} is {run.status}: complete it before {name} is tried anew.")
+        run_id = run_store.insert_run(
+            connection,
+            name=name,
+            unit_type=unit_type,
+            made_by=made_by,
+            description=description,
+            policy_id=policy_id,
+            start_at=start_at,
+            end_at=end_at,
+        )
+        run_store.insert_variants(connection, run_id, variants)
+        return _audited(connection, None, run_id, "experiment.created", actor, reason)
+
+
+def update_run(
+    connection: psycopg.Connection[Any],
+    run_id: UUID,
+    *,
+    description: str | None,
+    unit_type: UnitType,
+    start_at: datetime | None,
+    end_at: datetime | None,
+    actor: str,
+    reason: str,
+) -> Run:
+    """Change what stands beside the variants. Raises ExperimentationError for another unit type in a run that was started."""
+    with connection.transaction():
+        before = load_run(connection, run_id, hold=True)
+        if unit_type != before.unit_type and before.status != "draft":
+            raise ExperimentationError(f"{before.label} is {before.status}: only a draft's unit_type can be changed.")
+        after = replace(before, description=description, unit_type=unit_type, start_at=start_at, end_at=end_at)
+        run_store.set_details(connection, after)
+        return _audited(connection, before, run_id, "experiment.updated", actor, reason)
+
+
+def replace_variants(
+    connection: psycopg.Connection[Any],
+    run_id: UUID,
+    variants: Sequence[NewVariant],
+    policy_id: UUID | None,
+    *,
+    actor: str,
+    reason: str,
+) -> Run:
+    """Give a draft other variants. Raises ExperimentationError when it has been started."""
+    with connection.transaction():
+        before = load_run(connection, run_id, hold=True)
+        if before.status != "draft":
+            raise ExperimentationError(f"{before.label} is {before.status}: only a draft's variants can be replaced.")
+        run_store.delete_variants(connection, run_id)
+        run_store.insert_variants(connection, run_id, variants)
+        run_store.set_details(connection, replace(before, policy_id=policy_id))
+        return _audited(connection, before, run_id, "experiment.variants_replaced", actor, reason)
+
+
+def add_variant(
+    connection: psycopg.Connection[Any], run_id: UUID, variant: NewVariant, *, actor: str, reason: str
+) -> Run:
+    """Add a treatment to a running plain split: the others shrink in proportion, an epoch opens.
+
+    Raises ExperimentationError for a draft, a completed run, or a share above 10 %.
+    """
+    with connection.transaction():
+        before = load_run(connection, run_id, hold=True)
+        if before.status not in ("active", "paused"):
+            raise ExperimentationError(
+                f"{before.label} is {before.status}: a variant is added to a running experiment."
+            )
+        if variant.allocation > MOST_FOR_A_NEW_TREATMENT:
+            raise ExperimentationError(
+                f"{variant.name} of {before.label} starts with {variant.allocation}: a new treatment gets at most "
+                f"{MOST_FOR_A_NEW_TREATMENT}."
+            )
+        shares = shrunk([other.allocation for other in before.variants], variant.allocation)
+        for other, share in zip(before.variants, shares, strict=True):
+            run_store.set_allocation(connection, other.id, share)
+        run_store.insert_variants(connection, run_id, [variant], before.variants[-1].position + 1)
+        run_store.open_epoch(connection, run_id)
+        run_store.set_details(connection, before)
+        return _audited(connection, before, run_id, "experiment.variant_added", actor, reason)
+
+
+def start_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, reason: str) -> Run:
+    """Draft → active, with epoch 1. Raises ExperimentationError unless allocations sum to 1 and one variant is the control."""
+    with connection.transaction():
+        run = load_run(connection, run_id, hold=True)
+        total = sum(variant.allocation for variant in run.variants)
+        if total != WHOLE:
+            raise ExperimentationError(f"The allocations of {run.label} sum to {total}, not to 1: correct them first.")
+        if [variant.role for variant in run.variants].count("control") != 1:
+            raise ExperimentationError(f"{run.label} needs exactly one control to be started.")
+        if run.status == "draft":
+            run_store.open_epoch(connection, run_id)
+        return _set_status(connection, run, ("draft",), "active", None, "experiment.started", actor, reason)
+
+
+def pause_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, reason: str) -> Run:
+    """Active → paused: stored units keep their variant, new ones are skipped. Raises ExperimentationError."""
+    with connection.transaction():
+        run = load_run(connection, run_id, hold=True)
+        return _set_status(connection, run, ("active",), "paused", None, "experiment.paused", actor, reason)
+
+
+def resume_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, reason: str) -> Run:
+    """Paused → active. Raises ExperimentationError."""
+    with connection.transaction():
+        run = load_run(connection, run_id, hold=True)
+        return _set_status(connection, run, ("paused",), "active", None, "experiment.resumed", actor, reason)
+
+
+def complete_run(
+    connection: psycopg.Connection[Any], run_id: UUID, *, shipped: str | None = None, actor: str, reason: str
+) -> Run:
+    """Active or paused → completed, for good. Every unit gets the `shipped` variant from then on; without one, none is answered.
+
+    Raises ExperimentationError when the run is a draft or completed, or has no such variant.
+    """
+    with connection.transaction():
+        run = load_run(connection, run_id, hold=True)
+        if shipped is not None and shipped not in {variant.name for variant in run.variants}:
+            raise ExperimentationError(f"{run.label} has no variant {shipped} to ship.")
+        variant_id = None if shipped is None else run.variant(shipped).id
+        return _set_status(
+            connection, run, ("active", "paused"), "completed", variant_id, "experiment.completed", actor, reason
+        )
+
+
+def open_candidate_run(
+    connection: psycopg.Connection[Any],
+    *,
+    experiment_name: str,
+    policy_version_id: UUID,
+    treatment_name: str,
+    share: Decimal = MOST_FOR_A_NEW_TREATMENT,
+    actor: str,
+    reason: str,
+) -> CandidateRun:
+    """Try a policy version: end the run before with its control shipped, and open the next run, all in one transaction.
+
+    The new run has two equal arms of `share` (control: the version in production; the treatment) and an un-enrolled remainder.
+    Called again for the same version it returns the run that was opened for it, whatever became of that. While another run of the
+    name compares something, nothing is changed and the candidate waits. Raises ExperimentationError for a share above 10 %, an
+    experiment that doesn't exist or was never started, and a version that can't be a candidate.
+    """
+    try:
+        shares = candidate_split(share)
+    except ValueError as error:
+        raise ExperimentationError(f"{treatment_name} of {experiment_name} can't start: {error}.") from None
+    with connection.transaction():
+        run_store.lock_name(connection, experiment_name)
+        runs = runs_of(connection, experiment_name)
+        candidate = version_by_id(connection, policy_version_id)
+        for run in runs:
+            if run.made_by == "promotion" and _tries(run, candidate):
+                return CandidateRun(
+                    "existing", run, f"{run.label} was opened for {candidate.label} and is {run.status}."
+                )
+        latest = _startable(runs, experiment_name)
+        production = _baseline_of(connection, candidate)
+        if latest.status != "completed" and _compares(latest):
+            return CandidateRun("waits", latest, f"{candidate.label} waits until {latest.label} ends.")
+        if latest.status != "completed":
+            complete_run(connection, latest.id, shipped=latest.control.name, actor=actor, reason=reason)
+        baseline, trial = (_config(latest, version) for version in (production, candidate))
+        opened = create_run(
+            connection,
+            name=experiment_name,
+            unit_type=latest.unit_type,
+            description=f"{candidate.label} against {production.label}.",
+            made_by="promotion",
+            policy_id=candidate.policy_id,
+            variants=[
+                NewVariant("control", "control", shares[0], baseline, f"{production.label}, in production"),
+                NewVariant("remainder", "remainder", shares[1], baseline, "Not enrolled: served the baseline"),
+                NewVariant(treatment_name, "treatment", shares[2], trial, f"{candidate.label}, the candidate"),
+            ],
+            actor=actor,
+            reason=reason,
+        )
+        opened = start_run(connection, opened.id, actor=actor, reason=reason)
+    percent = f"{(shares[2] * 100).normalize():f} %"
+    return CandidateRun("opened", opened, f"{opened.label} gives {candidate.label} {percent} of the units.")
+
+
+def _tries(run: Run, version: PolicyVersion) -> bool:
+    named = {variant.config.get("policy_version_id") for variant in run.variants if variant.role == "treatment"}
+    return str(version.id) in named
+
+
+def _compares(run: Run) -> bool:
+    """Whether ending the run would end a comparison: one that serves its control alone can be closed at any time."""
+    return any(
+        variant.role == "treatment" and variant.withdrawn_at is None and variant.allocation for variant in run.variants
+    )
+
+
+def _startable(runs: Sequence[Run], name: str) -> Run:
+    if not runs:
+        raise ExperimentationError(
+            f"No experiment is called {name}: add it to config/experiments.yml and run `lifecycle sync`."
+        )
+    if runs[-1].status == "draft":
+        raise ExperimentationError(f"{runs[-1].label} is a draft: set its status to active and run `lifecycle sync`.")
+    return runs[-1]
+
+
+def _baseline_of(connection: psycopg.Connection[Any], candidate: PolicyVersion) -> PolicyVersion:
+    production = production_version(connection, candidate.policy_name)
+    if candidate.status != "active":
+        raise ExperimentationError(
+            f"{candidate.label} is {candidate.status}: only an active version can be a candidate."
+        )
+    if production is None:
+        raise ExperimentationError(
+            f"{candidate.policy_name} has no version in production for {candidate.label} to be held against."
+        )
+    if production.id == candidate.id:
+        raise ExperimentationError(f"{candidate.label} is in production already, so there is nothing to try.")
+    return production
+
+
+def _config(latest: Run, version: PolicyVersion) -> dict[str, Any]:
+    """What the experiment served before, with this version in it: both arms get the same params."""
+    return {**(latest.shipped or latest.control).config, "policy_version_id": str(version.id)}
+
+
+def _set_status(
+    connection: psycopg.Connection[Any],
+    run: Run,
+    allowed: tuple[RunStatus, ...],
+    status: RunStatus,
+    shipped_variant_id: UUID | None,
+    action: str,
+    actor: str,
+    reason: str,
+) -> Run:
+    if run.status not in allowed:
+        raise ExperimentationError(f"{run.label} is {run.status}, so it can't become {status}.")
+    run_store.set_status(connection, run.id, status, shipped_variant_id)
+    return _audited(connection, run, run.id, action, actor, reason)
+
+
+def _audited(
+    connection: psycopg.Connection[Any], before: Run | None, run_id: UUID, action: str, actor: str, reason: str
+) -> Run:
+    """The run as it is now, after its audit row is written."""
+    after = load_run(connection, run_id)
+    write_audit(
+        connection,
+        actor=actor,
+        action=action,
+        subject=after.label,
+        before=None if before is None else _picture(before),
+        after=_picture(after),
+        reason=reason,
+    )
+    return after
+
+
+def _picture(run: Run) -> dict[str, Any]:
+    """What the audit log keeps of a run."""
+    return {
+        "status": run.status,
+        "shipped": None if run.shipped is None else run.shipped.name,
+        "unit_type": run.unit_type,
+        "start_at": None if run.start_at is None else run.start_at.isoformat(),
+        "end_at": None if run.end_at is None else run.end_at.isoformat(),
+        "allocations": {variant.name: str(variant.allocation) for variant in run.variants},
+        "configs": {variant.name: variant.config for variant in run.variants},
+    }

@@ -1,0 +1,168 @@
+"""The API's way to PostgreSQL: the pool, tries again after a failure, and the picture of experiments that requests share.
+
+Belongs here: connections, retries, freshness, partitions kept ahead. Does not belong here: SQL.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+import asyncpg
+import psycopg
+
+from experimentation.assignment_store import load_catalogue
+from experimentation.assignments import Catalogue
+from experimentation.events import make_partitions
+from experimentation.settings import Settings
+from serving.errors import service_unavailable, validation_error
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PARTITION_DAYS_AHEAD = 2
+PARTITIONS_EVERY_SECONDS = 3600
+PARTITIONS_RETRY_SECONDS = 5
+CONNECT_SECONDS = 2
+
+TRANSIENT = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+NOT_MIGRATED = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.InvalidCatalogNameError,
+)
+NOT_STORABLE = (asyncpg.DataError, asyncpg.ProgramLimitExceededError)
+
+
+class Database:
+    """A pool that opens connections when they are needed, so that the API starts, and says what is wrong, without a database."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Nothing connects yet. Raises FileNotFoundError when the embedded server was never started."""
+        self.url = settings.platform_url
+        self._settings = settings
+        self._delays = (*(delay / 1000 for delay in settings.api_retry_delays_ms), None)
+        self._pool: asyncpg.Pool | None = None
+
+    async def open(self) -> None:
+        """Make the pool; call it in the loop that will use it."""
+        self._pool = await asyncpg.create_pool(
+            self.url,
+            min_size=0,
+            max_size=self._settings.api_pool_size,
+            timeout=CONNECT_SECONDS,
+            command_timeout=self._settings.api_database_timeout_seconds,
+            reset=_keep_session,
+        )
+
+    async def close(self) -> None:
+        """Give every connection back."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool = None
+
+    def acquire(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """A connection outside of any transaction."""
+        if self._pool is None:
+            raise RuntimeError("The database is not open: run the application's lifespan.")
+        pool_acquire: Any = self._pool.acquire(timeout=self._settings.api_database_timeout_seconds)
+        return pool_acquire
+
+    async def retrying(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run an operation that may safely run again; wait and repeat while the database is away.
+
+        Raises ApiError: 503 when every try failed or the schema is missing, 400 for what PostgreSQL can't hold.
+        """
+        for delay in self._delays:
+            try:
+                return await operation()
+            except TRANSIENT as error:
+                if delay is None:
+                    log.warning("The database does not answer: %s: %s", type(error).__name__, error)
+                    raise service_unavailable("The database does not answer; try again shortly.") from error
+                await asyncio.sleep(delay)
+            except NOT_MIGRATED as error:
+                log.error("The schema is missing or behind (run `lifecycle db migrate`): %s", error)
+                raise service_unavailable("The database is not migrated: run `lifecycle db migrate`.") from error
+            except NOT_STORABLE as error:
+                log.warning("PostgreSQL refused what validation let pass: %s", error)
+                raise validation_error([], "The body holds something that can't be stored.") from error
+            except asyncpg.InvalidAuthorizationSpecificationError as error:
+                log.error("The database refuses the API's user: %s", error)
+                raise service_unavailable("The database refuses the API's user.") from error
+        raise AssertionError("the last delay is None")
+
+
+class CatalogueCache:
+    """The experiments as they were at most `seconds` ago, read once for all requests that wait for it."""
+
+    def __init__(self, database: Database, seconds: float) -> None:
+        """Nothing is read yet; with 0 seconds each call reads."""
+        self._database, self._seconds = database, seconds
+        self._catalogue: Catalogue | None = None
+        self._read_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def current(self) -> Catalogue:
+        """A fresh enough picture."""
+        if self._catalogue is not None and time.monotonic() < self._read_at + self._seconds:
+            return self._catalogue
+        return await self.newer_than(time.monotonic() - self._seconds)
+
+    async def newer_than(self, moment: float) -> Catalogue:
+        """A picture whose reading began at or after `moment` (monotonic clock)."""
+        async with self._lock:
+            if self._catalogue is None or self._read_at < moment:
+                began = time.monotonic()
+                async with self._database.acquire() as connection:
+                    self._catalogue = await load_catalogue(connection)
+                self._read_at = began
+            return self._catalogue
+
+
+class PartitionKeeper:
+    """Keeps a partition ready for every day that an event may come for."""
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        """Nothing is made yet."""
+        self._settings, self._url = settings, url
+
+    async def make(self) -> None:
+        """Make what is missing. Raises psycopg.Error."""
+        made = await asyncio.to_thread(make_partitions, self._url, self._settings.lineage_start, PARTITION_DAYS_AHEAD)
+        if made:
+            log.info("Made %d partitions of exp.events.", made)
+
+    async def try_make(self) -> float:
+        """Make what is missing, or log why not; return the seconds after which to try again."""
+        try:
+            await self.make()
+        except psycopg.Error as error:
+            log.warning(
+                "No partitions made ahead, trying again in %d s: %s", PARTITIONS_RETRY_SECONDS, str(error).strip()
+            )
+            return PARTITIONS_RETRY_SECONDS
+        return PARTITIONS_EVERY_SECONDS
+
+    async def keep(self, first_wait: float) -> None:
+        """Make partitions for ever, hour by hour."""
+        wait = first_wait
+        while True:
+            await asyncio.sleep(wait)
+            wait = await self.try_make()
+
+
+async def _keep_session(connection: asyncpg.Connection) -> None:
+    """Instead of the pool's RESET ALL after each use, a round trip: no statement of ours changes a session."""

@@ -1,0 +1,101 @@
+"""The one shape of every refusal: `{"error", "message", …}`, and the exceptions that become it.
+
+Belongs here: statuses and bodies. Does not belong here: deciding that something is wrong.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from experimentation.event_validation import FieldError
+
+RETRY_AFTER_SECONDS = 5
+# A body can be wrong in ten thousand places; the first few tell as much.
+MAX_DETAILS = 50
+
+
+class ErrorBody(msgspec.Struct, omit_defaults=True):
+    """The body of every refusal."""
+
+    error: str
+    message: str
+    details: list[FieldError] = []
+    errors: list[dict[str, Any]] = []
+    retry_after: int | None = None
+
+
+class ApiError(Exception):
+    """A refusal: status, body and headers."""
+
+    def __init__(self, status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(body.message)
+        self.status, self.body, self.headers = status, body, dict(headers or {})
+
+    def response(self) -> Response:
+        """As an HTTP response."""
+        headers = {"Cache-Control": "no-store", **self.headers}
+        return Response(msgspec.json.encode(self.body), self.status, headers, "application/json")
+
+
+def validation_error(
+    details: Sequence[FieldError], message: str | None = None, errors: Sequence[dict[str, Any]] = ()
+) -> ApiError:
+    """400, with the fields that are wrong."""
+    said = message or "; ".join(f"{detail.field}: {detail.error}" for detail in details[:3])
+    return ApiError(400, ErrorBody("validation_error", said, list(details[:MAX_DETAILS]), list(errors)))
+
+
+def unauthorized() -> ApiError:
+    """401; the same for a missing, an unknown and a revoked key."""
+    body = ErrorBody("unauthorized", "Send a valid API key as `Authorization: Bearer <key>`.")
+    return ApiError(401, body, {"WWW-Authenticate": "Bearer"})
+
+
+def forbidden(scope: str) -> ApiError:
+    """403, naming the scope that the key lacks."""
+    return ApiError(403, ErrorBody("forbidden", f"This API key lacks the scope `{scope}`."))
+
+
+def payload_too_large(limit: int) -> ApiError:
+    """413; the connection is closed, since the rest of the body is not read."""
+    message = f"The body is larger than {limit:,} bytes."
+    return ApiError(413, ErrorBody("payload_too_large", message), {"Connection": "close"})
+
+
+def service_unavailable(message: str) -> ApiError:
+    """503, with the time after which to come back."""
+    body = ErrorBody("service_unavailable", message, retry_after=RETRY_AFTER_SECONDS)
+    return ApiError(503, body, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """404, 405 and their like, as routing raises them."""
+    assert isinstance(error, HTTPException)
+    name = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}."
+    return ApiError(error.status_code, ErrorBody(name, message), error.headers).response()
+
+
+async def on_request_validation(request: Request, error: Exception) -> Response:
+    """FastAPI's own refusals, in our shape."""
+    assert isinstance(error, RequestValidationError)
+    details = [FieldError(".".join(str(part) for part in item["loc"][1:]), str(item["msg"])) for item in error.errors()]
+    return validation_error(details).response()
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    """Our refusals, where one is raised behind a FastAPI route."""
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def on_unexpected(request: Request, error: Exception) -> Response:
+    """500; the server logs the traceback, the client gets none."""
+    request_id = request.scope.get("request_id", "")
+    body = ErrorBody("internal_error", f"Something went wrong on our side; our log has it as request {request_id}.")
+    return ApiError(500, body, {"X-Request-ID": request_id}).response()

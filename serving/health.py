@@ -1,0 +1,58 @@
+"""`/healthz`, `/readyz` and `/metrics`. Belongs here: telling a machine how we are. Does not belong here: repairing anything."""
+
+from dataclasses import dataclass
+
+import psycopg
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+
+from experimentation.migrate import schema_state
+from serving.errors import RETRY_AFTER_SECONDS, ApiError, ErrorBody
+from serving.measures import Measures
+
+CONNECT_SECONDS = 2
+_SCHEMA = {
+    "missing": ("not_migrated", "The database has no schema yet: run `lifecycle db migrate`."),
+    "behind": ("not_migrated", "The database's schema is older than this code: run `lifecycle db migrate`."),
+    "newer": ("schema_newer", "The database's schema is newer than this code: upgrade this installation."),
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """A service that is well."""
+
+    status: str
+
+
+def health_router(url: str, measures: Measures) -> APIRouter:
+    """The routes, for the database at `url`."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz", summary="The process answers")
+    async def healthz() -> Status:
+        return Status("ok")
+
+    @router.get("/readyz", summary="The database answers and has the schema that this code knows")
+    def readyz() -> Status:
+        try:
+            with psycopg.connect(url, connect_timeout=CONNECT_SECONDS) as connection:
+                state = schema_state(connection)
+        except psycopg.OperationalError:
+            # What psycopg says names the host and the user, which are not the caller's business.
+            raise _not_ready("database_unreachable", "The database does not answer: is it started?") from None
+        if state != "current":
+            raise _not_ready(*_SCHEMA[state])
+        return Status("ready")
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(measures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _not_ready(error: str, message: str) -> ApiError:
+    body = ErrorBody(error, message, retry_after=RETRY_AFTER_SECONDS)
+    return ApiError(503, body, {"Retry-After": str(RETRY_AFTER_SECONDS)})

@@ -1,0 +1,43 @@
+"""What every request passes, as plain ASGI: its id, and the short way to the hot routes.
+
+Belongs here: nothing that reads a body. Does not belong here: keys (auth.py). Starlette's BaseHTTPMiddleware would cost ten times
+what answering an assignment does.
+"""
+
+import re
+import uuid
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class FrontDoor:
+    """Gives each request its id (the client's `X-Request-ID`, where it is printable), and answers hot routes without FastAPI's routing."""
+
+    def __init__(self, app: ASGIApp, hot_routes: Mapping[tuple[str, str], ASGIApp]) -> None:
+        """`hot_routes`: (method, path) → endpoint; anything else goes on to `app`."""
+        self._app, self._hot_routes = app, hot_routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one connection on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = b""
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value
+                break
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex.encode()
+        scope["request_id"] = request_id.decode()
+        header = (b"x-request-id", request_id)
+
+        async def with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        await self._hot_routes.get((scope["method"], scope["path"]), self._app)(scope, receive, with_id)

@@ -1,0 +1,126 @@
+"""The API really running, for tests: uvicorn on a free port over a migrated database, and runs made by plain SQL.
+
+Does not belong here: fixtures (api_service.py), the database itself (conftest.py).
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import uvicorn
+
+from experimentation.settings import Settings
+from serving.app import create_app
+
+Variants = Mapping[str, tuple[str, str, Mapping[str, Any]]]
+"""Name → (role, allocation, config), in walking order."""
+
+HALVES: Variants = {"control": ("control", "0.5", {"blue": True}), "treatment": ("treatment", "0.5", {"blue": False})}
+
+
+@contextlib.contextmanager
+def running_api(database_url: str, **settings: Any) -> Iterator[str]:
+    """The base URL of an API of its own; each request sees the experiments and keys as they are, unless `settings` say otherwise."""
+    # A first day of today: a partition a day for nine weeks would take a second a test.
+    fresh = {"experiments_refresh_seconds": 0, "api_key_cache_seconds": 0, "first_day": datetime.now(UTC).date()}
+    app = create_app(Settings(database_url=database_url, **{**fresh, **settings}))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > deadline:
+                raise RuntimeError("The API did not start.")
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@dataclass
+class Api:
+    """A client with a key for everything, and the database behind it (autocommit)."""
+
+    client: httpx.Client
+    connection: psycopg.Connection[Any]
+    database_url: str
+
+    def assign(self, unit_id: str, *names: str, unit_type: str = "household") -> dict[str, Any]:
+        """The answer's body; fails unless it is 200."""
+        body = {"unit_type": unit_type, "unit_id": unit_id, "requested_experiments": list(names)}
+        response = self.client.post("/api/v1/assignments", json=body)
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    def skipped(self, unit_id: str, name: str, unit_type: str = "household") -> str:
+        """Why the name is skipped."""
+        answer = self.assign(unit_id, name, unit_type=unit_type)
+        assert answer["assignments"] == []
+        (skipped,) = answer["skipped_experiments"]
+        assert skipped["experiment_name"] == name
+        return str(skipped["reason"])
+
+    def assigned(self, unit_id: str, name: str) -> dict[str, Any]:
+        """The one assignment."""
+        answer = self.assign(unit_id, name)
+        assert answer["skipped_experiments"] == []
+        (assignment,) = answer["assignments"]
+        return dict(assignment)
+
+    def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """What the database holds."""
+        return self.connection.execute(query, parameters).fetchall()
+
+    def metric(self, line_start: str) -> float:
+        """The value of the metric whose line starts so; 0 when there is none."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(line_start)), 0.0)
+
+
+def make_run(
+    connection: psycopg.Connection[Any],
+    name: str,
+    status: str = "active",
+    variants: Variants = HALVES,
+    run: int = 1,
+    **columns: Any,
+) -> tuple[UUID, dict[str, UUID]]:
+    """A run with its variants and first epoch; returns its id and its variants' by name."""
+    run_id, made = uuid4(), {}
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO exp.experiments (id, name, run, status, unit_type, start_at, end_at) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            (
+                run_id,
+                name,
+                run,
+                status,
+                columns.get("unit_type", "household"),
+                columns.get("start_at"),
+                columns.get("end_at"),
+            ),
+        )
+        for position, (variant, (role, allocation, config)) in enumerate(variants.items()):
+            made[variant] = uuid4()
+            connection.execute(
+                "INSERT INTO exp.variants (id, experiment_id, name, position, role, allocation, config) "
+                "VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                (made[variant], run_id, variant, position, role, Decimal(allocation), json.dumps(config)),
+            )
+        connection.execute(
+            "INSERT INTO exp.allocation_epochs (experiment_id, epoch, allocations) VALUES (%s, 1, %s)",
+            (run_id, json.dumps({str(made[name]): row[1] for name, row in variants.items()})),
+        )
+    return run_id, made

@@ -1,0 +1,136 @@
+"""Bodies that break things: refused with our error shape, or accepted as data and found again unchanged. Never a 5xx."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from api_support import Api, make_run
+from conftest import SHARED_DATA
+
+from experimentation.event_validation import looks_like_credential
+
+pytest_plugins = ["api_service"]
+
+FOLDER = SHARED_DATA / "hostile_input"
+PATHS = ("/api/v1/assignments", "/api/v1/events", "/api/v1/events/batch")
+ASSIGNMENT = {"unit_type": "user", "unit_id": "u", "context": {}, "requested_experiments": ["x"]}
+EVENT = {
+    "event_type": "custom.x", "unit_type": "user", "unit_id": "u", "experiments": [], "context": {}, "metrics": {}, "payload": {},
+    "timestamp": "2025-01-01T00:00:00Z", "event_id": "0b9a7a3e-5f5b-4b6e-9d0a-5b8d5a0c1f00",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Path:
+    if not FOLDER.exists():
+        pytest.skip(f"the hostile input is not at {FOLDER}")
+    return FOLDER
+
+
+def is_refused_well(answer: httpx.Response) -> bool:
+    assert answer.status_code < 500, answer.text
+    if answer.status_code >= 400:
+        body = answer.json()
+        assert set(body) >= {"error", "message"}, body
+        assert body["message"] or body["error"]
+        return True
+    return False
+
+
+def with_value(base: dict[str, Any], field: str, raw: bytes) -> bytes:
+    """The body with a raw text as the value of one field."""
+    return json.dumps({**base, field: "@here@"}).encode().replace(b'"@here@"', raw)
+
+
+def test_whole_bodies(api: Api, hostile: Path) -> None:
+    for file in sorted((hostile / "json_bodies").iterdir()):
+        raw = file.read_bytes()
+        for path in PATHS:
+            refused = is_refused_well(api.client.post(path, content=raw))
+            assert refused, f"{file.name} is no valid request of {path}"
+    assert api.rows("SELECT (SELECT count(*) FROM exp.events), (SELECT count(*) FROM exp.assignments)") == [(0, 0)]
+
+
+def test_bodies_as_values_of_every_field(api: Api, hostile: Path) -> None:
+    for file in sorted((hostile / "json_bodies").iterdir()):
+        raw = file.read_bytes()
+        for path, base in ((PATHS[0], ASSIGNMENT), (PATHS[1], EVENT)):
+            for field in base:
+                refused = is_refused_well(api.client.post(path, content=with_value(base, field, raw)))
+                assert refused or not file.name.startswith("n_") or b'"' in raw or b"," in raw, (file.name, field)
+
+
+def test_naughty_strings_are_data(api: Api, hostile: Path) -> None:
+    run_id, _ = make_run(api.connection, "planner", unit_type="user")
+    strings = naughty(hostile)
+    legal = {text for text in strings if 1 <= len(text) <= 255 and "\0" not in text}
+    now = datetime.now(UTC).isoformat()
+    for text in strings:
+        asked = {**ASSIGNMENT, "unit_id": text, "requested_experiments": ["planner", text]}
+        assert is_refused_well(api.client.post(PATHS[0], json=asked)) is (text not in legal), repr(text)
+        payload = {"value": text, text: [text]}
+        sent = {**EVENT, "event_id": str(uuid4()), "timestamp": now, "unit_id": text, "payload": payload}
+        assert is_refused_well(api.client.post(PATHS[1], json=sent)) is (text not in legal), repr(text)
+    assert {
+        text for (text,) in api.rows("SELECT unit_id FROM exp.assignments WHERE experiment_id = %s", run_id)
+    } == legal
+    stored = api.rows("SELECT unit_id, payload FROM exp.events")
+    assert {unit for unit, _ in stored} == legal
+    for unit, payload in stored:
+        # One of them spells /etc/passwd, and such a key is no name that we keep.
+        assert payload == ({"value": unit} if looks_like_credential(unit) else {"value": unit, unit: [unit]})
+
+
+def test_naughty_strings_in_the_other_fields(api: Api, hostile: Path) -> None:
+    strings = naughty(hostile)
+    for field in ("event_type", "unit_type", "timestamp", "event_id", "experiments", "context", "metrics", "payload"):
+        answer = api.client.post(PATHS[2], json={"events": [{**EVENT, field: text} for text in strings]})
+        assert is_refused_well(answer)
+        assert len(answer.json()["errors"]) == len(strings)
+
+
+def naughty(folder: Path) -> list[str]:
+    return sorted({text for text in json.loads((folder / "naughty_strings.json").read_text()) if isinstance(text, str)})
+
+
+HOSTILE = {
+    "NUL in a value": b'"a\\u0000b"',
+    "lone high surrogate": b'"\\ud800"',
+    "lone low surrogate": b'"\\udc00"',
+    "swapped surrogates": b'"\\udc00\\ud800"',
+    "invalid UTF-8": b'"\xff\xfe"',
+    "encoded surrogate": b'"\xed\xa0\x80"',
+    "NaN": b"NaN",
+    "Infinity": b"-Infinity",
+    "number beyond doubles": b"1e999",
+    "5,000 digits": b"9" * 5000,
+    "deep arrays": b"[" * 100_000 + b"]" * 100_000,
+    "open arrays": b"[" * 100_000,
+    "deep objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+}
+
+
+@pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_values_inside_data_are_refused_and_not_stored(api: Api, raw: bytes) -> None:
+    for field in ("context", "payload", "metrics"):
+        for nested in (b'{"a":' + raw + b"}", b'{"a":{"b":[' + raw + b"]}}"):
+            one = with_value(EVENT, field, nested)
+            assert api.client.post(PATHS[1], content=one).status_code == 400
+            batch = api.client.post(PATHS[2], content=b'{"events":[' + one + b"," + json.dumps(EVENT).encode() + b"]}")
+            assert batch.status_code in (207, 400)
+            assert is_refused_well(batch) or batch.json()["rejected"] == 1
+    for field in ("unit_id", "unit_type", "event_type", "timestamp"):
+        assert api.client.post(PATHS[1], content=with_value(EVENT, field, raw)).status_code == 400
+    for field in ("unit_id", "unit_type", "requested_experiments"):
+        assert api.client.post(PATHS[0], content=with_value(ASSIGNMENT, field, raw)).status_code == 400
+    assert api.rows("SELECT count(DISTINCT id) <= 1 FROM exp.events") == [(True,)]
+
+
+def test_ten_megabytes_are_refused_before_they_are_read(api: Api) -> None:
+    for path in PATHS:
+        answer = api.client.post(path, content=b"[" * (10 * 1_048_576 + 1))
+        assert (answer.status_code, answer.json()["error"]) == (413, "payload_too_large")

@@ -1,0 +1,151 @@
+"""Each rule of the table, and that the first which holds answers."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID, uuid4
+
+import pytest
+
+from experimentation.assignments import (
+    Catalogue,
+    Decision,
+    ServedRun,
+    ServedVariant,
+    StaleCatalogueError,
+    complete_config,
+    judge_run,
+    judge_unit,
+)
+from experimentation.bucketing import bucket_of
+
+NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
+CONTROL = ServedVariant(uuid4(), "control", "control", Decimal("0.1"), {"params": {"a": 1}})
+REST = ServedVariant(uuid4(), "rest", "remainder", Decimal("0.8"), {"params": {"a": 1}})
+TREATMENT = ServedVariant(uuid4(), "treatment", "treatment", Decimal("0.1"), {"params": {"a": 2}})
+RUN = ServedRun(uuid4(), "planner", 1, "active", "household", (CONTROL, REST, TREATMENT), epoch=3)
+
+
+def decide(
+    run: ServedRun | None, unit_id: str = "h1", stored: UUID | None = None, unit_type: str = "household"
+) -> Decision:
+    early = judge_run(run, unit_type, NOW)
+    if early is not None:
+        return early
+    assert run is not None
+    return judge_unit(run, unit_id, stored)
+
+
+def unit_in(run: ServedRun, low: int, high: int) -> str:
+    """A unit whose bucket is in [low, high)."""
+    return next(unit for unit in (f"u{n}" for n in range(100_000)) if low <= bucket_of(run.id, unit) < high)
+
+
+def test_an_unknown_name_is_not_found() -> None:
+    assert decide(None) == Decision("not_found")
+
+
+def test_another_unit_type_mismatches_before_anything_else() -> None:
+    for status in ("draft", "active", "paused", "completed"):
+        run = replace(RUN, status=status, shipped_variant_id=TREATMENT.id)
+        assert decide(run, unit_type="user", stored=CONTROL.id) == Decision("unit_type_mismatch")
+
+
+def test_a_draft_is_not_active() -> None:
+    assert decide(replace(RUN, status="draft")) == Decision("not_active")
+
+
+def test_a_shipped_variant_is_for_every_unit_also_for_stored_ones() -> None:
+    over = replace(RUN, status="completed", shipped_variant_id=TREATMENT.id, end_at=NOW - timedelta(days=1))
+    for stored in (None, CONTROL.id, TREATMENT.id):
+        assert decide(over, stored=stored) == Decision("shipped", TREATMENT)
+
+
+def test_completed_without_a_shipped_variant_is_not_active() -> None:
+    assert decide(replace(RUN, status="completed"), stored=CONTROL.id) == Decision("not_active")
+
+
+def test_the_window_skips_stored_units_too() -> None:
+    second = timedelta(seconds=1)
+    for stored in (None, CONTROL.id):
+        assert decide(replace(RUN, start_at=NOW + second), stored=stored) == Decision("not_started")
+        assert decide(replace(RUN, end_at=NOW - second), stored=stored) == Decision("ended")
+    assert decide(replace(RUN, start_at=NOW, end_at=NOW), stored=CONTROL.id).enrolled
+
+
+def test_a_withdrawn_variant_gives_control_outside_of_the_experiment() -> None:
+    gone = replace(TREATMENT, withdrawn=True)
+    run = replace(RUN, variants=(CONTROL, REST, gone))
+    assert decide(run, stored=TREATMENT.id) == Decision("withdrawn", CONTROL)
+    assert decide(replace(run, status="paused"), stored=TREATMENT.id) == Decision("withdrawn", CONTROL)
+    # A new unit that falls on it gets the same, and no row.
+    assert decide(run, unit_in(run, 9000, 10_000)) == Decision("withdrawn", CONTROL)
+
+
+def test_a_stored_unit_keeps_its_variant_whatever_the_allocations_are() -> None:
+    moved = replace(
+        RUN, variants=(replace(CONTROL, allocation=Decimal(1)), REST, replace(TREATMENT, allocation=Decimal(0)))
+    )
+    unit = unit_in(moved, 0, 5000)
+    for run in (moved, replace(moved, status="paused")):
+        decision = decide(run, unit, stored=TREATMENT.id)
+        assert (decision.variant, decision.enrolled, decision.new) == (moved.variants[2], True, False)
+
+
+def test_paused_takes_no_new_unit() -> None:
+    for low, high in ((0, 1000), (1000, 9000), (9000, 10_000)):
+        paused = replace(RUN, status="paused")
+        assert decide(paused, unit_in(RUN, low, high)) == Decision("paused")
+
+
+def test_the_remainder_is_served_and_not_stored() -> None:
+    assert decide(RUN, unit_in(RUN, 1000, 9000)) == Decision("remainder", REST, enrolled=False, new=False)
+
+
+@pytest.mark.parametrize(("low", "high", "variant"), [(0, 1000, CONTROL), (9000, 10_000, TREATMENT)])
+def test_a_new_unit_is_computed_and_answers_as_it_will_when_stored(low: int, high: int, variant: ServedVariant) -> None:
+    unit = unit_in(RUN, low, high)
+    first, again = decide(RUN, unit), decide(RUN, unit, stored=variant.id)
+    assert (first.variant, first.enrolled, first.new) == (variant, True, True)
+    assert (again.variant, again.enrolled, again.reason) == (first.variant, first.enrolled, first.reason)
+
+
+def test_a_stored_variant_that_is_not_known_yet_asks_for_a_newer_catalogue() -> None:
+    with pytest.raises(StaleCatalogueError):
+        decide(RUN, stored=uuid4())
+
+
+def test_an_archived_policy_version_is_never_served() -> None:
+    archived = replace(RUN, variants=(CONTROL, REST, replace(TREATMENT, servable=False)))
+    assert decide(archived, stored=TREATMENT.id) == Decision("withdrawn", CONTROL)
+    assert decide(replace(archived, status="completed", shipped_variant_id=TREATMENT.id)) == Decision("not_active")
+    nothing = replace(archived, variants=(replace(CONTROL, servable=False), REST, archived.variants[2]))
+    assert decide(nothing, stored=TREATMENT.id) == Decision("not_active")
+
+
+def test_a_run_without_allocations_or_epoch_enrols_nobody() -> None:
+    empty = replace(RUN, variants=tuple(replace(variant, allocation=Decimal(0)) for variant in RUN.variants))
+    assert decide(empty) == Decision("not_active")
+    assert decide(replace(RUN, epoch=0), unit_in(RUN, 0, 1000)) == Decision("not_active")
+
+
+def test_the_latest_started_run_answers_and_a_draft_only_where_none_started() -> None:
+    first = replace(RUN, status="completed", shipped_variant_id=CONTROL.id)
+    second = replace(RUN, id=uuid4(), run=2)
+    draft = replace(RUN, id=uuid4(), run=3, status="draft")
+    other = replace(RUN, id=uuid4(), name="other", status="draft")
+    catalogue = Catalogue.of([draft, second, other, first])
+    assert catalogue.runs == {"planner": second, "other": other}
+    assert catalogue.run_ids == {first.id, second.id, draft.id, other.id}
+
+
+def test_a_complete_config_overlays_the_defaults_and_names_the_model() -> None:
+    config = {"policy_version_id": "p", "params": {"a": 1}, "note": "x"}
+    assert complete_config(config, {"a": 0, "b": 2}, "planner_model", "4") == {
+        "policy_version_id": "p",
+        "params": {"a": 1, "b": 2},
+        "note": "x",
+        "mlflow_model_name": "planner_model",
+        "mlflow_model_version": "4",
+        "mlflow_model_uri": "models:/planner_model/4",
+    }
