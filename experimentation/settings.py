@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     )
     config_dir: Path = Field(default=PROJECT_ROOT / "config", description="Folder of experiments.yml and policies.yml.")
 
-    pg_port: int = Field(default=54329, ge=1, le=65535, description="Port of the embedded PostgreSQL.")
+    pg_port: int = Field(default=25432, ge=1, le=65535, description="Port of the embedded PostgreSQL.")
     api_port: int = Field(default=8000, ge=1, le=65535, description="Port of the assignment and event API.")
     dagster_port: int = Field(default=3000, ge=1, le=65535, description="Port of the Dagster UI.")
     mlflow_port: int = Field(default=5000, ge=1, le=65535, description="Port of the MLflow UI.")
@@ -58,9 +58,12 @@ class Settings(BaseSettings):
     replay_from: date | None = Field(
         default=None, description="Rows from this day on are never trained on: training and replay split by time."
     )
-    replay_sample_size: int = Field(default=1000, ge=1, description="Rows that a replay scores at most, drawn with seed 42.")
+    replay_sample_size: int = Field(
+        default=1000, ge=1, description="Rows that a replay scores at most, drawn with seed 42."
+    )
     replay_allow_unconstrained: bool = Field(
-        default=False, description="Let the gate pass a model although no replayed row has a constraint (a diary has none)."
+        default=False,
+        description="Let the gate pass a model although no replayed row has a constraint (a diary has none).",
     )
     api_host: str = Field(default="127.0.0.1", description="Address that the API listens on; 0.0.0.0 means every one.")
     assignment_max_age_seconds: int = Field(default=300, ge=0, description="How long clients may hold an assignment.")
@@ -72,13 +75,18 @@ class Settings(BaseSettings):
         default=0.5, ge=0, description="How old the API's picture of experiments may be; 0: read for every request."
     )
     api_key_cache_seconds: float = Field(
-        default=5.0, ge=0, description="How long the API trusts a key that it has checked; a revoked key works this long."
+        default=5.0,
+        ge=0,
+        description="How long the API trusts a key that it has checked; a revoked key works this long.",
     )
     api_retry_delays_ms: tuple[int, ...] = Field(
-        default=(100, 200, 400), description="Waits before the API tries the database again; after the last it answers 503."
+        default=(100, 200, 400),
+        description="Waits before the API tries the database again; after the last it answers 503.",
     )
     api_pool_size: int = Field(default=10, ge=1, description="Most database connections of one API process.")
-    api_database_timeout_seconds: float = Field(default=5.0, gt=0, description="Longest that one statement of the API may take.")
+    api_database_timeout_seconds: float = Field(
+        default=5.0, gt=0, description="Longest that one statement of the API may take."
+    )
 
     schedules: bool = Field(default=True, description="Whether schedules start running by themselves.")
 

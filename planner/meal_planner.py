@@ -20,6 +20,9 @@ DEFAULT_MEALS = 5
 
 MAX_MEALS = 7
 
+NO_REPEAT_DAYS = 15
+"""Nobody is proposed a dish of the last two weekly plans. The prompt's history reaches further: taste shows there."""
+
 
 class MealPlanner:
     """Weekly dinner plans from one recipe catalogue. `meals` is how many dinners every plan has (1 to 7)."""
@@ -62,8 +65,18 @@ class MealPlanner:
         return self.meals
 
     def legal_items(self, row_input: RowInput, chosen: Sequence[str]) -> list[str]:
-        """Recipes that the household may eat and that the plan does not hold yet."""
-        return self._legal.legal(row_input, chosen)
+        """Recipes that the household may eat, that the plan does not hold yet, and that it did not eat in the last `NO_REPEAT_DAYS`.
+
+        A repeat is no broken rule, only nothing to propose: where no other recipe is left, repeats are legal.
+        """
+        legal = self._legal.legal(row_input, chosen)
+        lately = {
+            meal["recipe_id"]
+            for plan in row_input.get("recent_plans") or ()
+            if plan["days_ago"] <= NO_REPEAT_DAYS
+            for meal in plan["meals"]
+        }
+        return [item for item in legal if item not in lately] or legal
 
     def plan(self, row_input: RowInput, chosen: Sequence[str]) -> Plan:
         """One meal a day from day 0 on, each cooked for the whole household."""

@@ -21,8 +21,11 @@ class UnusableError(Exception):
 
 
 def clean_text(value: Any) -> str:
-    """Any value as text. Zero bytes, which PostgreSQL can't store, can only come from Parquet: they go."""
-    return "" if value is None else str(value).replace("\x00", "").strip()
+    """Any value as text that PostgreSQL can store: zero bytes go, and half of a surrogate pair becomes `?`.
+
+    Neither is in a text file; Parquet and escapes within a quoted list can bring both.
+    """
+    return "" if value is None else str(value).encode("utf-8", "replace").decode().replace("\x00", "").strip()
 
 
 def shown(value: Any) -> str:

@@ -22,6 +22,8 @@ DIRECTIONS = 32
 """Main directions of the recipes' features that tastes live in; a recipe's own charm comes on top."""
 TASTE, CHARM, CHANCE = 1.0, 0.5, 0.5
 """Spread over recipes of a taster's taste and of its whims, and scale of the chance in each choice."""
+SHOWN = 0.5
+WISH = 0.5
 PANTRY_PULL = 0.3
 EATEN_LATELY = 4.0
 LATELY_DAYS = 15
@@ -63,7 +65,7 @@ def synthetic_rows(product: Product, recipes: Sequence[Mapping[str, Any]], count
                 if plan["days_ago"] <= LATELY_DAYS:
                     wanted[[position[meal["recipe_id"]] for meal in plan["meals"]]] -= EATEN_LATELY
             chosen = [shelf.ids[legal[index]] for index in _draw(random, wanted[legal], slots)]
-            chances = np.exp((wanted[legal] - wanted[legal].max()) / CHANCE)
+            chances = np.exp((wanted[legal] - wanted[legal].max()) / WISH)
             weights = {shelf.ids[index]: float(chance) for index, chance in zip(legal, chances, strict=True)}
             target = {"accepted_plan": product.plan(row_input, chosen), "item_weights": weights}
             rows.append({"input": row_input, "target": target, "metadata": {}})
@@ -100,7 +102,9 @@ def _draw(random: np.random.Generator, wanted: np.ndarray, count: int) -> list[i
 def _input(random: np.random.Generator, number: int, liking: np.ndarray, shelf: _Shelf) -> dict[str, Any]:
     """An input without history. What a taster says of itself agrees with its taste, with noise."""
     diets = [tag for tag in shelf.tags if tag in DIETS]
-    agreement = (liking @ shelf.tagged) / np.maximum(shelf.tagged.sum(axis=0), 1.0) + random.normal(scale=0.25, size=len(shelf.tags))
+    agreement = (liking @ shelf.tagged) / np.maximum(shelf.tagged.sum(axis=0), 1.0) + random.normal(
+        scale=0.25, size=len(shelf.tags)
+    )
     labels = [index for index in np.argsort(-agreement) if shelf.tags[index] not in diets]
     pantry = _some(random, len(shelf.ingredients), int(random.integers(0, 10)))
     avoided = _some(random, len(shelf.ingredients), int(random.random() < 0.3))
@@ -134,18 +138,20 @@ def _eat(random: np.random.Generator, row_input: dict[str, Any], shelf: _Shelf, 
     weeks = int(random.choice(len(WEEKS), p=WEEKS))
     eaten: list[list[int]] = []
     for week in range(weeks, 0, -1):
-        lately = sum(eaten[-2:], [])
+        lately = [index for plan in eaten[-2:] for index in plan]
         wanted = liking.copy()
         wanted[lately] -= EATEN_LATELY
-        meals = []
-        shown = _draw(random, 0.5 * wanted, slots)
+        taken: list[int] = []
+        swaps: list[bool] = []
+        shown = _draw(random, SHOWN * wanted, slots)
         for index in shown:
-            swapped_in = random.random() > 1 / (1 + np.exp(-1.5 * liking[index]))
-            if swapped_in:
-                index = next(other for other in _draw(random, wanted, len(shown) + 1) if other not in shown)
-            meals.append({"recipe_id": shelf.ids[index], "swapped_in": bool(swapped_in)})
-        eaten.append([shelf.ids.index(meal["recipe_id"]) for meal in meals])
+            swapped_in = bool(random.random() > 1 / (1 + np.exp(-1.5 * liking[index])))
+            better = _draw(random, wanted, 2 * slots) if swapped_in else []
+            taken.append(next((other for other in better if other not in shown and other not in taken), index))
+            swaps.append(swapped_in)
+        meals = [{"recipe_id": shelf.ids[index], "swapped_in": swap} for index, swap in zip(taken, swaps, strict=True)]
+        eaten.append(taken)
         row_input["recent_plans"].append({"days_ago": 7 * week, "meals": meals})
     if eaten:
-        meals = [{"day": day, "recipe_id": shelf.ids[index], "servings": 2} for day, index in enumerate(eaten[-1])]
-        row_input["previous_plan"] = {"meals": meals}
+        last = [{"day": day, "recipe_id": shelf.ids[index], "servings": 2} for day, index in enumerate(eaten[-1])]
+        row_input["previous_plan"] = {"meals": last}

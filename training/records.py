@@ -10,7 +10,7 @@ from typing import Any, Self
 class _Record:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        return asdict(self)  # type: ignore[call-overload]
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:

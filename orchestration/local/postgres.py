@@ -9,22 +9,22 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import psycopg
+from psycopg import sql
 
 from experimentation.settings import EMBEDDED_USER
+from orchestration.local.errors import LocalServiceError, cannot_write
+from orchestration.local.ports import require_free
 
 DATABASES = ("lifecycle", "dagster", "mlflow")
-
-
-class LocalServiceError(Exception):
-    """A local service can't be had; the message says what is wrong, where, and what to do."""
+CONNECT_SECONDS = 10
 
 
 def binaries() -> Path:
@@ -55,15 +55,21 @@ class EmbeddedPostgres:
         """URL of the database `lifecycle`. Raises FileNotFoundError before the first start."""
         return f"postgresql://{EMBEDDED_USER}:{(self.folder / 'password').read_text().strip()}@127.0.0.1:{self.port}/lifecycle"
 
+    def process(self) -> psutil.Process | None:
+        """The running server of this folder, or None. A lock file that names another process, as after a kill, does not count."""
+        lines = self._lock_lines()
+        if not lines:
+            return None
+        try:
+            process = psutil.Process(int(lines[0]))
+            mine = process.name().startswith("postgres") and str(self.data) in process.cmdline()
+            return process if mine and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
     def running_port(self) -> int | None:
         """The port of the running server of this folder, or None when none runs."""
-        pid_file = self.data / "postmaster.pid"
-        if not pid_file.exists():
-            return None
-        lines = pid_file.read_text().splitlines()
-        if len(lines) < 4 or not _is_postgres(int(lines[0])):
-            return None
-        return int(lines[3])
+        return int(self._lock_lines()[3]) if self.process() is not None else None
 
     def start(self) -> None:
         """Make the data directory if it is new, start the server if none runs, make the three databases.
@@ -75,14 +81,14 @@ class EmbeddedPostgres:
             self.stop()
             running = None
         if running is None:
-            self._require_free_port()
+            require_free(self.port, "the embedded PostgreSQL", "LIFECYCLE_PG_PORT")
             self._initialise()
             # A killed server leaves its lock; where its process is not reaped, PostgreSQL takes it for alive.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
             started = self._pg_ctl("start", "-l", str(self.folder / "log"), "-o", self._server_options())
             if started.returncode != 0:
                 raise LocalServiceError(self._why_not_started(started.stderr + started.stdout))
-        self._make_databases()
+        make_databases(self.url.removesuffix("/lifecycle") + "/postgres", DATABASES)
 
     def stop(self) -> None:
         """Stop the server and wait for it; data stays. No-op when none runs."""
@@ -90,6 +96,12 @@ class EmbeddedPostgres:
             stopped = self._pg_ctl("stop", "-m", "fast")
             if stopped.returncode != 0:
                 raise LocalServiceError(f"PostgreSQL in {self.folder} did not stop: {stopped.stderr.strip()}")
+
+    def _lock_lines(self) -> list[str]:
+        """PostgreSQL's lock file, process number first and port fourth; empty when there is none or it is half written."""
+        pid_file = self.data / "postmaster.pid"
+        lines = pid_file.read_text().splitlines() if pid_file.exists() else []
+        return lines if len(lines) >= 4 else []
 
     def _server_options(self) -> str:
         options = {
@@ -100,17 +112,6 @@ class EmbeddedPostgres:
             "timezone": "UTC",
         }
         return f"-p {self.port} " + " ".join(f"-c {key}='{value}'" for key, value in options.items())
-
-    def _require_free_port(self) -> None:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", self.port))
-            except OSError as error:
-                raise LocalServiceError(
-                    f"Port {self.port} is in use, so the embedded PostgreSQL can't start: "
-                    f"end what listens there, or choose another with LIFECYCLE_PG_PORT."
-                ) from error
 
     def _initialise(self) -> None:
         """initdb into a scratch folder that is renamed when complete, so that a killed start leaves nothing half made."""
@@ -130,9 +131,7 @@ class EmbeddedPostgres:
                 for path in (scratch, self.folder / "log", password):
                     os.chown(path, _server_user().pw_uid, _server_user().pw_gid)
         except OSError as error:
-            raise LocalServiceError(
-                f"Can't write to {self.folder} ({error.strerror}): give yourself write access, or set LIFECYCLE_HOME."
-            ) from error
+            raise cannot_write(self.folder, error) from error
         made = _run(
             "initdb", "-D", str(scratch), "-U", EMBEDDED_USER, "--auth=scram-sha-256", f"--pwfile={password}",
             "--encoding=UTF8", "--locale=C", "--no-instructions",
@@ -141,14 +140,6 @@ class EmbeddedPostgres:
             raise LocalServiceError(f"PostgreSQL could not be initialised in {self.folder}: {made.stderr.strip()}")
         shutil.rmtree(self.data, ignore_errors=True)
         scratch.rename(self.data)
-
-    def _make_databases(self) -> None:
-        admin = self.url.removesuffix("/lifecycle") + "/postgres"
-        with psycopg.connect(admin, autocommit=True, connect_timeout=10) as connection:
-            existing = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
-            for name in DATABASES:
-                if name not in existing:
-                    connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]  # names from DATABASES
 
     def _pg_ctl(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return _run("pg_ctl", verb, "-D", str(self.data), "-w", "-t", "60", *arguments)
@@ -159,12 +150,13 @@ class EmbeddedPostgres:
         return f"PostgreSQL in {self.folder} did not start: {tail or said.strip()} (whole log: {log})"
 
 
-def _is_postgres(pid: int) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.name().startswith("postgres")
-    except psutil.NoSuchProcess:
-        return False
+def make_databases(url: str, names: Iterable[str]) -> None:
+    """Make those of the databases that the server of `url` does not have yet."""
+    with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
+        existing = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+        for name in names:
+            if name not in existing:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
 
 def _server_user() -> pwd.struct_passwd:

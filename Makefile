@@ -1,0 +1,73 @@
+# One way to run everything. `make` alone lists what there is. CI runs `make test` (.ci/run).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The build of torch: pip finds a CPU build where there is one; README.md, "CPU or CUDA", says how to choose.
+TORCH ?= torch==2.13.0
+PIP_TORCH_ARGS ?=
+# A folder with a recipe catalogue and a cooking diary. It gets a home of its own, so that the sample and a diary stand side by side.
+HISTORY ?=
+ifneq ($(strip $(HISTORY)),)
+LIFECYCLE_HOME ?= $(CURDIR)/.lifecycle/histories/$(notdir $(patsubst %/,%,$(strip $(HISTORY))))
+export LIFECYCLE_HOME
+endif
+STAMP := $(VENV)/.installed
+MANIFEST := dbt_project/target/manifest.json
+DBT_SOURCES = $(shell find dbt_project -name target -prune -o -name logs -prune -o \( -name '*.sql' -o -name '*.yml' -o -name '*.csv' -o -name '*.md' \) -print 2>/dev/null)
+TESTS := unit model data integration faults end_to_end
+
+INSTALLED = test -e $(STAMP) || { echo "Nothing is installed in $(VENV): run 'make setup' first." >&2; exit 1; }
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test up down clean bench
+
+help: ## List these targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@echo; echo "  Everything else: $(BIN)/lifecycle --help"
+
+setup: $(STAMP) $(MANIFEST) ## Make .venv and install the pinned dependencies; instant when nothing changed
+
+demo: setup ## The whole graph once, from events to a variant that is served; HISTORY=folder takes a real cooking diary
+	@$(BIN)/lifecycle demo $(if $(strip $(HISTORY)),--history "$(strip $(HISTORY))")
+
+up: setup ## Start Dagster, MLflow, the API and the dbt docs, and stay; Ctrl-C ends all of them, data kept
+	@$(BIN)/lifecycle up
+
+down: ## End what runs, whoever started it; data is kept
+	@$(INSTALLED) && $(BIN)/lifecycle down
+
+clean: ## Remove .lifecycle with all its data (asks first; YES=1 does not ask)
+	@$(INSTALLED) && $(BIN)/lifecycle clean $(if $(YES),--yes)
+
+bench: setup ## Measure ratios against a floor, in one run
+	@$(BIN)/lifecycle bench
+
+test: setup ## Everything that must hold: style, types, import contracts, dbt, and all tests
+	@echo "== style";            $(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "== types";            $(BIN)/mypy
+	@echo "== import contracts"; $(BIN)/lint-imports
+	@echo "== dbt";              rm -f $(MANIFEST) && $(MAKE) --no-print-directory $(MANIFEST)
+	@for kind in $(TESTS); do \
+	  echo "== tests: $$kind"; \
+	  $(BIN)/python -m pytest -q tests/$$kind || exit 1; \
+	done
+	@echo "== all of it holds"
+
+# torch comes first and by itself: its build is the reader's choice, and the constraints then keep it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || { \
+	  echo "Python 3.11 or 3.12 is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing): install one, or name it with PYTHON=/path/to/python." >&2; exit 1; }
+	@echo "Installing into $(VENV), a few minutes the first time: 1/2 $(TORCH)"
+	@[ "$$($(BIN)/python --version 2>&1)" = "$$($(PYTHON) --version 2>&1)" ] || rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet $(PIP_TORCH_ARGS) '$(TORCH)'
+	@echo "2/2 everything else, at the versions of constraints.txt"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+# Parsed once, here: parsing in every process of Dagster made runs three times slower.
+$(MANIFEST): $(STAMP) $(DBT_SOURCES)
+	@$(BIN)/dbt --quiet parse --project-dir dbt_project --profiles-dir dbt_project
+	@touch $@

@@ -1,0 +1,1 @@
+"""Analytics: dbt's models and tests as assets and checks."""

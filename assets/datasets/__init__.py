@@ -1,0 +1,1 @@
+"""Immutable training datasets: their checks, their three files, their summary."""

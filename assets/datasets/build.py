@@ -1,0 +1,151 @@
+"""Publishing a dataset version: three files that never change, complete or not there at all.
+
+Belongs here: names and revisions of versions, their files, what is refused. Does not belong here: making rows (the product does),
+checks, Dagster.
+
+    {root}/{product}/{YYYY-MM-DD}[-rN]/   schema.json, dataset_summary.md, and last training.parquet: with it the version exists
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import polars as pl
+
+from assets.datasets.checks import CheckResult
+from assets.datasets.row_files import canonical_json, fields, parquet_bytes, read_parquet
+from assets.datasets.summary import summary_markdown
+from assets.object_store import ObjectExistsError, ObjectStore
+from planner.product import Product, RowWindow
+from training.products import class_path
+from training.records import DatasetVersion
+
+ROWS_FILE, SCHEMA_FILE, SUMMARY_FILE = "training.parquet", "schema.json", "dataset_summary.md"
+_VERSION = re.compile(r"(\d{4}-\d\d-\d\d)(?:-r([1-9]\d*))?")
+
+
+class DatasetRefusedError(Exception):
+    """A version may not be published; the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class PublishedDataset:
+    """A version as it lies in the store: its record, rows, the fields of its schema.json and the product's reference data."""
+
+    version: DatasetVersion
+    rows: pl.DataFrame
+    fields: list[dict[str, Any]]
+    facts: dict[str, str]
+
+
+def build_dataset(
+    rows: pl.DataFrame,
+    *,
+    store: ObjectStore,
+    product: Product,
+    window: RowWindow,
+    checks: Sequence[CheckResult] = (),
+    excluded: Mapping[str, int] | None = None,
+    nullable: Collection[str] | None = None,
+    notes: Sequence[str] = (),
+    revision: bool = False,
+) -> DatasetVersion:
+    """Publish the rows (columns input, target, metadata) as the version of the window's last day.
+
+    The same rows and reference data as a version of that day: that version is returned and nothing is written. Other data:
+    DatasetRefusedError, or with `revision` the next `-rN`. `nullable`: dotted paths that schema.json publishes as nullable.
+    Its digest is the SHA-256 of training.parquet. Raises assets.object_store.StoreError.
+    """
+    day = version_day(window)
+    facts = {"product.class": class_path(product), "product.reference": canonical_json(product.reference())}
+    data = parquet_bytes(rows, facts)
+    described = fields(rows.schema, nullable)
+    while True:
+        published = [name for name in versions(store, product.name) if _day_of(name) == day]
+        for name in published:
+            existing = read_version(store, product.name, name)
+            if existing.facts == facts and existing.rows.equals(rows):
+                return existing.version
+        if published and not revision:
+            raise DatasetRefusedError(_why_refused(read_version(store, product.name, published[-1]), rows, facts))
+        version = f"{day}-r{_revision_of(published[-1]) + 1}" if published else str(day)
+        summary = summary_markdown(
+            product.name, version, rows, described=described, size=len(data), window=window, checks=checks,
+            excluded=excluded or {}, notes=notes,
+        )  # fmt: skip
+        schema = {"version": version, "model": product.name, "created_at": window.end.isoformat(), "fields": described}
+        folder = f"{product.name}/{version}"
+        store.write(f"{folder}/{SCHEMA_FILE}", (json.dumps(schema, indent=2) + "\n").encode())
+        store.write(f"{folder}/{SUMMARY_FILE}", summary.encode())
+        try:
+            store.write(f"{folder}/{ROWS_FILE}", data, exclusive=True, verify=lambda stored: _verify(stored, rows))
+        except ObjectExistsError:
+            # Somebody published this version meanwhile: look again whether it is the same.
+            continue
+        return DatasetVersion(product.name, version, store.uri(folder), _digest(data), rows.height)
+
+
+def version_day(window: RowWindow) -> date:
+    """The date that names a version: the last day of its window."""
+    return (window.end - timedelta(days=1)).date()
+
+
+def versions(store: ObjectStore, name: str) -> list[str]:
+    """Complete versions, oldest date and lowest revision first."""
+    suffix = f"/{ROWS_FILE}"
+    found = [key.split("/")[-2] for key in store.list(name) if key.endswith(suffix) and key.count("/") == 2]
+    return sorted((one for one in found if _VERSION.fullmatch(one)), key=lambda one: (_day_of(one), _revision_of(one)))
+
+
+def version_before(store: ObjectStore, name: str, day: date) -> PublishedDataset | None:
+    """The newest version of an earlier date, or None."""
+    earlier = [version for version in versions(store, name) if _day_of(version) < day]
+    return read_version(store, name, earlier[-1]) if earlier else None
+
+
+def read_version(store: ObjectStore, name: str, version: str) -> PublishedDataset:
+    """A version from the store. Raises assets.object_store.MissingObjectError when there is none."""
+    folder = f"{name}/{version}"
+    data = store.read(f"{folder}/{ROWS_FILE}")
+    rows, facts = read_parquet(data)
+    described = json.loads(store.read(f"{folder}/{SCHEMA_FILE}"))["fields"]
+    return PublishedDataset(
+        DatasetVersion(name, version, store.uri(folder), _digest(data), rows.height), rows, described, facts
+    )
+
+
+def _verify(stored: bytes, rows: pl.DataFrame) -> None:
+    if not read_parquet(stored)[0].equals(rows):
+        raise DatasetRefusedError(
+            "The rows that were read back are not those that were written; nothing was published."
+        )
+
+
+def _why_refused(existing: PublishedDataset, rows: pl.DataFrame, facts: Mapping[str, str]) -> str:
+    if not existing.rows.equals(rows):
+        difference = f"other rows ({existing.rows.height:,} then, {rows.height:,} now)"
+    elif existing.facts.get("product.class") != facts["product.class"]:
+        difference = f"the product {existing.facts.get('product.class')} (now {facts['product.class']})"
+    else:
+        difference = "the same rows and other reference data (the product's items changed since)"
+    return (
+        f"{existing.version.uri} was published with {difference}, and a version never changes: "
+        "ask for a new revision (`revision: true` in the run's config) to publish this beside it."
+    )
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _day_of(version: str) -> date:
+    return date.fromisoformat(version[:10])
+
+
+def _revision_of(version: str) -> int:
+    """1 for a plain date, N for -rN."""
+    return int(version[12:] or 1)

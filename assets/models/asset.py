@@ -1,0 +1,172 @@
+"""Dagster assets of the model stage: the model to start from, and the fine-tuned checkpoint.
+
+Belongs here: starting the training commands in processes of their own and recording what they registered. Does not belong here: training
+(package `training`); torch is never imported in this process.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from assets.groups import ML_TEAM, MODELS, PRODUCT_TABLES
+from assets.partitions import DAILY
+from assets.product import current_product
+from assets.resources import ArtefactStore, MlflowTracking, PlatformDatabase
+from experimentation.settings import PROJECT_ROOT, settings
+from training.records import BaseModelVersion, DatasetVersion, ModelVersion
+
+BUILT_IN = "builtin"
+TRAINING_CONFIG = PROJECT_ROOT / "training" / "config" / "planner.yaml"
+
+
+class BaseModelConfig(dg.Config):
+    """Which open-weights model to start from."""
+
+    base: str = Field(
+        default=BUILT_IN,
+        description="`builtin` (a tiny model pre-trained here on the catalogue), a Hugging Face id, a folder, or an s3:// folder.",
+    )
+    seed: int = Field(default=42, description="Seed of the built-in model's pre-training.")
+
+
+class TrainingRunConfig(dg.Config):
+    """How the planner is fine-tuned. What is not set here comes from `training/config/planner.yaml`."""
+
+    epochs: int | None = Field(default=None, description="Passes over the training rows.")
+    learning_rate: float | None = Field(default=None, description="Highest learning rate, after warm-up.")
+    lora_r: int | None = Field(default=None, description="Rank of the LoRA adapters.")
+    lora_alpha: int | None = Field(default=None, description="Scale of the LoRA adapters.")
+    seed: int = Field(default=42, description="Seed of everything random.")
+    config_file: str | None = Field(
+        default=None, description="A training configuration file to use instead of the project's."
+    )
+
+
+@dg.asset(
+    group_name=MODELS,
+    kinds={"huggingface", "pytorch"},
+    owners=[ML_TEAM],
+    deps=[PRODUCT_TABLES],
+    description=(
+        "The open-weights model that fine-tuning starts from. The built-in one is a tiny Llama-type model, pre-trained here and now "
+        "on legal plans of synthetic tasters made from the recipe catalogue alone."
+    ),
+)
+def base_model(
+    context: dg.AssetExecutionContext,
+    config: BaseModelConfig,
+    database: PlatformDatabase,
+    store: ArtefactStore,
+    pipes: dg.PipesSubprocessClient,
+) -> dg.MaterializeResult[BaseModelVersion]:
+    """Pre-train the built-in model where it does not exist yet for this catalogue, or record the named one."""
+    if config.base != BUILT_IN:
+        named = BaseModelVersion(name=config.base, uri=config.base, digest=config.base)
+        return dg.MaterializeResult(value=named, metadata={"uri": config.base, "kind": "given"})
+    with database.connect() as connection:
+        reference = current_product(connection).reference()
+    with tempfile.TemporaryDirectory(prefix="base-model-") as scratch:
+        reference_file, output = Path(scratch) / "reference.json", Path(scratch) / "model"
+        reference_file.write_text(json.dumps(reference))
+        done = pipes.run(
+            context=context,
+            command=_module(
+                "training.base_model", "--reference", reference_file, "--output-dir", output, "--seed", config.seed
+            ),
+        )
+        made = BaseModelVersion.from_dict(_message(done, "base_model"))
+        uri = _publish_folder(store, output, f"models/base/{made.digest[:16]}")
+    record = BaseModelVersion(name=made.name, uri=uri, digest=made.digest)
+    return dg.MaterializeResult(
+        value=record, metadata={**_reported(done), "uri": store.link(uri)}, data_version=dg.DataVersion(record.digest)
+    )
+
+
+@dg.asset(
+    group_name=MODELS,
+    kinds={"pytorch", "mlflow"},
+    owners=[ML_TEAM],
+    partitions_def=DAILY,
+    description=(
+        "A LoRA adapter on the base model, fine-tuned on the dataset of a day in a process of its own and registered in MLflow as the "
+        "next version of `planner_model`. The same data, base and settings are not trained twice: the registered version is returned."
+    ),
+)
+def planner_checkpoint(
+    context: dg.AssetExecutionContext,
+    config: TrainingRunConfig,
+    planner_dataset: DatasetVersion,
+    base_model: BaseModelVersion,
+    mlflow: MlflowTracking,
+    pipes: dg.PipesSubprocessClient,
+) -> dg.MaterializeResult[ModelVersion]:
+    """Run `training.train_planner` through Pipes, then see for itself that the version is registered."""
+    from training.registry import get_model_version
+
+    output = (
+        settings().home
+        / "checkpoints"
+        / f"{planner_dataset.name}-{planner_dataset.version}-{planner_dataset.digest[:12]}"
+    )
+    flags: list[Any] = [
+        "--dataset",
+        planner_dataset.uri,
+        "--model-base",
+        base_model.uri,
+        "--output-dir",
+        output,
+        "--seed",
+        config.seed,
+    ]
+    for flag in ("epochs", "learning_rate", "lora_r", "lora_alpha"):
+        if getattr(config, flag) is not None:
+            flags += [f"--{flag.replace('_', '-')}", getattr(config, flag)]
+    done = pipes.run(
+        context=context,
+        command=_module("training.train_planner", "--config", config.config_file or TRAINING_CONFIG, *flags),
+        env={"MLFLOW_TRACKING_URI": settings().tracking_uri},
+    )
+    told = ModelVersion.from_dict(_message(done, "model_version"))
+    # A child that exits 0 has not proved anything: the registry has the last word.
+    record = get_model_version(settings().tracking_uri, told.name, told.version)
+    page = dg.MetadataValue.url(mlflow.model_url(record.name, record.version))
+    return dg.MaterializeResult(
+        value=record,
+        metadata={
+            **_reported(done),
+            "model page": page,
+            "dataset": f"{planner_dataset.name}/{planner_dataset.version}",
+        },
+        data_version=dg.DataVersion(f"{record.name}@{record.version}"),
+    )
+
+
+def _module(module: str, *arguments: object) -> list[str]:
+    # -P: a folder of the run's working directory must not be taken for a package of ours.
+    return [sys.executable, "-P", "-m", module, *map(str, arguments)]
+
+
+def _message(done: Any, kind: str) -> dict[str, Any]:
+    """What the child said about its result. Raises dg.Failure when it ended without a word."""
+    for message in done.get_custom_messages():
+        if kind in message:
+            return dict(message[kind])
+    raise dg.Failure(
+        f"The training process ended without reporting a {kind}: read its output in the run's compute logs."
+    )
+
+
+def _reported(done: Any) -> dict[str, Any]:
+    return dict(done.get_materialize_result().metadata or {})
+
+
+def _publish_folder(store: ArtefactStore, folder: Path, prefix: str) -> str:
+    target = store.open()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        target.write(f"{prefix}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+    return target.uri(prefix)

@@ -1,0 +1,1 @@
+"""Promotion: from a replayed model version to a candidate that a tenth of the units get."""

@@ -1,0 +1,95 @@
+"""Dagster asset of the promotion stage: a candidate that a tenth of the units get.
+
+Belongs here: asking for it, and showing what was opened. Does not belong here: the gate (assets/replay), the rules of runs
+(experimentation/experiments.py).
+"""
+
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from assets.failures import as_failures
+from assets.groups import EXPERIMENTS_TABLE, PRODUCT_TEAM, PROMOTION
+from assets.partitions import MODEL_VERSIONS, parse_model_version_key
+from assets.product import EXPERIMENT_NAME, POLICY_NAME
+from assets.replay.asset import replay_metrics
+from assets.resources import MlflowTracking, PlatformDatabase
+from experimentation.experiments import CandidateRun, open_candidate_run
+from experimentation.policies import ensure_version_of_model
+from experimentation.records import PolicyVersion
+from experimentation.replay_results import link_policy_version, replays_of_model
+
+ACTOR = "dagster/candidate_policy"
+
+
+class CandidateConfig(dg.Config):
+    """How a candidate starts."""
+
+    share: float = Field(
+        default=0.10, gt=0, le=0.10, description="Share of units in each arm at the start; 0.10 at most."
+    )
+
+
+@dg.asset(
+    group_name=PROMOTION,
+    kinds={"postgres", "mlflow"},
+    owners=[PRODUCT_TEAM],
+    partitions_def=MODEL_VERSIONS,
+    deps=[replay_metrics, EXPERIMENTS_TABLE],
+    description=(
+        "A policy version pinned to a model version that passed the gate, and a new run of the experiment that tries it: control is the "
+        "version in production, the treatment gets a tenth of the units, and the remainder is served the baseline and not analysed."
+    ),
+)
+def candidate_policy(
+    context: dg.AssetExecutionContext, config: CandidateConfig, database: PlatformDatabase, mlflow: MlflowTracking
+) -> dg.MaterializeResult[None]:
+    """Open the candidate's run, once; a candidate that has to wait for another is shown as waiting."""
+    name, number = parse_model_version_key(context.partition_key)
+    with as_failures(), database.connect() as connection:
+        replays = replays_of_model(connection, name, number)
+        # The gate stands before this asset in the job; started by hand, the asset looks for itself.
+        if not replays or replays[0].verdict != "passed":
+            raise dg.Failure(
+                f"{context.partition_key} has not passed its replay gate, so no candidate is made: materialise replay_metrics for it.",
+                allow_retries=False,
+            )
+        reason = f"{context.partition_key} passed its replay on {replays[0].dataset_version}"
+        version = ensure_version_of_model(
+            connection,
+            POLICY_NAME,
+            mlflow_model_name=name,
+            mlflow_model_version=number,
+            description=f"{name} version {number}",
+            actor=ACTOR,
+            reason=reason,
+        )
+        opened = open_candidate_run(
+            connection,
+            experiment_name=EXPERIMENT_NAME,
+            policy_version_id=version.id,
+            treatment_name=f"candidate_v{version.version}",
+            share=Decimal(str(config.share)),
+            actor=ACTOR,
+            reason=reason,
+        )
+        link_policy_version(connection, name, number, version.id)
+    context.log.info(opened.message)
+    return dg.MaterializeResult(metadata=_metadata(version, opened, mlflow.model_url(name, number)))
+
+
+def _metadata(version: PolicyVersion, opened: CandidateRun, model_page: str) -> dict[str, Any]:
+    rows = [
+        f"| {one.name} | {one.role} | {one.allocation:.0%} | {one.description or ''} |" for one in opened.run.variants
+    ]
+    return {
+        "policy version": version.label,
+        "state": opened.message,
+        "experiment": opened.run.label,
+        "variants": dg.MetadataValue.md(
+            "\n".join(["| variant | role | allocation | what it is |", "|---|---|---:|---|", *rows])
+        ),
+        "model page": dg.MetadataValue.url(model_page),
+    }

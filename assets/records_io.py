@@ -1,0 +1,51 @@
+"""How small records travel between assets: one JSON file each, in the object store.
+
+Belongs here: writing and reading records. Does not belong here: data. A record says where the data is.
+"""
+
+import json
+from typing import Any, Protocol
+
+import dagster as dg
+
+from assets.resources import ArtefactStore
+
+
+class Record(Protocol):
+    """A frozen dataclass with `to_dict` and `from_dict`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        ...
+
+
+class RecordIOManager(dg.ConfigurableIOManager):
+    """Stores an asset's record under `records/{asset}/{partition}.json`; the newest materialisation wins."""
+
+    store: ArtefactStore
+
+    def handle_output(self, context: dg.OutputContext, obj: Record) -> None:
+        """Write the record and link it in the run's log."""
+        path = self._path(context)
+        self.store.open().write(path, json.dumps(obj.to_dict(), indent=2, default=str).encode())
+        context.add_output_metadata(
+            {"record": dg.MetadataValue.json(json.loads(json.dumps(obj.to_dict(), default=str)))}
+        )
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Read the record of the upstream partition; the input's annotation says which record it is.
+
+        Raises dg.Failure with a sentence when the upstream asset was never materialised.
+        """
+        store, path = self.store.open(), self._path(context)
+        if not store.exists(path):
+            raise dg.Failure(
+                f"{context.asset_key.to_user_string()} has no record at {store.uri(path)}: materialise it first.",
+                allow_retries=False,
+            )
+        return context.dagster_type.typing_type.from_dict(json.loads(store.read(path)))
+
+    @staticmethod
+    def _path(context: dg.InputContext | dg.OutputContext) -> str:
+        partition = context.asset_partition_key if context.has_asset_partitions else "record"
+        return f"records/{'/'.join(context.asset_key.path)}/{partition.replace('/', '_')}.json"

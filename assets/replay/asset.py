@@ -1,0 +1,136 @@
+"""Dagster assets of the replay stage: a model version's scores over held-out rows, and the gate that stands before a candidate.
+
+Belongs here: wiring and metadata. Does not belong here: scoring (`run.py`), the gate's rules (`gate.py`).
+"""
+
+from functools import partial
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from assets.failures import as_failures
+from assets.groups import BASELINE_MODEL, ML_TEAM, REPLAY
+from assets.models.asset import planner_checkpoint
+from assets.partitions import MODEL_VERSIONS, parse_model_version_key
+from assets.replay.evaluate import Replayed, ReplayRequest, evaluate
+from assets.replay.gate import GateConfig
+from assets.replay.report import markdown
+from assets.resources import MlflowTracking, PlatformDatabase
+from experimentation.replay_results import StoredReplay, replays_of_model
+from experimentation.settings import settings
+
+
+class ReplayConfig(dg.Config):
+    """What a replay scores."""
+
+    baseline_version: int | None = Field(
+        default=None, description="Version to compare with; unset: the one in production, else the first."
+    )
+    dataset: str | None = Field(
+        default=None, description="Folder of a dataset version; unset: the one the model was trained on."
+    )
+    sample_size: int | None = Field(default=None, description="Rows at most, drawn with seed 42; unset: the setting.")
+    references: bool = Field(
+        default=True, description="Score random, popularity and other reference planners on the same rows."
+    )
+
+
+@dg.asset(
+    group_name=REPLAY,
+    kinds={"mlflow", "postgres"},
+    owners=[ML_TEAM],
+    partitions_def=MODEL_VERSIONS,
+    deps=[dg.AssetDep(planner_checkpoint, partition_mapping=dg.AllPartitionMapping()), BASELINE_MODEL],
+    description=(
+        "Plans of a model version and of the baseline for rows that neither was trained on, scored and compared with intervals, beside "
+        "random, popularity, the heuristic, the untuned base, and a control with shuffled prompts."
+    ),
+)
+def replay_metrics(
+    context: dg.AssetExecutionContext, config: ReplayConfig, database: PlatformDatabase, mlflow: MlflowTracking
+) -> dg.MaterializeResult[Replayed]:
+    """Replay the version of this partition."""
+    from training.registry import get_model_version
+
+    name, number = parse_model_version_key(context.partition_key)
+    current = settings()
+    with as_failures():
+        version = get_model_version(current.tracking_uri, name, number)
+        dataset = config.dataset or version.dataset_uri
+        if dataset is None:
+            raise dg.Failure(
+                f"{context.partition_key} does not say which dataset it was trained on: name one in the run's config (`dataset`).",
+                allow_retries=False,
+            )
+        replayed = evaluate(
+            ReplayRequest(
+                model_name=name,
+                model_version=number,
+                dataset_uri=dataset,
+                baseline_version=config.baseline_version,
+                sample_size=config.sample_size or current.replay_sample_size,
+                references=config.references,
+                gate=GateConfig(allow_unconstrained=current.replay_allow_unconstrained),
+            ),
+            database.connect,
+            tracking_uri=current.tracking_uri,
+            artefact_root=mlflow.artefact_root(),
+            dagster_run_id=context.run_id,
+            on_progress=partial(_tell, context),
+        )
+    return dg.MaterializeResult(value=replayed, metadata=_metadata(replayed, mlflow.model_url(name, number)))
+
+
+def _tell(context: dg.AssetExecutionContext, planner: str, done: int, rows: int) -> None:
+    context.log.info(f"{planner}: {done:,} of {rows:,} rows")
+
+
+@dg.asset_check(
+    asset=replay_metrics,
+    name="acceptance_gate",
+    blocking=True,
+    description="Constraint respect exactly 1, no score worse than the baseline's, on rows that neither model proposed.",
+)
+def acceptance_gate(context: dg.AssetCheckExecutionContext, database: PlatformDatabase) -> dg.AssetCheckResult:
+    """The verdict of the newest replay of this version. A refusal is a result: it fails this check, and what is downstream is not made."""
+    # Checks have no partitions of their own; the run's is the one that was replayed.
+    key = context.op_execution_context.partition_key
+    name, number = parse_model_version_key(key)
+    with database.connect() as connection:
+        replays = replays_of_model(connection, name, number)
+    if not replays or replays[0].verdict is None:
+        return _answer(False, f"{key} has no finished replay, and no data is not a pass.", {})
+    return _verdict(replays[0])
+
+
+def _verdict(replay: StoredReplay) -> dg.AssetCheckResult:
+    decision = (replay.verdict or "").replace("_", " ")
+    reasons = list(replay.reasons) or ["Every rule holds."]
+    metadata = {
+        "verdict": decision,
+        "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in reasons)),
+        "anchored": bool(replay.anchored),
+        "dataset": replay.dataset_version,
+        "baseline": f"{replay.mlflow_model_name} {replay.baseline_model_version}",
+    }
+    return _answer(replay.verdict == "passed", f"{decision}: {' '.join(reasons)}", metadata)
+
+
+def _answer(passed: bool, sentence: str, metadata: dict[str, Any]) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=passed, severity=dg.AssetCheckSeverity.ERROR, description=sentence, metadata=metadata
+    )
+
+
+def _metadata(replayed: Replayed, model_page: str) -> dict[str, Any]:
+    result = replayed.result
+    scores = {name: one.candidate.mean for name, one in result.scores.items() if one.candidate.mean is not None}
+    return {
+        "report": dg.MetadataValue.md(markdown(result, replayed.verdict, replayed.done)),
+        "verdict": replayed.verdict.decision,
+        "rows": result.rows,
+        "households": result.units,
+        "model page": dg.MetadataValue.url(model_page),
+        **scores,
+    }

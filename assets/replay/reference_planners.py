@@ -1,0 +1,206 @@
+"""Planners that stand beside candidate and baseline on the same rows, so that a score has a scale.
+
+Belongs here: chance, popularity, rules, the candidate's own untuned base, and the candidate with other households' prompts. Does not
+belong here: scoring, verdicts: no reference decides anything.
+
+The last two are controls. What the untuned base with the same prior reaches is not learnt; and a candidate that reads its prompt must
+lose what it learnt about a household when it is told about another one.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from assets.replay.answers import MODEL_ERRORS, Answer, Predicts, Progress, answers, inputs_of
+from planner.meal_planner import MealPlanner
+from planner.planners import HeuristicPlanner, PopularityPlanner, RandomPlanner
+from planner.product import Product, Row, RowInput
+from training.dataset import unit_of
+
+SEED = 42
+HALF_LIFE_DAYS = 365.0
+"""Half-life of recency-weighted popularity, the strongest simple planner on a diary of several years."""
+
+UNTUNED_PARAMS: Mapping[str, Any] = {"adapter": False}
+"""Asks a packaged planner model for its base with the same prior, without what was fine-tuned."""
+
+TASTE_FIELDS = ("pantry", "workflow_type", "mode", "previous_plan", "recent_plans")
+TASTE_OF_HOUSEHOLD = ("preferences",)
+"""What a prompt says about one household in particular. Its size, restrictions and constraints say what it may eat, and stay."""
+
+
+class ReferencePlanner(Protocol):
+    """Anything that answers rows with plans."""
+
+    @property
+    def name(self) -> str:
+        """How it is called in tables."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """What it is, in one sentence."""
+        ...
+
+    def answers(self, rows: Sequence[Row], *, batch_size: int, on_progress: Progress | None = None) -> list[Answer]:
+        """One answer a row, in order; it never looks at `target`."""
+        ...
+
+
+@dataclass(frozen=True)
+class RulePlanner:
+    """A planner without a model: `choose` gives a row's items from its input and a generator of the row's own."""
+
+    name: str
+    description: str
+    product: Product = field(repr=False)
+    choose: Callable[[RowInput, np.random.Generator], list[str]] = field(repr=False)
+
+    def answers(self, rows: Sequence[Row], *, batch_size: int, on_progress: Progress | None = None) -> list[Answer]:
+        """A plan a row; the random ones depend on the row's event id and the seed, not on its place."""
+        found = [self._answer(row) for row in rows]
+        if on_progress is not None:
+            on_progress(self.name, len(rows), len(rows))
+        return found
+
+    def _answer(self, row: Row) -> Answer:
+        try:
+            return Answer(self.product.plan(row["input"], self.choose(row["input"], _own_generator(row))), 0)
+        except MODEL_ERRORS as error:
+            return Answer({"meals": []}, 0, f"{type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True)
+class ModelPlanner:
+    """A model asked in another way: with parameters, or about inputs changed by `prepare`."""
+
+    name: str
+    description: str
+    model: Predicts = field(repr=False)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Sequence[Row]], list[RowInput]] = inputs_of
+
+    def answers(self, rows: Sequence[Row], *, batch_size: int, on_progress: Progress | None = None) -> list[Answer]:
+        """The model's plans."""
+        return answers(
+            self.model,
+            self.prepare(rows),
+            name=self.name,
+            batch_size=batch_size,
+            params=dict(self.params),
+            on_progress=on_progress,
+        )
+
+
+def reference_planners(
+    product: Product, taught: Sequence[Row], candidate: Predicts, *, fine_tuned: bool, households: int
+) -> tuple[list[ReferencePlanner], list[str]]:
+    """The references that can be had, and a sentence for each that cannot.
+
+    `taught` are the rows that popularity is counted on: those that the candidate was trained on. `fine_tuned` says whether the candidate
+    is a fine-tuned language model, which has an untuned base and a prompt; `households` how many there are among the replayed rows.
+    """
+    found: list[ReferencePlanner] = [
+        RulePlanner(
+            "random",
+            "Legal items, drawn alike.",
+            product,
+            lambda row_input, rng: RandomPlanner().plan(product, row_input, rng),
+        )
+    ]
+    left_out = []
+    if taught:
+        found += _popularity(product, taught)
+    else:
+        left_out.append("popularity: there are no rows before or beside the replayed ones to count on.")
+    if isinstance(product, MealPlanner):
+        found.append(
+            RulePlanner(
+                "heuristic",
+                "Rules over catalogue and row, no history of others.",
+                product,
+                lambda row_input, rng: HeuristicPlanner().plan(product, row_input, rng),
+            )
+        )
+    if fine_tuned:
+        found.append(
+            ModelPlanner(
+                "untuned base", "The candidate's own base and prior, without fine-tuning.", candidate, UNTUNED_PARAMS
+            )
+        )
+    else:
+        left_out.append("untuned base and shuffled prompts: the candidate is no fine-tuned language model.")
+    if fine_tuned and households > 1:
+        found.append(
+            ModelPlanner(
+                "shuffled prompts",
+                "The candidate, told the tastes and history of another household.",
+                candidate,
+                prepare=shuffled_inputs,
+            )
+        )
+    elif fine_tuned:
+        left_out.append("shuffled prompts: all rows are of one household, so nobody can lend it another prompt.")
+    return found, left_out
+
+
+def shuffled_inputs(rows: Sequence[Row], seed: int = SEED) -> list[RowInput]:
+    """Each row's input with tastes and history of another household's row, and its own size, restrictions and constraints.
+
+    Which row lends them depends on the rows and the seed alone. With a single household there is nobody to lend: ValueError.
+    """
+    units = [unit_of(row) for row in rows]
+    if len(set(units)) < 2:
+        raise ValueError("Shuffled prompts need rows of at least two households.")
+    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    mixed: list[RowInput] = [{}] * len(rows)
+    for place, at in enumerate(order):
+        lender = next(
+            other for step in range(1, len(rows)) if units[other := order[(place + step) % len(rows)]] != units[at]
+        )
+        mixed[at] = _told_as(rows[at]["input"], rows[lender]["input"])
+    return mixed
+
+
+def _told_as(own: RowInput, lent: RowInput) -> RowInput:
+    told = {**own, **{name: lent.get(name) for name in TASTE_FIELDS if name in own}}
+    lent_household = lent["household"]
+    told["household"] = {
+        **own["household"],
+        **{name: lent_household.get(name) for name in TASTE_OF_HOUSEHOLD if name in own["household"]},
+    }
+    return told
+
+
+def _popularity(product: Product, taught: Sequence[Row]) -> Iterable[ReferencePlanner]:
+    newest = max(row["metadata"]["timestamp"] for row in taught)
+    aged = [
+        (
+            (newest - row["metadata"]["timestamp"]).total_seconds() / 86_400,
+            product.chosen(row["target"]["accepted_plan"]),
+        )
+        for row in taught
+    ]
+    plain = PopularityPlanner.fit(product, aged)
+    yield RulePlanner(
+        "popularity",
+        "Most often accepted in the training rows.",
+        product,
+        lambda row_input, rng: plain.plan(product, row_input, rng),
+    )
+    if max(age for age, _ in aged) > HALF_LIFE_DAYS:
+        recent = PopularityPlanner.fit(product, aged, half_life_days=HALF_LIFE_DAYS)
+        yield RulePlanner(
+            "recent popularity",
+            "The same, where a plan counts half after a year.",
+            product,
+            lambda row_input, rng: recent.plan(product, row_input, rng),
+        )
+
+
+def _own_generator(row: Row) -> np.random.Generator:
+    event = hashlib.sha256(str(row["metadata"]["event_id"]).encode()).digest()
+    return np.random.default_rng([SEED, int.from_bytes(event[:8], "big")])

@@ -1,0 +1,102 @@
+"""What assets stand on: the platform's database, the object store, MLflow, child processes, dbt.
+
+Belongs here: connecting. Does not belong here: what is asked of them. Nothing connects before an asset runs. A test swaps a part
+through `build_defs(resource_overrides=…)`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import psycopg
+from dagster_aws.s3 import S3Resource
+
+from assets.object_store import ObjectStore
+from experimentation.settings import settings
+
+LINK_SECONDS = 7 * 24 * 3600
+
+
+class PlatformDatabase(dg.ConfigurableResource):
+    """PostgreSQL with the schemas `exp` and the product's own."""
+
+    @contextmanager
+    def connect(self) -> Iterator[psycopg.Connection[Any]]:
+        """A connection in one transaction: committed at the end, rolled back on an exception."""
+        with psycopg.connect(settings().platform_url, connect_timeout=10) as connection:
+            yield connection
+
+
+class ArtefactStore(dg.ConfigurableResource):
+    """Archives, records and models: a folder, or `s3://bucket/prefix`."""
+
+    s3: dg.ResourceDependency[S3Resource]
+
+    def open(self) -> ObjectStore:
+        """The store at the root that the settings name."""
+        return ObjectStore(settings().store_root)
+
+    def link(self, uri: str) -> dg.MetadataValue:
+        """Metadata that opens what is at `uri`: a path for a file, a signed link (7 days) for an S3 object."""
+        if not uri.startswith("s3://"):
+            return dg.MetadataValue.path(uri)
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        client = self.s3.get_client()
+        return dg.MetadataValue.url(
+            client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=LINK_SECONDS)
+        )
+
+
+class MlflowTracking(dg.ConfigurableResource):
+    """MLflow runs that belong to a Dagster run, and links into the MLflow UI.
+
+    dagster-mlflow stays behind this resource: it imports MLflow when it is imported (2 s), and it never ends its run when a step
+    succeeds, so both are handled here.
+    """
+
+    @contextmanager
+    def run(self, context: dg.AssetExecutionContext, experiment: str, name: str) -> Iterator[str]:
+        """An MLflow run tagged with the Dagster run; yields its id, and ends it as finished or failed."""
+        import mlflow
+        from dagster_mlflow.resources import MlFlow
+
+        mlflow.set_tracking_uri(settings().tracking_uri)
+        if mlflow.get_experiment_by_name(experiment) is None:
+            mlflow.create_experiment(experiment, artifact_location=self.artefact_root())
+        tracked = MlFlow(
+            SimpleNamespace(
+                log=context.log,
+                run_id=f"{context.run_id}/{context.op_handle.name}",
+                dagster_run=SimpleNamespace(job_name=name),
+                resource_config={"experiment_name": experiment, "mlflow_tracking_uri": settings().tracking_uri},
+            )
+        )
+        try:
+            yield tracked.mlflow_run_id or mlflow.last_active_run().info.run_id
+        except BaseException:
+            mlflow.end_run("FAILED")
+            raise
+        mlflow.end_run()
+
+    @staticmethod
+    def artefact_root() -> str:
+        """Where MLflow puts artefacts of new experiments."""
+        return f"{settings().store_root}/mlflow"
+
+    @staticmethod
+    def run_url(experiment_id: str, run_id: str) -> str:
+        """The run's page in the MLflow UI."""
+        return f"{ui_url()}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    @staticmethod
+    def model_url(name: str, version: int) -> str:
+        """The model version's page in the MLflow UI."""
+        return f"{ui_url()}/#/models/{name}/versions/{version}"
+
+
+def ui_url() -> str:
+    """Root of the MLflow UI: the tracking server where one is set, else the local one."""
+    uri = settings().mlflow_tracking_uri or ""
+    return uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{settings().mlflow_port}"

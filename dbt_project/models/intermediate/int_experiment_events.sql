@@ -1,0 +1,24 @@
+-- An event counts once for each variant that it carries, however often it names it; a plan reconstructed from a diary never counts.
+-- References are compared as text: an id that is no UUID, or of no variant, is a flagged event and not a failed build.
+select
+    events.event_id,
+    variants.experiment_id,
+    variants.variant_id,
+    events.event_type,
+    events.unit_id,
+    events.metrics,
+    date_trunc('hour', events.occurred_at, 'UTC') as bucket_hour,
+    date_trunc('day', events.occurred_at, 'UTC') as bucket_day,
+    events.occurred_at,
+    events.stored_at
+from {{ ref('stg_events') }} as events
+cross join lateral (
+    select distinct
+        lower(reference ->> 'experiment_id') as experiment_id,
+        lower(reference ->> 'variant_id') as variant_id
+    from jsonb_array_elements(events.experiments) as reference
+) as carried
+inner join {{ ref('stg_variants') }} as variants
+    on variants.variant_id::text = carried.variant_id
+    and variants.experiment_id::text = carried.experiment_id
+where not events.is_reconstructed

@@ -1,0 +1,23 @@
+select
+    id as replay_id,
+    policy_version_id,
+    mlflow_model_name as model_name,
+    mlflow_model_version as model_version,
+    baseline_model_version,
+    dataset_version,
+    mlflow_run_id,
+    plan_alignment_score,
+    constraint_respect_score,
+    edit_distance_score,
+    diversity_score,
+    leftovers_score,
+    offline_eval_score,
+    is_better_than_baseline,
+    verdict,
+    anchored as is_anchored,
+    reasons,
+    details,
+    status,
+    error_message,
+    created_at
+from {{ source('exp', 'offline_replay_results') }}

@@ -1,0 +1,70 @@
+"""The command line `lifecycle`: its verbs, and what a failure looks like.
+
+Belongs here: registering commands, turning errors into one sentence and an exit code. Does not belong here: any command's work.
+Modules of commands import what they need when they run, so that `lifecycle --help` answers at once.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from orchestration.commands import configuration, database, docs, keys, modules, services
+from orchestration.commands.console import console
+from orchestration.commands.failures import sentence
+from orchestration.demo import command as demo_command
+from orchestration.local.signals import interrupt_on_signals
+
+app = typer.Typer(
+    name="lifecycle",
+    help="From a raw event to a promoted model: one lineage graph, its services, and its configuration.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SERVICES = "Services"
+DATA = "Data and models"
+CONFIGURATION = "Configuration"
+
+app.command(rich_help_panel=SERVICES)(services.up)
+app.command(rich_help_panel=SERVICES)(services.down)
+app.command(rich_help_panel=SERVICES)(services.status)
+app.command(rich_help_panel=SERVICES)(services.clean)
+app.command(rich_help_panel=SERVICES)(docs.docs)
+app.command(rich_help_panel=DATA)(demo_command.demo)
+app.command(rich_help_panel=DATA)(demo_command.import_history)
+app.command(rich_help_panel=DATA, context_settings=modules.PASSED_ON, add_help_option=False)(modules.train)
+app.command(rich_help_panel=DATA, context_settings=modules.PASSED_ON, add_help_option=False)(modules.replay)
+app.command(rich_help_panel=CONFIGURATION)(configuration.sync)
+app.add_typer(database.app, name="db", rich_help_panel=CONFIGURATION)
+app.add_typer(keys.app, name="keys", rich_help_panel=CONFIGURATION)
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, not only its sentence.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+    if debug:
+        os.environ["LIFECYCLE_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0, 1 for an error told in one sentence, 2 for wrong usage, 130 when interrupted."""
+    interrupt_on_signals()
+    try:
+        app()
+    except Exception as error:  # the roof: whatever is not told as a sentence is raised again
+        said = sentence(error)
+        if said is None or os.environ.get("LIFECYCLE_DEBUG"):
+            raise
+        console(stderr=True).print(f"lifecycle: {said}", markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Errors as sentences. Belongs here: which errors a user can put right, and their one sentence. Does not belong here: exit codes.
+
+An error type that our own packages define is meant for its reader, so its text is the sentence. Of other libraries' errors only those
+are translated that a user meets: PostgreSQL away, a setting that makes no sense, a file that can't be read or written.
+"""
+
+from pathlib import Path
+
+OUR_PACKAGES = frozenset({"orchestration", "assets", "serving", "training", "experimentation", "planner"})
+
+
+def sentence(error: BaseException) -> str | None:
+    """The sentence for an error, or None for one that is a defect and deserves its traceback."""
+    if type(error).__module__.partition(".")[0] in OUR_PACKAGES:
+        return str(error)
+    if isinstance(error, OSError):
+        return _of_a_file(error)
+    module = type(error).__module__.partition(".")[0]
+    if module in ("psycopg", "psycopg2", "sqlalchemy") and type(error).__name__ in (
+        "OperationalError",
+        "ConnectionTimeout",
+    ):
+        return (
+            f"PostgreSQL can't be reached ({_first_line(error)}): `lifecycle status` shows what runs, "
+            "`lifecycle db start` starts the embedded one."
+        )
+    if module == "pydantic_core" and getattr(error, "title", "") == "Settings":
+        return "; ".join(_of_a_setting(item) for item in error.errors())  # type: ignore[attr-defined]  # pydantic's own type
+    if module == "pydantic_settings":
+        return f"A setting can't be read ({_first_line(error)}): correct it in the environment or in settings.env."
+    return None
+
+
+def _of_a_file(error: OSError) -> str:
+    if error.strerror is None:
+        # Raised with a sentence of its own, as `Settings.platform_url` does.
+        return str(error)
+    if error.filename is None:
+        return f"The system refused ({error.strerror})."
+    return f"{Path(str(error.filename))}: {error.strerror}."
+
+
+def _of_a_setting(item: dict[str, object]) -> str:
+    from orchestration.local.home import variable_name
+
+    place = item["loc"]
+    name = str(place[0]) if isinstance(place, tuple) and place else "a setting"
+    variable = name if name.isupper() else variable_name(name.lower())
+    return (
+        f"{variable}={item['input']} can't be used ({item['msg']}): correct it in the environment or in settings.env."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -1,0 +1,36 @@
+"""`lifecycle train` and `lifecycle replay`: commands of other rooms, run in a process of their own with the platform's addresses.
+
+Belongs here: passing options on. Does not belong here: what the options mean (training/, assets/replay/).
+"""
+
+import subprocess
+import sys
+
+import typer
+
+from experimentation.settings import settings
+from orchestration.local.databases import database
+from orchestration.local.environment import child_environment
+
+# Options belong to the other command, --help among them.
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def train(context: typer.Context) -> None:
+    """Fine-tune a planner on a dataset and register it in MLflow. Options: `lifecycle train --help`."""
+    _run("training.train_planner", context)
+
+
+def replay(context: typer.Context) -> None:
+    """Replay a registered model version over held-out rows and hold it against the gate. Options: `lifecycle replay --help`."""
+    _run("assets.replay", context)
+
+
+def _run(module: str, context: typer.Context) -> None:
+    current = settings()
+    command = [sys.executable, "-m", module, *context.args]
+    if "--help" in context.args or "-h" in context.args:
+        raise typer.Exit(subprocess.call(command))
+    with database(current, f"lifecycle {context.info_name}"):
+        code = subprocess.run(command, env=child_environment(current), check=False).returncode
+    raise typer.Exit(code)

@@ -1,0 +1,219 @@
+"""`lifecycle up`, `down`, `status` and `clean`: the local services as a person sees them.
+
+Belongs here: options, tables, questions. Does not belong here: processes (orchestration/local).
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from experimentation.settings import PROJECT_ROOT, Settings, settings
+from orchestration.commands.console import console, human_size, say
+from orchestration.local.databases import embedded_server, where
+from orchestration.local.errors import LocalServiceError
+from orchestration.local.home import SETTINGS_FILE, Holder, holder, locked
+from orchestration.local.processes import Supervisor, records
+from orchestration.local.services import EVERYTHING, all_services
+from orchestration.local.stack import Stack
+
+_TEND_SECONDS = 0.5
+_DOWN_SECONDS = 90
+
+
+def up() -> None:
+    """Start everything and stay: Dagster, MLflow, the API and the dbt docs. Ctrl-C or SIGTERM ends all of it, data kept."""
+    current = settings()
+    complete = False
+    try:
+        with Stack(current, "lifecycle up", EVERYTHING, say) as stack:
+            stack.start()
+            _show_start(stack)
+            complete = True
+            say(f"All of it runs. Ctrl-C here, or `lifecycle down`, ends it; data stays in {current.home}.")
+            _tend(stack.supervisor)
+    except KeyboardInterrupt:
+        say(f"Stopped. Data stays in {current.home}.")
+        if not complete:
+            raise
+
+
+def down() -> None:
+    """End what runs in this home, whoever started it; data is kept."""
+    current = settings()
+    if not current.home.exists():
+        say(f"Nothing runs: there is no home in {current.home} yet.")
+        return
+    _end(current)
+    say(f"Nothing runs any more. Data stays in {current.home}.")
+
+
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
+    """Show what runs, where, and since when."""
+    current = settings()
+    rows = _rows(current)
+    held = holder(current.home)
+    if as_json:
+        body = {"home": str(current.home), "held_by": _as_json(held), "services": rows}
+        typer.echo(json.dumps(body, indent=1))
+        return
+    table = Table(title=f"Home {current.home}", title_justify="left")
+    for heading in ("service", "state", "address", "process", "since"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        since = datetime.fromisoformat(row["since"]).astimezone() if row["since"] else None
+        colour = "green" if row["state"] == "running" else "dim"
+        table.add_row(
+            row["title"], f"[{colour}]{row['state']}[/{colour}]", row["url"] or "", str(row["pid"] or ""),
+            f"{since:%Y-%m-%d %H:%M:%S}" if since else "",
+        )  # fmt: skip
+    console().print(table)
+    say(f"In use by {held}." if held else "No command uses this home now.")
+
+
+def clean(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Remove the home folder with all its data, after ending what runs in it."""
+    current = settings()
+    home = current.home
+    if not home.exists():
+        say(f"Nothing to remove: there is no {home}.")
+        return
+    if not (home / SETTINGS_FILE).exists() or PROJECT_ROOT.is_relative_to(home):
+        raise LocalServiceError(
+            f"{home} does not look like a home that lifecycle made, so nothing was removed: check LIFECYCLE_HOME."
+        )
+    if not yes:
+        if not sys.stdin.isatty():
+            raise LocalServiceError(f"This removes {home} for good, and nobody is here to be asked: add --yes.")
+        size = sum(file.lstat().st_size for file in home.rglob("*") if file.is_file())
+        typer.confirm(f"Remove {home} ({human_size(size)}) with its database, archives and models?", abort=True)
+    for folder in (home, *home.glob("histories/*")):
+        if (folder / SETTINGS_FILE).exists():
+            _end(current.model_copy(update={"home": folder}))
+    shutil.rmtree(home)
+    say(f"Removed {home}.")
+
+
+def _tend(supervisor: Supervisor) -> None:
+    """Watch the services until a signal comes."""
+    try:
+        while True:
+            supervisor.tend()
+            time.sleep(_TEND_SECONDS)
+    except KeyboardInterrupt:
+        say("Stopping …")
+        raise
+
+
+def _end(current: Settings) -> None:
+    """End whoever holds the home, then what a killed start left behind, then the embedded PostgreSQL."""
+    held = holder(current.home)
+    if held is not None:
+        _ask_to_end(held, current.home)
+    if records(current.home):
+        # Entering ends them and closes their runs, leaving stops PostgreSQL.
+        with Stack(current, "lifecycle down", say=say):
+            return
+    if current.embedded:
+        with locked(current.home, "lifecycle down"):
+            embedded_server(current).stop()
+
+
+def _ask_to_end(held: Holder, home: Path) -> None:
+    say(f"Ending {held} …")
+    try:
+        os.kill(held.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    deadline = time.monotonic() + _DOWN_SECONDS
+    while holder(home) is not None:
+        if time.monotonic() > deadline:
+            raise LocalServiceError(
+                f"{held} did not end within {_DOWN_SECONDS} s: `kill -9 {held.pid}`, then `lifecycle down` again."
+            )
+        time.sleep(0.1)
+
+
+def _show_start(stack: Stack) -> None:
+    """Wait until all is ready: a live table on a terminal, a line a service elsewhere, the table at the end of both."""
+    screen = console()
+    started = time.monotonic()
+    if screen.is_terminal:
+        with Live(
+            console=screen,
+            refresh_per_second=4,
+            get_renderable=lambda: _table(stack.settings, stack.supervisor, started),
+        ):
+            stack.wait()
+        return
+    announced: set[str] = set()
+
+    def announce() -> None:
+        for service in all_services(stack.settings).values():
+            seconds = stack.supervisor.seconds(service.name)
+            if seconds is not None and service.name not in announced:
+                announced.add(service.name)
+                say(f"{service.title} is ready after {time.monotonic() - started:.1f} s")
+
+    stack.wait(on_tick=announce)
+    screen.print(_table(stack.settings, stack.supervisor, started))
+
+
+def _table(current: Settings, supervisor: Supervisor, started: float) -> Table:
+    table = Table(
+        title=f"Home {current.home}",
+        title_justify="left",
+        caption=f"{time.monotonic() - started:.0f} s",
+        caption_justify="left",
+    )
+    for heading in ("service", "state", "address"):
+        table.add_column(heading, overflow="fold")
+    table.add_row("PostgreSQL", "[green]ready[/green]", where(current.platform_url))
+    for service in all_services(current).values():
+        state = (
+            "[green]ready[/green]" if supervisor.seconds(service.name) is not None else "[yellow]starting …[/yellow]"
+        )
+        table.add_row(service.title, state, service.url or "")
+    return table
+
+
+def _rows(current: Settings) -> list[dict[str, Any]]:
+    running = {record.name: record for record in records(current.home) if record.alive}
+    rows = [_postgres_row(current)]
+    for service in all_services(current).values():
+        record = running.get(service.name)
+        rows.append(
+            {
+                "name": service.name,
+                "title": service.title,
+                "state": "running" if record else "stopped",
+                "url": record.url if record else None,
+                "pid": record.pid if record else None,
+                "since": record.since if record else None,
+            }
+        )
+    return rows
+
+
+def _postgres_row(current: Settings) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": "postgres", "title": "PostgreSQL", "pid": None, "since": None}
+    if not current.embedded:
+        return {**row, "state": "external", "url": where(current.platform_url)}
+    process = embedded_server(current).process()
+    if process is None:
+        return {**row, "state": "stopped", "url": None}
+    since = datetime.fromtimestamp(process.create_time(), UTC).isoformat(timespec="seconds")
+    return {**row, "state": "running", "url": where(current.platform_url), "pid": process.pid, "since": since}
+
+
+def _as_json(held: Holder | None) -> dict[str, Any] | None:
+    return None if held is None else {"command": held.purpose, "pid": held.pid, "since": held.since.isoformat()}

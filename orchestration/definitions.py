@@ -1,0 +1,60 @@
+"""The code location: every asset, check, job, schedule and sensor, put together.
+
+Belongs here: putting together. Does not belong here: anything else. Tests swap a resource through `resource_overrides`.
+"""
+
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+# Backfill policies and open-ended windows are marked beta; our versions are pinned, and a test holds the graph.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+from dagster_aws.s3 import S3Resource
+from dagster_dbt import DbtCliResource
+
+from assets.analytics import asset as analytics
+from assets.datasets import asset as datasets
+from assets.events import asset as events
+from assets.groups import external_assets
+from assets.models import asset as models
+from assets.promotion import asset as promotion
+from assets.records_io import RecordIOManager
+from assets.replay import asset as replay
+from assets.resources import ArtefactStore, MlflowTracking, PlatformDatabase
+from orchestration.jobs import all_jobs
+from orchestration.schedules import all_schedules
+from orchestration.sensors import new_model_version
+
+
+def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """All definitions; `resource_overrides` replaces resources by key."""
+    modules = [events, datasets, models, replay, promotion, analytics]
+    store = ArtefactStore(s3=S3Resource())
+    resources: dict[str, Any] = {
+        "database": PlatformDatabase(),
+        "store": store,
+        "mlflow": MlflowTracking(),
+        "pipes": dg.PipesSubprocessClient(),
+        "dbt": DbtCliResource(
+            project_dir=str(analytics.DBT_FOLDER),
+            profiles_dir=str(analytics.DBT_FOLDER),
+            # This environment's dbt, whatever PATH says.
+            dbt_executable=str(Path(sys.executable).with_name("dbt")),
+        ),
+        "io_manager": RecordIOManager(store=store),
+    }
+    return dg.Definitions(
+        assets=[*external_assets, *dg.load_assets_from_modules(modules)],
+        asset_checks=dg.load_asset_checks_from_modules(modules),
+        jobs=all_jobs,
+        schedules=all_schedules,
+        sensors=[new_model_version],
+        resources={**resources, **(resource_overrides or {})},
+    )
+
+
+defs = build_defs()

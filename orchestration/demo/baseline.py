@@ -1,0 +1,25 @@
+"""The baseline before any training: the heuristic planner as the first model version, in production.
+
+Belongs here: registering it for the product that the database holds. Does not belong here: packaging it (training/heuristic.py).
+"""
+
+import psycopg
+
+from assets.product import MODEL_NAME, current_product
+from experimentation.settings import Settings
+from training.records import ModelVersion
+
+
+def register_baseline(settings: Settings) -> ModelVersion:
+    """The heuristic planner's version, registered now if it is not yet, and in production unless another version is."""
+    from training.heuristic import register_heuristic
+    from training.registry import set_stage, version_of_alias
+
+    with psycopg.connect(settings.platform_url, connect_timeout=10) as connection:
+        product = current_product(connection)
+    version = register_heuristic(
+        settings.tracking_uri, product, model_name=MODEL_NAME, artifact_root=f"{settings.store_root}/mlflow"
+    )
+    if version_of_alias(settings.tracking_uri, MODEL_NAME, "production") is None:
+        set_stage(settings.tracking_uri, MODEL_NAME, version.version, "production")
+    return version

@@ -1,0 +1,126 @@
+"""What a demo runs on: the sample that the project makes, or a diary; and the settings that follow from it.
+
+Belongs here: dates and settings of a scenario, and the data it brings. Does not belong here: running anything.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from experimentation.settings import Settings
+from orchestration.imports import SAMPLE_WEEKS, Imported, import_history, import_sample, sample
+from orchestration.local.errors import cannot_write
+from orchestration.local.home import record_setting, recorded_settings
+from planner.history import History, HistoryOptions, read_history, write_rejects
+from planner.simulator import Sample
+
+SAMPLE_DAYS = 7 * SAMPLE_WEEKS
+# A diary's hourly lineage begins a week ago; all of the diary is history before it.
+DIARY_LIVE_DAYS = 7
+# Of a diary's plans, the oldest two thirds are trained on, and the rest is replayed.
+DIARY_TRAINED_SHARE = 0.65
+DIARY_LEAST_ROWS = 500
+
+
+@dataclass
+class SampleScenario:
+    """The seeded households, whose last week ended yesterday on the day of the first start."""
+
+    settings: Settings
+    title = "the sample: simulated households and their weekly plans"
+    reacts = True
+
+    def prepare(self) -> Settings:
+        """Record the settings that the sample needs in a home that has none yet; returns the settings to go on with."""
+        first_day = datetime.now(UTC).date() - timedelta(days=SAMPLE_DAYS)
+        return _record(self, {"first_day": first_day, "dataset_window_days": SAMPLE_DAYS})
+
+    @property
+    def last_day(self) -> date:
+        """The day of the dataset: the last one with sample events."""
+        return self.settings.lineage_start + timedelta(days=SAMPLE_DAYS - 1)
+
+    @cached_property
+    def made(self) -> Sample:
+        """The sample; 1 to 3 s to make."""
+        return sample(self.last_day)
+
+    def load(self, connection: psycopg.Connection[Any]) -> Imported:
+        """Store it, once."""
+        return import_sample(connection, self.made)
+
+
+@dataclass
+class DiaryScenario:
+    """A recipe catalogue and a dated cooking diary of the user's."""
+
+    settings: Settings
+    recipes: Path
+    interactions: Path
+    options: HistoryOptions = field(default_factory=HistoryOptions)
+    reacts = False
+
+    @property
+    def title(self) -> str:
+        """What the first line says."""
+        return f"the cooking history {self.interactions}"
+
+    @cached_property
+    def read(self) -> History:
+        """The diary as it was read. Raises planner.table_files.FileRefusedError."""
+        return read_history(self.recipes, self.interactions, self.options)
+
+    @property
+    def reject_file(self) -> Path:
+        """Where rows that can't be used are listed."""
+        return self.settings.home / "rejects" / f"{self.interactions.stem}.csv"
+
+    def prepare(self) -> Settings:
+        """Record window, split and least rows of the diary's dataset in a home that has none yet."""
+        times = sorted(event["timestamp"] for event in self.read.events)
+        first_day = datetime.now(UTC).date() - timedelta(days=DIARY_LIVE_DAYS)
+        window = (datetime.now(UTC).date() - times[0].date()).days + 1
+        split = times[int(len(times) * DIARY_TRAINED_SHARE)].date().replace(day=1)
+        return _record(
+            self,
+            {
+                "first_day": first_day,
+                "dataset_window_days": window,
+                "dataset_lookback_days": 366,
+                "dataset_min_rows": DIARY_LEAST_ROWS,
+                "replay_from": split,
+                # A diary says what people cooked, not what they may not eat: nothing is constrained, and the gate is told so.
+                "replay_allow_unconstrained": True,
+            },
+        )
+
+    @property
+    def last_day(self) -> date:
+        """The day of the dataset: the last whole one of the first week."""
+        return self.settings.lineage_start + timedelta(days=DIARY_LIVE_DAYS - 1)
+
+    def load(self, connection: psycopg.Connection[Any]) -> Imported:
+        """Store it, once, and list what could not be used."""
+        write_rejects(self.read.rejects, self.reject_file)
+        return import_history(connection, self.read, str(self.interactions))
+
+
+Scenario = SampleScenario | DiaryScenario
+
+
+def _record(scenario: Scenario, values: dict[str, object]) -> Settings:
+    home = scenario.settings.home
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(home, error) from error
+    known = recorded_settings(home)
+    for name, value in values.items():
+        # What a first start recorded stays: a partition's meaning must not change with the day of a second start.
+        if f"LIFECYCLE_{name.upper()}" not in known:
+            scenario.settings = record_setting(name, value, scenario.settings)
+    return scenario.settings

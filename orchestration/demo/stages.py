@@ -1,0 +1,288 @@
+"""The demo's stages in order: what each asks for, and when there is nothing to do.
+
+Belongs here: the order, and what counts as done. Does not belong here: the work of a stage, or what is shown (progress.py, report.py).
+Each stage looks at what is there before it asks for anything, so that a demo that was killed goes on where it stopped.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import httpx
+import psycopg
+
+from assets.groups import ANALYTICS, BASELINE_MODEL
+from assets.partitions import model_version_key
+from assets.product import EXPERIMENT_NAME, MODEL_NAME
+from experimentation.settings import Settings
+from orchestration.demo.dagster_client import DagsterClient, DagsterError
+from orchestration.demo.progress import Progress, Stage
+from orchestration.demo.scenario import Scenario
+from orchestration.local.stack import Stack
+
+EXPECTED_SECONDS = {
+    "Recipes, households, events": 6.0,
+    "Baseline model, configuration": 12.0,
+    "Dagster and the API": 15.0,
+    "Events archived and cleaned": 25.0,
+    "Training dataset": 8.0,
+    "Base model": 20.0,
+    "Fine-tuning (LoRA)": 25.0,
+    "Replay and gate (by a sensor)": 35.0,
+    "Assignments and traffic": 15.0,
+    "Analytics (dbt)": 20.0,
+}
+"""About how long each takes on 2 cores the first time; only for the time left that the progress line shows."""
+
+HOUR_KEY = "%Y-%m-%d-%H:%M"
+REPLAY_WAIT_SECONDS = 600
+DEMO_KEY = "demo"
+DIARY_UNITS = 200
+"""How many of a diary's people the demo asks assignments for: enough to see every variant."""
+
+
+@dataclass
+class Facts:
+    """What the table at the end is made of, beside what the database and MLflow hold."""
+
+    dataset_day: date
+    key: str = ""
+    replay_run: str | None = None
+    answers: dict[tuple[str, str], int] = field(default_factory=dict)
+    example: dict[str, Any] | None = None
+    events_sent: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+class Demo:
+    """One walk through the stages, on a stack whose PostgreSQL runs and whose schemas are migrated."""
+
+    def __init__(self, stack: Stack, scenario: Scenario, progress: Progress) -> None:
+        self.stack, self.scenario, self.progress = stack, scenario, progress
+        self.settings: Settings = stack.settings
+        self.dagster = DagsterClient(f"http://127.0.0.1:{self.settings.dagster_port}")
+        self.facts = Facts(scenario.last_day)
+
+    @property
+    def day(self) -> str:
+        """Partition of the dataset and of the checkpoint."""
+        return self.facts.dataset_day.isoformat()
+
+    def run(self) -> Facts:
+        """All stages. Raises the error of the stage that could not be done, with a sentence."""
+        steps: dict[str, Callable[[Stage], None]] = {
+            "Recipes, households, events": self._load,
+            "Baseline model, configuration": self._configure,
+            "Dagster and the API": self._serve,
+            "Events archived and cleaned": self._archive,
+            "Training dataset": self._dataset,
+            "Base model": self._base,
+            "Fine-tuning (LoRA)": self._train,
+            "Replay and gate (by a sensor)": self._replay,
+            "Assignments and traffic": self._traffic,
+            "Analytics (dbt)": self._analytics,
+        }
+        for name, step in steps.items():
+            with self.progress.stage(name) as stage:
+                step(stage)
+        return self.facts
+
+    def close(self) -> None:
+        """Close the connection to Dagster."""
+        self.dagster.close()
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """A connection to the platform's database; leaving it as a context commits."""
+        return psycopg.connect(self.settings.platform_url, connect_timeout=10)
+
+    def _load(self, stage: Stage) -> None:
+        from experimentation.partitions import ensure_event_partitions
+
+        with self.connect() as connection:
+            ensure_event_partitions(connection, self.settings.lineage_start)
+            imported = self.scenario.load(connection)
+        stage.skipped = not imported.new
+        stage.outcome = ", ".join(
+            f"{count:,} {name.replace('_', ' ')}" for name, count in imported.counts.items() if count
+        )
+        if not imported.new:
+            stage.outcome += " (stored before)"
+
+    def _configure(self, stage: Stage) -> None:
+        from orchestration.commands.configuration import apply_configuration
+        from orchestration.demo.baseline import register_baseline
+
+        version = register_baseline(self.settings)
+        changes = apply_configuration(self.settings)
+        stage.skipped = not changes
+        stage.outcome = f"{version.name} version {version.version} is the heuristic planner; {len(changes) or 'no'} changes from config/"
+
+    def _serve(self, stage: Stage) -> None:
+        self.stack.start()
+        self.stack.wait(on_tick=self.progress.note)
+        if self.dagster.materialised_at(BASELINE_MODEL.to_user_string()) is None:
+            self.dagster.report(
+                BASELINE_MODEL.to_user_string(), f"models:/{MODEL_NAME}/1, registered before any training."
+            )
+        stage.outcome = f"{self.dagster.url} · http://127.0.0.1:{self.settings.api_port}"
+
+    def _archive(self, stage: Stage) -> None:
+        start, day = self.settings.lineage_start, self.facts.dataset_day
+        last_hour = datetime.combine(day, datetime.min.time()) + timedelta(hours=23)
+        hours = (datetime.combine(start, datetime.min.time()).strftime(HOUR_KEY), last_hour.strftime(HOUR_KEY))
+        days = (start.isoformat(), self.day)
+        done = 0
+        if not self.dagster.has_range("raw_events", *hours):
+            self._materialise(["raw_events"], "archiving events", partition_range=hours)
+            done += 1
+        if self.dagster.materialised_at("cleaned_history") is None:
+            self._materialise(["history_events", "cleaned_history"], "archiving history")
+            done += 1
+        if not self.dagster.has_range("cleaned_events", *days):
+            self._materialise(["cleaned_events"], "cleaning events", partition_range=days)
+            done += 1
+        stage.skipped = done == 0
+        stage.outcome = f"{((day - start).days + 1) * 24:,} hours, {(day - start).days + 1} days, and the history"
+
+    def _dataset(self, stage: Stage) -> None:
+        stage.skipped = self._unless_done("planner_dataset", "building the dataset", self.day)
+        stage.outcome = f"planner/{self.day}"
+
+    def _base(self, stage: Stage) -> None:
+        stage.skipped = self._unless_done("base_model", "pre-training")
+
+    def _train(self, stage: Stage) -> None:
+        stage.skipped = self._unless_done("planner_checkpoint", "fine-tuning", self.day)
+
+    def _replay(self, stage: Stage) -> None:
+        """Wait for the run that the sensor starts: nothing is launched here."""
+        from experimentation.replay_results import settled_model_versions
+        from training.registry import latest_version
+
+        version = latest_version(self.settings.tracking_uri, MODEL_NAME)
+        key = model_version_key(MODEL_NAME, version.version)
+        deadline = time.monotonic() + REPLAY_WAIT_SECONDS
+        stage.skipped = True
+        while True:
+            runs = self.dagster.runs({"dagster/partition": key})
+            self.facts.replay_run = runs[0]["runId"] if runs else None
+            with self.connect() as connection:
+                settled = (MODEL_NAME, str(version.version)) in {
+                    (name, str(number)) for name, number in settled_model_versions(connection)
+                }
+            if settled and all(run["status"] in ("SUCCESS", "FAILURE", "CANCELED") for run in runs):
+                break
+            if len(runs) >= 3 and all(run["status"] == "FAILURE" for run in runs):
+                raise DagsterError(
+                    f"The replay of {key} broke: {self.dagster.why_failed(runs[0]['runId'])} See {self.dagster.run_url(runs[0]['runId'])}"
+                )
+            if time.monotonic() > deadline:
+                raise DagsterError(
+                    f"No sensor started a replay of {key} within {REPLAY_WAIT_SECONDS} s: see {self.dagster.url}/overview/sensors and the "
+                    f"log {self.settings.home / 'logs' / 'daemon.log'}."
+                )
+            stage.skipped = False
+            self.progress.note(f"{runs[0]['status'].lower()} {key}" if runs else f"waiting for the sensor to see {key}")
+            time.sleep(0.5)
+        stage.outcome = key
+
+    def _traffic(self, stage: Stage) -> None:
+        from orchestration.demo import traffic as client
+
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{self.settings.api_port}",
+            headers={"Authorization": f"Bearer {self._api_key()}"},
+            timeout=30,
+            trust_env=False,
+        ) as http:
+            made = client.Traffic()
+            with self.connect() as connection:
+                units = [str(row[0]) for row in connection.execute("SELECT id FROM planner.households ORDER BY id")]
+            if not self.scenario.reacts:
+                units = units[:DIARY_UNITS]
+            assigned = client.ask(http, EXPERIMENT_NAME, "household", units, made)
+            stage.outcome = f"{len(assigned)} assignments"
+            if self.scenario.reacts and not self._sent(assigned[0].answer["experiment_id"]):
+                client.play(http, self.scenario.made.world, assigned, self._load_model, made, self.progress.note)
+                self._remember_sent(assigned[0].answer["experiment_id"], made.events)
+                stage.outcome += f", {made.events:,} events"
+            else:
+                stage.skipped = True
+        self.facts.answers, self.facts.example, self.facts.events_sent = dict(made.answers), made.example, made.events
+
+    def _analytics(self, stage: Stage) -> None:
+        built = self.dagster.materialised_at("exp/metric_aggregates")
+        with self.connect() as connection:
+            newest = connection.execute(
+                "SELECT extract(epoch FROM greatest((SELECT max(created_at) FROM exp.events), "
+                "(SELECT max(assigned_at) FROM exp.assignments), (SELECT max(created_at) FROM exp.offline_replay_results)))"
+            ).fetchone()
+        if built is not None and newest is not None and newest[0] is not None and float(newest[0]) < built:
+            stage.skipped, stage.outcome = True, "nothing new since they were built"
+            return
+        keys = sorted(self.dagster.group(ANALYTICS))
+        self._materialise(keys, "dbt build")
+        stage.outcome = f"{len(keys)} models"
+
+    def _unless_done(self, asset: str, doing: str, partition: str | None = None) -> bool:
+        """Materialise unless it is; returns whether there was nothing to do."""
+        if self.dagster.materialised_at(asset, partition) is not None:
+            return True
+        self._materialise([asset], doing, partition=partition)
+        return False
+
+    def _materialise(
+        self,
+        assets: list[str],
+        doing: str,
+        *,
+        partition: str | None = None,
+        partition_range: tuple[str, str] | None = None,
+    ) -> None:
+        run_id = self.dagster.launch(assets, partition=partition, partition_range=partition_range)
+        self.dagster.require(run_id, f"{doing} failed".capitalize(), lambda: self.progress.note(doing))
+
+    def _load_model(self, uri: str) -> Any:
+        import mlflow
+
+        mlflow.set_tracking_uri(self.settings.tracking_uri)
+        return mlflow.pyfunc.load_model(uri)
+
+    def _api_key(self) -> str:
+        """The demo's own key, kept in the home for this user alone; made anew, and the old one revoked, where the file is gone."""
+        from experimentation.api_keys import list_api_keys, make_api_key, revoke_api_key
+
+        file = self.settings.home / "demo-api-key"
+        if file.exists():
+            return file.read_text().strip()
+        with self.connect() as connection:
+            for key in list_api_keys(connection):
+                if key.name.startswith(DEMO_KEY):
+                    revoke_api_key(connection, key.name)
+            _, plaintext = make_api_key(connection, f"{DEMO_KEY}-{secrets.token_hex(4)}", ["assign", "ingest", "read"])
+        scratch = file.with_suffix(".new")
+        scratch.touch(mode=0o600)
+        scratch.write_text(plaintext)
+        scratch.rename(file)
+        return plaintext
+
+    def _sent(self, experiment_id: str) -> bool:
+        with self.connect() as connection:
+            return (
+                connection.execute(
+                    "SELECT 1 FROM exp.imports WHERE digest = %s", (f"traffic/{experiment_id}",)
+                ).fetchone()
+                is not None
+            )
+
+    def _remember_sent(self, experiment_id: str, events: int) -> None:
+        with self.connect() as connection:
+            connection.execute(
+                "INSERT INTO exp.imports (kind, source, digest, counts) "
+                "VALUES ('traffic', 'live traffic of the demo', %s, jsonb_build_object('events', %s::int)) "
+                "ON CONFLICT (digest) DO NOTHING",
+                (f"traffic/{experiment_id}", events),
+            )

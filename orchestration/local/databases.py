@@ -1,0 +1,72 @@
+"""The databases on whichever PostgreSQL the platform uses: its own, Dagster's and MLflow's.
+
+Belongs here: reaching the server, making databases that are missing. Does not belong here: the embedded server's life
+(postgres.py), schemas (experimentation/migrations).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import psycopg
+
+from experimentation.settings import Settings
+from orchestration.local.errors import LocalServiceError
+from orchestration.local.home import locked, prepare
+from orchestration.local.postgres import EmbeddedPostgres, make_databases
+
+
+def embedded_server(settings: Settings) -> EmbeddedPostgres:
+    """The embedded server of this home."""
+    return EmbeddedPostgres(settings.postgres_dir, settings.pg_port)
+
+
+def ensure_reachable(settings: Settings) -> None:
+    """Make sure that an external DATABASE_URL answers and that the databases beside it exist. Raises LocalServiceError.
+
+    The embedded server makes its own databases when it starts.
+    """
+    siblings = ["dagster"] if settings.mlflow_tracking_uri else ["dagster", "mlflow"]
+    try:
+        make_databases(settings.platform_url, siblings)
+    except psycopg.OperationalError as error:
+        raise LocalServiceError(
+            f"PostgreSQL at {where(settings.platform_url)} can't be reached ({first_line(error)}): start it, or correct DATABASE_URL."
+        ) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise LocalServiceError(
+            f"The user of DATABASE_URL may not make databases on {where(settings.platform_url)}: "
+            f"make {' and '.join(siblings)} there by hand."
+        ) from error
+
+
+@contextmanager
+def database(settings: Settings, purpose: str) -> Iterator[None]:
+    """PostgreSQL for the length of one command: a server that runs is used and left; the embedded one is else started and stopped."""
+    if not settings.embedded:
+        ensure_reachable(settings)
+        yield
+        return
+    server = embedded_server(settings)
+    if server.running_port() == settings.pg_port:
+        yield
+        return
+    prepare(settings)
+    # The lock keeps a `lifecycle up` from adopting a server that this command is about to stop.
+    with locked(settings.home, purpose):
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop()
+
+
+def where(url: str) -> str:
+    """`host:port/database` of a database URL: what may be shown, without user and password."""
+    parts = urlsplit(url)
+    return f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, without a full stop."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -1,0 +1,82 @@
+"""The dbt docs site: made when it is missing or older than the dbt project, then served from the home.
+
+Belongs here: making and serving. Does not belong here: the documentation itself (dbt_project/).
+Run as a module it is the service that `lifecycle up` starts.
+"""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from experimentation.settings import PROJECT_ROOT, Settings, settings
+from orchestration.local.environment import child_environment
+from orchestration.local.errors import LocalServiceError
+from orchestration.local.ports import HOST
+
+DBT_PROJECT = PROJECT_ROOT / "dbt_project"
+_SOURCES = (".sql", ".yml", ".md")
+_MADE_HERE = ("target", "logs", "dbt_packages")
+_GENERATE_SECONDS = 300
+
+
+def is_current(site: Path, project: Path = DBT_PROJECT) -> bool:
+    """Whether the site exists and no source of the dbt project changed since it was made."""
+    index = site / "index.html"
+    if not (index.exists() and (site / "manifest.json").exists() and (site / "catalog.json").exists()):
+        return False
+    made = index.stat().st_mtime
+    sources = (path for path in project.rglob("*") if path.suffix in _SOURCES)
+    return all(path.stat().st_mtime <= made for path in sources if path.relative_to(project).parts[0] not in _MADE_HERE)
+
+
+def generate(current: Settings) -> Path:
+    """Make the site from the dbt project and the database's catalogue; returns its folder.
+
+    Raises LocalServiceError with dbt's own words.
+    """
+    site = current.home / "docs"
+    site.mkdir(parents=True, exist_ok=True)
+    # Its own target folder: a run of dbt in Dagster writes the project's at the same time.
+    command = [
+        str(Path(sys.executable).parent / "dbt"), "--no-use-colors", "docs", "generate", "--log-path", str(current.home / "logs"),
+        "--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT), "--target-path", str(site),
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, env=child_environment(current), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            check=False, timeout=_GENERATE_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise LocalServiceError(
+            f"dbt did not make its docs within {_GENERATE_SECONDS} s: see {current.home / 'logs' / 'dbt.log'}."
+        ) from error
+    if done.returncode != 0:
+        said = "\n".join(f"  | {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-6:])
+        raise LocalServiceError(f"dbt could not make its docs from {DBT_PROJECT}:\n{said}")
+    os.utime(site / "index.html")
+    return site
+
+
+def serve(site: Path, port: int) -> None:
+    """Serve the folder on 127.0.0.1 until the process is ended."""
+    with ThreadingHTTPServer((HOST, port), partial(SimpleHTTPRequestHandler, directory=str(site))) as server:
+        server.serve_forever()
+
+
+def main() -> None:
+    """Make the site if it is not current, and serve it."""
+    current = settings()
+    site = current.home / "docs"
+    if not is_current(site):
+        generate(current)
+    serve(site, current.docs_port)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LocalServiceError as failure:
+        sys.exit(str(failure))

@@ -1,0 +1,27 @@
+"""TCP ports of this machine. Belongs here: asking whether one is free. Does not belong here: which service wants which."""
+
+import socket
+
+from orchestration.local.errors import LocalServiceError
+
+HOST = "127.0.0.1"
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on 127.0.0.1:`port` now."""
+    with socket.socket() as probe:
+        # As servers do: a port whose last connections are merely winding down is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def require_free(port: int, what: str, setting: str) -> None:
+    """Raises LocalServiceError, naming the setting that chooses another port, when something listens on `port`."""
+    if not is_free(port):
+        raise LocalServiceError(
+            f"Port {port} is in use, so {what} can't start: end what listens there, or choose another with {setting}."
+        )

@@ -1,0 +1,79 @@
+"""Ways to see that a service is ready. Belongs here: asking once. Does not belong here: waiting (processes.py).
+
+A probe returns whether the service is ready now, and raises LocalServiceError when waiting longer is of no use.
+"""
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from orchestration.local.errors import LocalServiceError
+
+Probe = Callable[[], bool]
+
+_SECONDS = 5.0
+_LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus
+  locationOrLoadError { __typename ... on PythonError { message } } } } ... on PythonError { message } } }"""
+
+
+def answers(url: str) -> Probe:
+    """Ready when `url` answers with a status below 400."""
+
+    def probe() -> bool:
+        try:
+            return httpx.get(url, timeout=_SECONDS, trust_env=False).status_code < 400
+        except httpx.HTTPError:
+            return False
+
+    return probe
+
+
+def accepts(path: Path) -> Probe:
+    """Ready when something listens on the UNIX socket."""
+
+    def probe() -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(_SECONDS)
+            try:
+                client.connect(str(path))
+            except OSError:
+                return False
+        return True
+
+    return probe
+
+
+def logged(file: Path, text: str) -> Probe:
+    """Ready when the log holds `text`: for a service that listens nowhere."""
+    return lambda: file.exists() and text in file.read_text(errors="replace")
+
+
+def definitions_loaded(webserver: str) -> Probe:
+    """Ready when the Dagster UI at `webserver` has loaded every code location; a definition that can't be loaded is raised."""
+
+    def probe() -> bool:
+        try:
+            answer = httpx.post(f"{webserver}/graphql", json={"query": _LOCATIONS}, timeout=_SECONDS, trust_env=False)
+            workspace = answer.json()["data"]["workspaceOrError"]
+        except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError):
+            return False
+        entries = workspace.get("locationEntries", [])
+        for entry in entries:
+            found = entry["locationOrLoadError"] or {}
+            message = found.get("message", "")
+            # The UI may start before its code server: it looks again by itself, every second.
+            if found.get("__typename") == "PythonError" and "DagsterUserCodeUnreachableError" in message:
+                return False
+            if found.get("__typename") == "PythonError":
+                raise LocalServiceError(f"The definitions in {entry['name']} can't be loaded: {_cause(message)}")
+        return bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)
+
+    return probe
+
+
+def _cause(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[0] if lines else "no reason was given; see the log of the code location."

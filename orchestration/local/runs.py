@@ -1,0 +1,65 @@
+"""Dagster runs of this home whose processes end, or ended, with it.
+
+Belongs here: saying so on the instance, so that the UI does not show them as running for ever. Does not belong here: launching runs.
+A command of its own (`python -m orchestration.local.runs`), because it needs Dagster (0.6 s to import) and the children's environment.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+
+from orchestration.local.environment import code_socket
+
+# A process that executes runs itself tags them with its home, as the run launcher tags the others with its code server.
+HOME_TAG = "lifecycle/home"
+_LAUNCHER_TAG = ".dagster/grpc_info"
+_IN_PROGRESS = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+LOST = "The platform was ended while this run was in progress, so its process is gone. Nothing it had stored is lost: launch it again."
+
+
+def cancel_running(instance: DagsterInstance, home: Path | None) -> int:
+    """Mark runs in progress as being cancelled, so that their processes, ended next, report a cancellation and not a failure."""
+    count = 0
+    for run in _in_progress(instance, home):
+        if run.status != DagsterRunStatus.CANCELING:
+            instance.report_run_canceling(run, message="The platform is being stopped.")
+        count += 1
+    return count
+
+
+def close_lost(instance: DagsterInstance, home: Path | None) -> int:
+    """Report runs in progress as ended: cancelled if that was asked for, else failed. To be called when no process of theirs lives."""
+    count = 0
+    for run in _in_progress(instance, home):
+        if run.status == DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, message=LOST)
+        else:
+            instance.report_run_failed(run, message=LOST)
+        count += 1
+    return count
+
+
+def _in_progress(instance: DagsterInstance, home: Path | None) -> Iterator[DagsterRun]:
+    """Runs in progress of one home; of all homes when it is None, which is right where the database is this home's alone."""
+    for run in instance.get_runs(RunsFilter(statuses=_IN_PROGRESS)):
+        launched_by = json.loads(run.tags.get(_LAUNCHER_TAG, "{}")).get("socket")
+        if home is None or launched_by == str(code_socket(home)) or run.tags.get(HOME_TAG) == str(home):
+            yield run
+
+
+def main() -> None:
+    """`cancel` or `close`, with `--home FOLDER` where several homes share the database. Prints how many runs it touched."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("verb", choices=["cancel", "close"])
+    parser.add_argument("--home", type=Path)
+    arguments = parser.parse_args()
+    with DagsterInstance.get() as instance:
+        act = cancel_running if arguments.verb == "cancel" else close_lost
+        print(act(instance, arguments.home))
+
+
+if __name__ == "__main__":
+    main()

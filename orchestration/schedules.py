@@ -1,0 +1,47 @@
+"""When things start by the clock (UTC). Belongs here: times. Does not belong here: what runs (jobs.py).
+
+`LIFECYCLE_SCHEDULES=false` leaves every schedule stopped; the UI's switch wins over the default either way.
+"""
+
+import dagster as dg
+
+from experimentation.settings import settings
+from orchestration.jobs import analytics_job, archive_job, cleaning_job, dataset_job
+
+_STATUS = dg.DefaultScheduleStatus.RUNNING if settings().schedules else dg.DefaultScheduleStatus.STOPPED
+
+archive_hourly = dg.build_schedule_from_partitioned_job(
+    archive_job, name="archive_hourly", minute_of_hour=5, default_status=_STATUS, description="The hour before, at :05."
+)
+clean_daily = dg.build_schedule_from_partitioned_job(
+    cleaning_job,
+    name="clean_daily",
+    hour_of_day=0,
+    minute_of_hour=30,
+    default_status=_STATUS,
+    description="The day before, at 00:30.",
+)
+dataset_daily = dg.build_schedule_from_partitioned_job(
+    dataset_job,
+    name="dataset_daily",
+    hour_of_day=2,
+    minute_of_hour=0,
+    default_status=_STATUS,
+    description="The day before, at 02:00.",
+)
+metrics_hourly = dg.ScheduleDefinition(
+    name="metrics_hourly",
+    job=analytics_job,
+    cron_schedule="5 * * * *",
+    default_status=_STATUS,
+    description="Metric aggregates of the hour before, at :05, with whatever arrived late.",
+)
+metrics_daily = dg.ScheduleDefinition(
+    name="metrics_daily",
+    job=analytics_job,
+    cron_schedule="0 1 * * *",
+    default_status=_STATUS,
+    description="Metric aggregates of the day before, at 01:00: the roll-up of its hours.",
+)
+
+all_schedules = [archive_hourly, clean_daily, dataset_daily, metrics_hourly, metrics_daily]

@@ -1,0 +1,356 @@
+"""For tests of the dbt project: a database that dbt is run against, events to fill it with, and the numbers they should give.
+
+Does not belong here: fixtures, or anything that asserts about one model.
+"""
+
+import json
+import math
+import random
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+import psycopg
+import pytest
+from dbt.artifacts.schemas.run import RunExecutionResult
+from dbt.cli.main import dbtRunner
+from psycopg.rows import dict_row
+
+from experimentation.partitions import ensure_event_partitions
+from experimentation.settings import PROJECT_ROOT, Settings
+from orchestration.local.environment import child_environment
+
+PROJECT = PROJECT_ROOT / "dbt_project"
+FIRST_DAY = datetime(2026, 3, 7, tzinfo=UTC)
+"""The second day is the one on which New York's clocks change: the database thinks in New York's time, the buckets must not."""
+DAYS = 3
+
+Key = tuple[str, str, str, str, datetime]
+Moments = tuple[int, float | None, float | None, float | None, float | None, float | None]
+Event = dict[str, Any]
+
+CONTROL, TREATMENT, REMAINDER, OTHER = (str(uuid.UUID(int=number)) for number in range(1, 5))
+RUN, OTHER_RUN, DRAFT = (str(uuid.UUID(int=number)) for number in range(11, 14))
+RUN_OF = {CONTROL: RUN, TREATMENT: RUN, REMAINDER: RUN, OTHER: OTHER_RUN}
+RATES = {
+    "acceptance_rate": (("plan_accepted",), "plan_generated"),
+    "avg_edits_per_plan": (("edit_applied", "meal_swapped"), "plan_accepted"),
+    "validator_intervention_rate": (("validator_intervention",), "plan_generated"),
+}
+PERCENTILES = {"latency_p50": 50, "latency_p95": 95, "latency_p99": 99}
+PLANNING = {"plan_generated", "plan_accepted", "edit_applied", "meal_swapped", "validator_intervention"}
+
+
+def carried(variant: str) -> dict[str, str]:
+    return {"experiment_id": RUN_OF[variant], "variant_id": variant}
+
+
+def event(event_type: str, at: datetime, variants: list[str], **more: Any) -> Event:
+    return {
+        "id": str(uuid.uuid4()),
+        "event_type": event_type,
+        "unit_id": more.pop("unit_id", "h-1"),
+        "experiments": [carried(variant) for variant in variants],
+        "metrics": more.pop("metrics", {}),
+        "payload": more.pop("payload", None),
+        "timestamp": at,
+        "created_at": more.pop("created_at", datetime.now(UTC) - timedelta(hours=3)),
+    }
+
+
+def is_reconstructed(one: Event) -> bool:
+    return bool((one["payload"] or {}).get("reconstructed"))
+
+
+def ordinary_events(seed: int = 7) -> list[Event]:
+    """Three days of plans for three variants of two experiments; some plans belong to both."""
+    rng = random.Random(seed)
+    events = []
+    for number in range(700):
+        at = FIRST_DAY + timedelta(seconds=rng.uniform(0, DAYS * 86400))
+        variants = [rng.choice([CONTROL, CONTROL, TREATMENT])] + ([OTHER] if rng.random() < 0.3 else [])
+        unit = {"unit_id": f"h-{number % 60}"}
+        cost = {"cost_usd": round(rng.uniform(0.001, 0.02), 5)} if rng.random() < 0.8 else {}
+        latency = {"latency_ms": round(rng.lognormvariate(6, 0.6), 3), "token_count": rng.randint(200, 900)}
+        events.append(event("plan_generated", at, variants, metrics={**latency, **cost}, **unit))
+        for _ in range(edits := rng.choice([0, 0, 0, 1, 2, 4])):
+            kind = rng.choice(["meal_swapped", "meal_swapped", "edit_applied"])
+            events.append(event(kind, at + timedelta(seconds=rng.uniform(1, 600)), variants, **unit))
+        if rng.random() < 0.1:
+            events.append(event("validator_intervention", at, variants, **unit))
+        if rng.random() < 0.7:
+            accepted = {"metrics": {"edit_count": edits}, "payload": {"plan_id": f"p-{number}", "reconstructed": False}}
+            events.append(
+                event("plan_accepted", at + timedelta(seconds=rng.uniform(1, 900)), variants, **accepted, **unit)
+            )
+    return events
+
+
+def odd_events() -> list[Event]:
+    """What must not be counted, or not twice, or must not stop the build."""
+    noon = FIRST_DAY + timedelta(hours=12)
+    unknown = event("plan_generated", noon, [], metrics={"latency_ms": 1e6})
+    unknown["experiments"] = [
+        {"experiment_id": RUN, "variant_id": OTHER},
+        {"experiment_id": "no uuid", "variant_id": "neither"},
+        {"variant_id": CONTROL},
+    ]
+    named_twice = event("custom.seen", noon, [CONTROL], metrics={"custom_score": 2})
+    named_twice["experiments"] = [carried(CONTROL), {key: value.upper() for key, value in carried(CONTROL).items()}]
+    return [
+        event(
+            "plan_accepted",
+            noon,
+            [CONTROL],
+            metrics={"edit_count": 9, "rating_mean": 5},
+            payload={"reconstructed": True},
+        ),
+        event("plan_generated", noon, [], metrics={"latency_ms": 1e6}),
+        unknown,
+        named_twice,
+        event("custom.large_offset", noon, [OTHER], metrics={"offset_metric": 1e15 + 1}),
+        event("custom.large_offset", noon, [OTHER], metrics={"offset_metric": 1e15 + 2}),
+        event("custom.large_offset", noon + timedelta(hours=2), [OTHER], metrics={"offset_metric": 1e15 + 4}),
+        event("custom.negative", noon, [OTHER], metrics={"offset_metric_2": -0.1}),
+        event(
+            "custom.shapes",
+            noon,
+            [CONTROL],
+            metrics={"text": "12", "flag": True, "none": None, "list": [1], "custom_score": 4},
+        ),
+        event(
+            "custom.extremes",
+            noon,
+            [CONTROL],
+            metrics={"custom_extreme": 1e300, "acceptance_rate": 7, "latency_p50": 7, "x" * 101: 1},
+        ),
+        # An hour of its own, in which a plan is accepted and edited though none was generated.
+        event("plan_accepted", FIRST_DAY + timedelta(days=DAYS, hours=1), [TREATMENT]),
+        event("meal_swapped", FIRST_DAY + timedelta(days=DAYS, hours=1), [TREATMENT]),
+    ]
+
+
+def expected(events: list[Event]) -> dict[Key, Moments]:
+    """What the aggregates should be, from the events alone, by numpy."""
+    buckets: dict[tuple[str, str, datetime], list[Event]] = defaultdict(list)
+    for one in events:
+        named = {
+            (part.get("variant_id", "").lower(), part.get("experiment_id", "").lower()) for part in one["experiments"]
+        }
+        hour = one["timestamp"].replace(minute=0, second=0, microsecond=0)
+        for variant, run in RUN_OF.items():
+            if (variant, run) in named and not is_reconstructed(one):
+                buckets[variant, "hourly", hour].append(one)
+                buckets[variant, "daily", hour.replace(hour=0)].append(one)
+    return {
+        (RUN_OF[variant], variant, metric, kind, start): moments
+        for (variant, kind, start), inside in buckets.items()
+        for metric, moments in {**of_numbers(inside), **of_rates(inside)}.items()
+    }
+
+
+def of_numbers(events: list[Event]) -> dict[str, Moments]:
+    """Every number of the events, and the percentiles of their latencies."""
+    numbers: dict[str, list[float]] = defaultdict(list)
+    for name, value in ((name, value) for one in events for name, value in one["metrics"].items()):
+        usable = type(value) in (int, float) and abs(value) < 1e100 and len(name) <= 100
+        if usable and name not in {*RATES, *PERCENTILES, "cost_per_plan"}:
+            numbers[name].append(value)
+    rows: dict[str, Moments] = {}
+    for name, values in numbers.items():
+        spread = float(np.std(np.array(values) - values[0], ddof=1)) if len(values) > 1 else None
+        total = math.fsum(values)
+        rows[name] = (len(values), total, total / len(values), min(values), max(values), spread)
+    if latencies := numbers.get("latency_ms"):
+        for name, at in PERCENTILES.items():
+            rows[name] = (len(latencies), None, float(np.percentile(latencies, at)), None, None, None)
+    return rows
+
+
+def of_rates(events: list[Event]) -> dict[str, Moments]:
+    """The four rates, where the events have anything to do with plans."""
+    counts = Counter(one["event_type"] for one in events)
+    costs = [one["metrics"]["cost_usd"] for one in events if "cost_usd" in one["metrics"]]
+    if not (PLANNING & counts.keys() or costs):
+        return {}
+    tops: dict[str, tuple[float | None, int]]
+    tops = {name: (sum(counts[part] for part in parts), counts[of]) for name, (parts, of) in RATES.items()}
+    tops["cost_per_plan"] = (math.fsum(costs) if costs else None, counts["plan_generated"])
+    return {
+        name: (below, top, top / below if top is not None and below else None, None, None, None)
+        for name, (top, below) in tops.items()
+    }
+
+
+@dataclass
+class Warehouse:
+    """A migrated database, dbt against it, and the events that were put in."""
+
+    url: str
+    scratch: Path
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def target(self) -> Path:
+        return self.scratch / "target"
+
+    def connect(self) -> psycopg.Connection[dict[str, Any]]:
+        return psycopg.connect(self.url, row_factory=dict_row)
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        with self.connect() as connection:
+            connection.execute("SET timezone = 'UTC'")
+            return connection.execute(query).fetchall()
+
+    def store(self, events: list[Event]) -> None:
+        self.events += events
+        columns = ["id", "event_type", "unit_id", "experiments", "metrics", "payload", "timestamp", "created_at"]
+        values = [
+            [json.dumps(one[name]) if name in {"experiments", "metrics", "payload"} else one[name] for name in columns]
+            for one in events
+        ]
+        with self.connect() as connection, connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO exp.events (unit_type, id, event_type, unit_id, experiments, metrics, payload, timestamp, created_at) "
+                "VALUES ('household', %s, %s, %s, %s, %s, nullif(%s::jsonb, 'null'), %s, %s)",
+                values,
+            )
+
+    def remove(self, events: list[Event]) -> None:
+        gone = {one["id"] for one in events}
+        self.events = [one for one in self.events if one["id"] not in gone]
+        with self.connect() as connection:
+            connection.execute("DELETE FROM exp.events WHERE id = ANY(%s::uuid[])", (list(gone),))
+
+    def invoke(self, *arguments: str, variables: Mapping[str, str] | None = None) -> Any:
+        """Run dbt with the environment that the platform gives it, in folders of its own; returns what dbt made.
+
+        In this process: importing dbt costs as much as a run of it.
+        """
+        folders = {
+            "project-dir": PROJECT,
+            "profiles-dir": PROJECT,
+            "target-path": self.target,
+            "log-path": self.scratch / "logs",
+        }
+        options = [word for name, folder in folders.items() for word in (f"--{name}", str(folder))]
+        environment = child_environment(Settings(database_url=self.url, home=self.scratch))
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            done = dbtRunner().invoke(["--quiet", *arguments, *options, "--vars", json.dumps(variables or {})])
+        assert done.result is not None, done.exception
+        return done.result
+
+    def dbt(self, *arguments: str, variables: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Run `dbt build` or the like; returns each node's status by name. An error (not a failed test) fails here."""
+        result = self.invoke(*arguments, variables=variables)
+        assert isinstance(result, RunExecutionResult)
+        broken = [(one.node.name, one.message) for one in result.results if one.status == "error"]
+        assert not broken, broken
+        return {one.node.name: str(one.status) for one in result.results}
+
+    def aggregates(self) -> dict[Key, dict[str, Any]]:
+        rows = self.rows("SELECT * FROM exp.metric_aggregates")
+        named: dict[Key, dict[str, Any]] = {}
+        for row in rows:
+            run, variant = str(row["experiment_id"]), str(row["variant_id"])
+            named[run, variant, row["metric_name"], row["bucket_type"], row["bucket_start"]] = row
+        assert len(named) == len(rows)
+        return named
+
+
+def fill(url: str) -> None:
+    """Two runs that are served and a draft, with 60 enrolled units of which 50 ever get a plan."""
+    with psycopg.connect(url) as connection:
+        ensure_event_partitions(connection, date.today(), days_ahead=1)
+        for run, name, status in (
+            (RUN, "weekly_planner", "active"),
+            (OTHER_RUN, "layout", "completed"),
+            (DRAFT, "next", "draft"),
+        ):
+            connection.execute(
+                "INSERT INTO exp.experiments (id, name, status, unit_type) VALUES (%s, %s, %s, 'household')",
+                (run, name, status),
+            )
+        variants = [
+            (CONTROL, "control", 0, "control", "0.1"),
+            (REMAINDER, "remainder", 1, "remainder", "0.8"),
+            (TREATMENT, "candidate_v2", 2, "treatment", "0.1"),
+            (OTHER, "only", 0, "control", "1"),
+        ]
+        for variant, name, position, role, allocation in variants:
+            connection.execute(
+                "INSERT INTO exp.variants (id, experiment_id, name, position, role, allocation) VALUES (%s, %s, %s, %s, %s, %s)",
+                (variant, RUN_OF[variant], name, position, role, allocation),
+            )
+        connection.execute("UPDATE exp.experiments SET shipped_variant_id = %s WHERE id = %s", (OTHER, OTHER_RUN))
+        for run in (RUN, OTHER_RUN):
+            shares = {variant: allocation for variant, _, _, _, allocation in variants if RUN_OF[variant] == run}
+            connection.execute(
+                "INSERT INTO exp.allocation_epochs (experiment_id, epoch, allocations) VALUES (%s, 1, %s)",
+                (run, json.dumps(shares)),
+            )
+        for number in range(70):
+            connection.execute(
+                "INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity) "
+                "VALUES (%s, 'household', %s, %s, 1, 0.1)",
+                (RUN, f"h-{number}", CONTROL if number % 2 else TREATMENT),
+            )
+        policy = connection.execute(
+            "INSERT INTO exp.policies (name, description) VALUES ('planner_policy', 'Plans') RETURNING id"
+        ).fetchone()
+        assert policy is not None
+        version = connection.execute(
+            "INSERT INTO exp.policy_versions (policy_id, version, mlflow_model_name, mlflow_model_version) "
+            "VALUES (%s, 2, 'planner_model', '2') RETURNING id",
+            (policy[0],),
+        ).fetchone()
+        assert version is not None
+        replays = [
+            ("2", version[0], "passed", True, "[]", 0.31),
+            ("3", None, "refused", False, '["alignment fell", "so did edits"]', 0.2),
+        ]
+        for model, policy_version, verdict, better, reasons, score in replays:
+            connection.execute(
+                "INSERT INTO exp.offline_replay_results (mlflow_model_name, mlflow_model_version, dataset_version, baseline_model_version, "
+                "policy_version_id, verdict, is_better_than_baseline, reasons, offline_eval_score, status) "
+                "VALUES ('planner_model', %s, '2026-03-10', '1', %s, %s, %s, %s, %s, 'completed')",
+                (model, policy_version, verdict, better, reasons, score),
+            )
+
+
+def moments_of(row: Mapping[str, Any]) -> Moments:
+    return row["count"], row["sum"], row["mean"], row["min"], row["max"], row["stddev"]
+
+
+def assert_numbers(found: Mapping[Key, Mapping[str, Any]], wanted: Mapping[Key, Moments]) -> None:
+    """The same keys, nulls in the same places, and numbers equal up to the rounding of doubles."""
+    assert set(found) == set(wanted)
+    for key, moments in wanted.items():
+        for here, there in zip(moments_of(found[key]), moments, strict=True):
+            assert (here is None) == (there is None), (key, moments_of(found[key]), moments)
+            assert here is None or here == pytest.approx(there, rel=1e-9, abs=1e-12), (
+                key,
+                moments_of(found[key]),
+                moments,
+            )
+
+
+@contextmanager
+def new_warehouse(server: str, template: str, scratch: Path) -> Iterator[Warehouse]:
+    """A warehouse in a migrated database of its own, which is dropped in the end. The database thinks in New York's time."""
+    name = f"dbt_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        connection.execute(f"ALTER DATABASE {name} SET timezone = 'America/New_York'")
+    yield Warehouse(urlunsplit(urlsplit(server)._replace(path=f"/{name}")), scratch)
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

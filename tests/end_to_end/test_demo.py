@@ -1,0 +1,98 @@
+"""The demo as a user sees it: killed and run again, run once more, and looked at afterwards."""
+
+import re
+
+import httpx
+from demo_support import wait_for
+
+STATE = {
+    "events by type": "SELECT event_type, count(*) FROM exp.events GROUP BY 1 ORDER BY 1",
+    "event ids": "SELECT md5(string_agg(id::text, ',' ORDER BY id)) FROM exp.events",
+    "assignments": "SELECT unit_id, variant_id FROM exp.assignments ORDER BY unit_id",
+    "runs": "SELECT name, run, status, shipped_variant_id FROM exp.experiments ORDER BY name, run",
+    "policy versions": "SELECT version, mlflow_model_version, status FROM exp.policy_versions ORDER BY version",
+    "replays": "SELECT id, verdict, offline_eval_score, created_at FROM exp.offline_replay_results ORDER BY id",
+    "aggregates": "SELECT id, count, sum, created_at FROM exp.metric_aggregates ORDER BY id",
+    "audit rows": "SELECT count(*) FROM exp.audit_log",
+}
+
+
+def test_a_killed_demo_ends_in_the_same_table(interrupted_demo) -> None:
+    installation, printed = interrupted_demo
+    for line in (
+        "rows in",
+        "dataset version",
+        "losses",
+        "gate",
+        "policy version",
+        "experiment",
+        "dbt",
+        "one answer",
+        "seconds",
+    ):
+        assert line in printed, f"the table has no line '{line}'"
+    assert re.search(r"gate\W+(passed|refused|not evaluated)", printed)
+    versions = installation.query("SELECT count(DISTINCT mlflow_model_version) FROM exp.offline_replay_results")
+    assert versions == [(1,)], "killed or not, one version is trained and replayed"
+
+
+def test_the_model_that_passed_is_served(interrupted_demo) -> None:
+    installation, _ = interrupted_demo
+    verdict = installation.query("SELECT verdict FROM exp.offline_replay_results")[0][0]
+    variants = dict(
+        installation.query(
+            "SELECT v.name, v.allocation::float FROM exp.experiments e JOIN exp.variants v ON v.experiment_id = e.id "
+            "WHERE e.name = 'weekly_planner' AND e.status = 'active'"
+        )
+    )
+    assert verdict == "passed", "on the sample the model is meant to pass: its data was made to be learnable"
+    assert variants == {"control": 0.1, "remainder": 0.8, "candidate_v2": 0.1}
+    served = dict(
+        installation.query(
+            "SELECT v.name, count(*) FROM exp.assignments a JOIN exp.variants v ON v.id = a.variant_id "
+            "JOIN exp.experiments e ON e.id = a.experiment_id WHERE e.run = 2 GROUP BY 1"
+        )
+    )
+    assert set(served) == {"control", "candidate_v2"}
+    assert all(20 <= count <= 65 for count in served.values()), served
+
+
+def test_a_third_run_changes_nothing(interrupted_demo) -> None:
+    installation, _ = interrupted_demo
+    before = {name: installation.query(statement) for name, statement in STATE.items()}
+    done = installation.run("demo")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert {name: installation.query(statement) for name, statement in STATE.items()} == before
+
+
+def test_everything_is_visible_afterwards(interrupted_demo) -> None:
+    installation, _ = interrupted_demo
+    process, output = installation.start("up")
+    try:
+        pages = {
+            "DAGSTER": "/asset-groups",
+            "MLFLOW": "/",
+            "API": "/readyz",
+            "DOCS": "/",
+        }
+        wait_for(
+            lambda: all(_answers(installation.url(name) + path) for name, path in pages.items()), process, output, 180
+        )
+        query = "{ runsOrError { ... on Runs { results { jobName status tags { key value } } } } }"
+        runs = httpx.post(installation.url("DAGSTER") + "/graphql", json={"query": query}, trust_env=False).json()
+        found = runs["data"]["runsOrError"]["results"]
+        sensed = [run for run in found if {"key": "dagster/sensor_name", "value": "new_model_version"} in run["tags"]]
+        assert [run["jobName"] for run in sensed if run["status"] == "SUCCESS"] == ["replay_and_gate"]
+        assert not [run for run in found if run["status"] in ("STARTED", "STARTING", "QUEUED")], (
+            "a killed run is shown as running"
+        )
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False

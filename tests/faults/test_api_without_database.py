@@ -1,0 +1,71 @@
+"""The database stops under a running API: 503 within the retry budget, and service again soon after its return."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+from api_support import make_run, running_api
+from conftest import free_port
+
+from experimentation.api_keys import make_api_key
+from experimentation.migrate import migrate
+from orchestration.local.postgres import EmbeddedPostgres
+
+# 100 + 200 + 400 ms of waiting, and room for a slow machine.
+RETRY_BUDGET_SECONDS = 0.7
+SLACK_SECONDS = 2.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(tmp_path / "postgres", free_port())
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def test_away_and_back(server: EmbeddedPostgres) -> None:
+    migrate(server.url)
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        make_run(connection, "planner")
+        _, key = make_api_key(connection, "web", ["assign", "ingest"])
+    event = {"event_type": "custom.x", "unit_type": "user", "unit_id": "u", "timestamp": datetime.now(UTC).isoformat()}
+    # The key and the experiments are known; what is asked for is not.
+    with (
+        running_api(server.url, api_key_cache_seconds=60) as url,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client,
+    ):
+
+        def ask(unit: str) -> httpx.Response:
+            body = {"unit_type": "household", "unit_id": unit, "requested_experiments": ["planner"]}
+            return client.post("/api/v1/assignments", json=body)
+
+        assert ask("before").status_code == 200
+        server.stop()
+        for send in (lambda: ask("during"), lambda: client.post("/api/v1/events", json=event)):
+            started = time.monotonic()
+            answer = send()
+            seconds = time.monotonic() - started
+            assert (answer.status_code, answer.json()["error"], answer.json()["retry_after"]) == (
+                503,
+                "service_unavailable",
+                5,
+            )
+            assert answer.headers["retry-after"] == "5"
+            assert RETRY_BUDGET_SECONDS <= seconds < RETRY_BUDGET_SECONDS + SLACK_SECONDS
+        readiness = client.get("/readyz")
+        assert (readiness.status_code, readiness.json()["error"]) == (503, "database_unreachable")
+        assert client.get("/healthz").status_code == 200
+        server.start()
+        back = time.monotonic()
+        while (answer := ask("during")).status_code != 200:
+            assert time.monotonic() - back < 2
+        assert answer.json()["assignments"][0]["enrolled"] is True
+        assert client.post("/api/v1/events", json=event).status_code == 200
+        assert client.get("/readyz").status_code == 200

@@ -1,0 +1,153 @@
+"""A process that is killed between writing and publishing: what was there stays, nothing half shows, and the next run ends well."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from assets.datasets.build import versions
+from assets.events.archive import archive_hours
+from assets.events.event_files import hour_key, read_archive
+from assets.object_store import STAGING, ObjectStore, StoreError
+from experimentation.partitions import ensure_event_partitions
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of ours in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def killed(script: str, *arguments: str) -> None:
+    """Run a script that is to kill itself, and make sure that it did."""
+    done = run(script, *arguments)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def left_in_staging(folder: Path) -> int:
+    return len(list((folder / STAGING).iterdir()))
+
+
+def test_a_write_that_is_killed_leaves_the_object_that_was_there(tmp_path: Path) -> None:
+    store = ObjectStore(str(tmp_path))
+    store.write("a/b", b"old")
+    killed(
+        """
+        import os, signal, sys
+        from assets.object_store import ObjectStore
+        ObjectStore(sys.argv[1]).write("a/b", b"new" * 1000, verify=lambda stored: os.kill(os.getpid(), signal.SIGKILL))
+        """,
+        str(tmp_path),
+    )
+    assert left_in_staging(tmp_path) == 1
+    assert store.list() == ["a/b"]
+    assert store.read("a/b") == b"old"
+    store.write("a/b", b"newer")
+    assert store.sweep(older_than_s=-1) == 1
+    assert store.read("a/b") == b"newer"
+
+
+def test_an_archive_run_that_is_killed_ends_well_when_run_again(database_url: str, tmp_path: Path) -> None:
+    first = (datetime.now(UTC) - timedelta(days=3)).replace(hour=0, minute=0, second=0, microsecond=0)
+    with psycopg.connect(database_url) as connection:
+        ensure_event_partitions(connection, first.date())
+        connection.execute(
+            """
+            INSERT INTO exp.events (id, event_type, unit_type, unit_id, experiments, context, metrics, "timestamp")
+            SELECT md5(n::text)::uuid, 'exposure', 'user', 'u', '[]', '{}', '{}', %s + n * interval '10 minutes'
+            FROM generate_series(0, 143) n
+            """,
+            [first],
+        )
+        connection.commit()
+        killed(
+            """
+            import os, signal, sys
+            from datetime import datetime, timedelta
+            import psycopg
+            from assets.events import archive
+            from assets.object_store import ObjectStore
+
+            class Fragile(ObjectStore):
+                def _publish(self, staged, key, data, exclusive):
+                    if key.endswith("/13/events.parquet"):
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    super()._publish(staged, key, data, exclusive)
+
+            first = datetime.fromisoformat(sys.argv[3])
+            with psycopg.connect(sys.argv[1]) as connection:
+                archive.archive_hours(connection, Fragile(sys.argv[2]), first, first + timedelta(hours=24))
+            """,
+            database_url, str(tmp_path), first.isoformat(),
+        )  # fmt: skip
+        store = ObjectStore(str(tmp_path))
+        shown = store.list("events")
+        assert hour_key(first + timedelta(hours=13)) not in shown
+        assert all(read_archive(store, key).num_rows == 6 for key in shown)
+        hours = archive_hours(connection, store, first, first + timedelta(hours=24))
+    assert [hour.rows for hour in hours] == [6] * 24
+    assert len(store.list("events")) == 24
+
+
+BUILD = """
+import os, signal, sys
+from datetime import date
+from assets.datasets.build import build_dataset
+from assets.object_store import ObjectStore
+from planner.catalogue import sample_catalogue
+from planner.meal_planner import MealPlanner
+from planner.product import RowWindow
+from planner.rows import planner_rows
+from planner.sessions import events_frame
+from planner.simulator import simulate
+
+class Fragile(ObjectStore):
+    def _publish(self, staged, key, data, exclusive):
+        if key.endswith(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._publish(staged, key, data, exclusive)
+
+sample = simulate(sample_catalogue(), seed=2, households=8, weeks=2, end=date(2025, 6, 1))
+window = RowWindow(sample.start, sample.end, 28)
+rows = planner_rows(events_frame(sample.events), sample.tables, window)
+print(build_dataset(rows, store=Fragile(sys.argv[1]), product=MealPlanner(), window=window).digest)
+"""
+
+
+@pytest.mark.parametrize("dies_at", ["dataset_summary.md", "training.parquet"])
+def test_a_dataset_that_is_killed_in_the_middle_is_no_version(tmp_path: Path, dies_at: str) -> None:
+    whole = run(BUILD, str(tmp_path / "whole"), "never")
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "datasets"
+    script = BUILD.replace("key.endswith(sys.argv[2])", f"key.endswith({dies_at!r}) and sys.argv[2] == 'die'")
+    killed(script, str(folder), "die")
+    assert versions(ObjectStore(str(folder)), "planner") == []
+    again = run(script, str(folder), "live")
+    assert again.stdout == whole.stdout, again.stderr
+    name = "planner/2025-06-01"
+    for file in ("training.parquet", "schema.json", "dataset_summary.md"):
+        assert (folder / name / file).read_bytes() == (tmp_path / "whole" / name / file).read_bytes()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore(str(tmp_path))
+    store.write("a", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        store.write("a", b"new")
+    monkeypatch.undo()
+    assert (store.read("a"), left_in_staging(tmp_path)) == (b"old", 0)

@@ -1,0 +1,67 @@
+"""What tests need to stand on: configuration files as text, a database with the project's own configuration, event partitions.
+
+Belongs here: short ways to a usual state. Does not belong here: assertions.
+"""
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from experimentation.config_files import ConfigFiles, read_config
+from experimentation.partitions import ensure_event_partitions
+from experimentation.policies import add_version, get_version
+from experimentation.records import PolicyVersion
+from experimentation.settings import PROJECT_ROOT
+from experimentation.sync import SyncReport, sync
+
+NO_POLICIES = "policies: []\n"
+NO_EXPERIMENTS = "experiments: []\n"
+
+
+def every_model_exists(name: str, version: int) -> str | None:
+    """A registry that has every model version, none of them archived."""
+    return "none"
+
+
+def config_of(folder: Path, experiments: str = NO_EXPERIMENTS, policies: str = NO_POLICIES) -> ConfigFiles:
+    """The two configuration files with these texts, read from `folder`."""
+    (folder / "experiments.yml").write_text(experiments)
+    (folder / "policies.yml").write_text(policies)
+    return read_config(folder)
+
+
+def sync_project_config(connection: psycopg.Connection[Any], **options: Any) -> SyncReport:
+    """Apply config/*.yml of this project: `planner_policy@1` in production, `weekly_planner` run 1, the flag `recipe_cards`."""
+    return sync(
+        connection,
+        read_config(PROJECT_ROOT / "config"),
+        **{"model_stage": every_model_exists, "actor": "test", **options},
+    )
+
+
+def next_planner_version(connection: psycopg.Connection[Any], model_version: int = 2) -> PolicyVersion:
+    """A further version of `planner_policy`, as a candidate has one."""
+    return add_version(
+        connection,
+        "planner_policy",
+        mlflow_model_name="planner_model",
+        mlflow_model_version=model_version,
+        actor="test",
+        reason="A test needs a candidate.",
+    )
+
+
+def first_planner_version(connection: psycopg.Connection[Any]) -> PolicyVersion:
+    """`planner_policy@1`, after `sync_project_config`."""
+    found = get_version(connection, "planner_policy", 1)
+    assert found is not None
+    return found
+
+
+def make_event_partitions(connection: psycopg.Connection[Any], first_day: date | None = None) -> date:
+    """History, and a day each from `first_day` (two days ago when not given) to tomorrow. Returns the first day."""
+    first_day = first_day or (datetime.now(UTC).date() - timedelta(days=2))
+    ensure_event_partitions(connection, first_day, days_ahead=1)
+    return first_day

@@ -1,0 +1,100 @@
+"""Commands against a real PostgreSQL: the embedded server's life, migrations twice, API keys."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from local_support import unused_ports
+
+from experimentation.settings import settings
+from orchestration.local.databases import embedded_server
+
+
+def lifecycle(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "orchestration.cli", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env={**os.environ, **environment}, check=False, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def embedded(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home whose embedded PostgreSQL has a free port, and is stopped at the end."""
+    monkeypatch.setenv("LIFECYCLE_PG_PORT", str(unused_ports(1)[0]))
+    settings.cache_clear()
+    yield home
+    embedded_server(settings()).stop()
+
+
+def test_the_embedded_server_starts_once_and_stops(embedded: Path) -> None:
+    assert lifecycle("db", "url").returncode == 1, "there is no password before the first start"
+    assert lifecycle("db", "start").returncode == 0
+    assert "runs already" in lifecycle("db", "start").stdout
+    url = lifecycle("db", "url").stdout.strip()
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT current_database()").fetchone() == ("lifecycle",)
+    assert lifecycle("db", "stop").returncode == 0
+    assert lifecycle("db", "stop").stdout == "PostgreSQL does not run.\n"
+
+
+def test_migrating_twice_changes_nothing_and_leaves_the_server_as_it_was(embedded: Path) -> None:
+    first, second = lifecycle("db", "migrate"), lifecycle("db", "migrate")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert first.stdout == second.stdout
+    assert embedded_server(settings()).process() is None, "a server that ran only for the command still runs"
+
+
+def test_an_external_database_is_neither_started_nor_stopped(home: Path, database_url: str) -> None:
+    for verb in ("start", "stop"):
+        refused = lifecycle("db", verb, DATABASE_URL=database_url)
+        assert refused.returncode == 1 and "neither starts nor stops" in refused.stderr
+        assert (
+            "password" not in refused.stderr
+            and psycopg.conninfo.conninfo_to_dict(database_url)["password"] not in refused.stderr
+        )
+
+
+def test_a_database_that_is_away_is_one_sentence(home: Path) -> None:
+    port = unused_ports(1)[0]
+    failed = lifecycle("db", "migrate", DATABASE_URL=f"postgresql://me:secret@127.0.0.1:{port}/x")
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1
+    assert f"PostgreSQL at 127.0.0.1:{port}/x can't be reached" in failed.stderr and "secret" not in failed.stderr
+
+
+def test_a_key_is_made_listed_and_revoked(home: Path, database_url: str) -> None:
+    made = lifecycle("keys", "make", "shop", "--scope", "assign", DATABASE_URL=database_url)
+    assert made.returncode == 0 and made.stdout.startswith("lc_") and made.stdout.count("\n") == 1
+    again = lifecycle("keys", "make", "shop", DATABASE_URL=database_url)
+    assert again.returncode == 1 and "already" in again.stderr
+    listed = lifecycle("keys", "list", DATABASE_URL=database_url).stdout
+    assert "shop" in listed and made.stdout.strip() not in listed
+    assert lifecycle("keys", "revoke", "shop", DATABASE_URL=database_url).returncode == 0
+    assert lifecycle("keys", "revoke", "shop", DATABASE_URL=database_url).returncode == 2
+
+
+def test_sync_shows_applies_and_is_idempotent(home: Path, database_url: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    tracking = f"sqlite:///{tmp_path}/mlflow.db"
+    given = {"DATABASE_URL": database_url, "MLFLOW_TRACKING_URI": tracking}
+
+    refused = lifecycle("sync", **given)
+    assert refused.returncode == 1 and "policies.yml:" in refused.stderr and "planner_model" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    client = MlflowClient(tracking_uri=tracking)
+    client.create_registered_model("planner_model")
+    client.create_model_version("planner_model", source=str(tmp_path))
+    would = lifecycle("sync", "--check", **given)
+    assert would.returncode == 1 and "planner_policy" in would.stdout
+    applied = lifecycle("sync", **given)
+    assert applied.returncode == 0, applied.stderr
+    assert applied.stdout == would.stdout
+    assert lifecycle("sync", "--check", **given).returncode == 0
+    again = lifecycle("sync", **given)
+    assert again.returncode == 0 and again.stdout.startswith("Files and database agree.")

@@ -1,0 +1,297 @@
+"""Runs on a real database: their lives, and a candidate's run, which is opened whole or not at all."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from ground_support import first_planner_version, next_planner_version, sync_project_config
+from psycopg.rows import dict_row
+
+from experimentation.experiments import (
+    add_variant,
+    complete_run,
+    create_run,
+    load_run,
+    open_candidate_run,
+    pause_run,
+    resume_run,
+    runs_of,
+    start_run,
+)
+from experimentation.policies import set_production, set_version_status
+from experimentation.records import CandidateRun, ExperimentationError, NewVariant, Run
+
+BY = {"actor": "test", "reason": "Because of the test."}
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a database that holds the project's own configuration. Its rows are dicts, as some callers like them."""
+    with psycopg.connect(database_url, autocommit=True, row_factory=dict_row) as opened:
+        sync_project_config(opened)
+        yield opened
+
+
+def open_for(connection: psycopg.Connection[Any], version_id: UUID, **options: Any) -> CandidateRun:
+    fields = {"experiment_name": "weekly_planner", "treatment_name": "candidate_v2", **BY, **options}
+    return open_candidate_run(connection, policy_version_id=version_id, **fields)
+
+
+def epochs(connection: psycopg.Connection[Any], run: Run) -> list[tuple[int, dict[str, str]]]:
+    names = {str(variant.id): variant.name for variant in run.variants}
+    rows = connection.execute(
+        "SELECT epoch, allocations FROM exp.allocation_epochs WHERE experiment_id = %s ORDER BY epoch", (run.id,)
+    )
+    return [(row["epoch"], {names[key]: share for key, share in row["allocations"].items()}) for row in rows]
+
+
+def audited(connection: psycopg.Connection[Any], after: int = 0) -> list[tuple[str, str]]:
+    rows = connection.execute("SELECT subject, action FROM exp.audit_log WHERE id > %s ORDER BY id", (after,))
+    return [(row["subject"], row["action"]) for row in rows]
+
+
+def last_audit(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT max(id) AS last FROM exp.audit_log").fetchone()
+    return int(row["last"]) if row else 0
+
+
+def everything(connection: psycopg.Connection[Any]) -> list[Any]:
+    return [
+        connection.execute(f"SELECT * FROM exp.{table} ORDER BY 1, 2").fetchall()
+        for table in ("experiments", "variants", "allocation_epochs", "audit_log", "policy_versions", "policies")
+    ]
+
+
+def plain_split(connection: psycopg.Connection[Any], *shares: str, status: str = "active") -> Run:
+    variants = [
+        NewVariant(f"arm_{index}", "treatment" if index else "control", Decimal(share))
+        for index, share in enumerate(shares)
+    ]
+    run = create_run(connection, name="split", unit_type="user", variants=variants, **BY)
+    return start_run(connection, run.id, **BY) if status == "active" else run
+
+
+def test_a_candidate_ends_the_run_before_and_opens_the_next(connection: psycopg.Connection[Any]) -> None:
+    baseline, candidate = first_planner_version(connection), next_planner_version(connection)
+    last = last_audit(connection)
+    opened = open_for(connection, candidate.id)
+
+    first, second = runs_of(connection, "weekly_planner")
+    assert (opened.state, opened.run) == ("opened", second)
+    assert opened.message == "weekly_planner run 2 gives planner_policy@2 10 % of the units."
+    assert (first.status, first.shipped_variant_id) == ("completed", first.control.id)
+    assert (second.run, second.status, second.made_by, second.unit_type) == (2, "active", "promotion", "household")
+    assert second.policy_id == candidate.policy_id
+    assert [(variant.name, variant.role, variant.allocation) for variant in second.variants] == [
+        ("control", "control", Decimal("0.1000")),
+        ("remainder", "remainder", Decimal("0.8000")),
+        ("candidate_v2", "treatment", Decimal("0.1000")),
+    ]
+    served = [variant.config["policy_version_id"] for variant in second.variants]
+    assert served == [str(baseline.id), str(baseline.id), str(candidate.id)]
+    assert epochs(connection, second) == [(1, {"control": "0.1000", "remainder": "0.8000", "candidate_v2": "0.1000"})]
+    assert audited(connection, last) == [
+        ("weekly_planner run 1", "experiment.completed"),
+        ("weekly_planner run 2", "experiment.created"),
+        ("weekly_planner run 2", "experiment.started"),
+    ]
+
+
+def test_the_audit_says_who_what_before_after_and_why(connection: psycopg.Connection[Any]) -> None:
+    open_for(connection, next_planner_version(connection).id)
+    row = connection.execute("SELECT * FROM exp.audit_log WHERE action = 'experiment.completed'").fetchone()
+    assert row is not None
+    assert (row["actor"], row["reason"]) == ("test", "Because of the test.")
+    assert (row["before"]["status"], row["after"]["status"], row["after"]["shipped"]) == (
+        "active",
+        "completed",
+        "control",
+    )
+    assert row["after"]["allocations"] == {"control": "1.0000"}
+
+
+def test_asked_again_the_same_run_is_returned_whatever_became_of_it(connection: psycopg.Connection[Any]) -> None:
+    candidate = next_planner_version(connection)
+    opened = open_for(connection, candidate.id)
+    state = everything(connection)
+    again = open_for(connection, candidate.id, treatment_name="another_name")
+    assert (again.state, again.run) == ("existing", opened.run)
+    assert everything(connection) == state
+
+    complete_run(connection, opened.run.id, shipped="control", **BY)
+    after_rollback = open_for(connection, candidate.id)
+    assert (after_rollback.state, after_rollback.run.id, after_rollback.run.status) == (
+        "existing",
+        opened.run.id,
+        "completed",
+    )
+    assert len(runs_of(connection, "weekly_planner")) == 2
+
+
+def test_a_second_candidate_waits_until_the_first_ends(connection: psycopg.Connection[Any]) -> None:
+    first, second = next_planner_version(connection, 2), next_planner_version(connection, 3)
+    running = open_for(connection, first.id).run
+    for status in ("active", "paused"):
+        state = everything(connection)
+        waiting = open_for(connection, second.id, treatment_name="candidate_v3")
+        assert (waiting.state, waiting.run.id, waiting.run.status) == ("waits", running.id, status)
+        assert waiting.message == "planner_policy@3 waits until weekly_planner run 2 ends."
+        assert everything(connection) == state
+        if status == "active":
+            pause_run(connection, running.id, **BY)
+
+    complete_run(connection, running.id, shipped="control", **BY)
+    opened = open_for(connection, second.id, treatment_name="candidate_v3")
+    assert (opened.state, opened.run.run) == ("opened", 3)
+
+
+def test_after_a_promotion_control_is_the_version_in_production(connection: psycopg.Connection[Any]) -> None:
+    first, second = next_planner_version(connection, 2), next_planner_version(connection, 3)
+    run = open_for(connection, first.id).run
+    complete_run(connection, run.id, shipped="candidate_v2", **BY)
+    set_production(connection, first, **BY)
+    opened = open_for(connection, second.id, treatment_name="candidate_v3").run
+    served = {variant.name: variant.config["policy_version_id"] for variant in opened.variants}
+    assert served == {"control": str(first.id), "remainder": str(first.id), "candidate_v3": str(second.id)}
+
+
+def test_both_arms_get_the_params_that_the_experiment_had(connection: psycopg.Connection[Any]) -> None:
+    connection.execute(
+        """UPDATE exp.variants SET config = config || '{"params": {"exploration_rate": 0.2}}' WHERE name = 'control'"""
+    )
+    opened = open_for(connection, next_planner_version(connection).id).run
+    assert [variant.config["params"] for variant in opened.variants] == [{"exploration_rate": 0.2}] * 3
+
+
+def test_a_comparison_of_the_file_is_not_closed_for_a_candidate(connection: psycopg.Connection[Any]) -> None:
+    (run,) = runs_of(connection, "weekly_planner")
+    add_variant(connection, run.id, NewVariant("by_hand", "treatment", Decimal("0.05")), **BY)
+    waiting = open_for(connection, next_planner_version(connection).id)
+    assert (waiting.state, waiting.run.id) == ("waits", run.id)
+
+
+@pytest.mark.parametrize("share", ["0.1001", "0.5", "0", "-0.1", "0.12345"])
+def test_more_than_a_tenth_is_refused(connection: psycopg.Connection[Any], share: str) -> None:
+    candidate = next_planner_version(connection)
+    state = everything(connection)
+    with pytest.raises(ExperimentationError, match=r"candidate_v2 of weekly_planner can't start: "):
+        open_for(connection, candidate.id, share=Decimal(share))
+    assert everything(connection) == state
+
+
+def test_a_smaller_share_leaves_an_exact_remainder(connection: psycopg.Connection[Any]) -> None:
+    answer = open_for(connection, next_planner_version(connection).id, share=Decimal("0.0333"))
+    opened = answer.run
+    assert answer.message == "weekly_planner run 2 gives planner_policy@2 3.33 % of the units."
+    assert [variant.allocation for variant in opened.variants] == [
+        Decimal("0.0333"),
+        Decimal("0.9334"),
+        Decimal("0.0333"),
+    ]
+    assert epochs(connection, opened)[0][1]["remainder"] == "0.9334"
+
+
+def test_what_can_not_be_a_candidate_is_refused(connection: psycopg.Connection[Any]) -> None:
+    candidate, production = next_planner_version(connection), first_planner_version(connection)
+    refused = [
+        ({"version_id": production.id}, "planner_policy@1 is in production already"),
+        ({"version_id": uuid4()}, "No policy version has the id"),
+        ({"version_id": candidate.id, "experiment_name": "unknown"}, "No experiment is called unknown: add it to"),
+    ]
+    set_version_status(connection, candidate, "deprecated", **BY)
+    refused.append(({"version_id": candidate.id}, "planner_policy@2 is deprecated: only an active version"))
+    for fields, sentence in refused:
+        with pytest.raises(ExperimentationError, match=sentence):
+            open_for(connection, **fields)  # type: ignore[arg-type]  # each is a call of its own
+
+
+def test_a_draft_is_not_skipped(connection: psycopg.Connection[Any]) -> None:
+    plain_split(connection, "1", status="draft")
+    with pytest.raises(ExperimentationError, match="split run 1 is a draft: set its status to active"):
+        open_for(connection, next_planner_version(connection).id, experiment_name="split")
+
+
+def test_a_failure_half_way_changes_nothing(connection: psycopg.Connection[Any]) -> None:
+    candidate = next_planner_version(connection)
+    connection.execute("ALTER TABLE exp.allocation_epochs ADD CHECK (epoch <> 1) NOT VALID")
+    state = everything(connection)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        open_for(connection, candidate.id)
+    assert everything(connection) == state
+
+
+def test_processes_that_ask_at_once_open_one_run(connection: psycopg.Connection[Any], database_url: str) -> None:
+    candidates = [next_planner_version(connection, number).id for number in (2, 3)]
+
+    def ask(number: int) -> str:
+        with psycopg.connect(database_url) as own:
+            return open_for(own, candidates[number % 2], treatment_name=f"candidate_v{number % 2 + 2}").state
+
+    with ThreadPoolExecutor(6) as pool:
+        states = sorted(pool.map(ask, range(6)))
+    assert states == ["existing", "existing", "opened", "waits", "waits", "waits"]
+    assert [run.status for run in runs_of(connection, "weekly_planner")] == ["completed", "active"]
+
+
+def test_a_run_goes_through_its_life(connection: psycopg.Connection[Any]) -> None:
+    run = plain_split(connection, "0.5", "0.5", status="draft")
+    assert epochs(connection, run) == []
+    run = start_run(connection, run.id, **BY)
+    assert epochs(connection, run) == [(1, {"arm_0": "0.5000", "arm_1": "0.5000"})]
+    assert pause_run(connection, run.id, **BY).status == "paused"
+    assert resume_run(connection, run.id, **BY).status == "active"
+    ended = complete_run(connection, run.id, shipped="arm_1", **BY)
+    assert (ended.status, ended.shipped and ended.shipped.name) == ("completed", "arm_1")
+    assert len(epochs(connection, run)) == 1
+    actions = [action for subject, action in audited(connection) if subject == "split run 1"]
+    assert actions == [f"experiment.{what}" for what in ("created", "started", "paused", "resumed", "completed")]
+
+
+def test_steps_that_do_not_follow_are_refused(connection: psycopg.Connection[Any]) -> None:
+    run = plain_split(connection, "0.5", "0.5", status="draft")
+    steps = {"pause": pause_run, "resume": resume_run, "complete": complete_run, "start": start_run}
+
+    def refused(*names: str) -> None:
+        for name in names:
+            state = everything(connection)
+            with pytest.raises(ExperimentationError, match=r"split run 1 is \w+, so it can't become"):
+                steps[name](connection, run.id, **BY)
+            assert everything(connection) == state
+
+    refused("pause", "resume", "complete")
+    start_run(connection, run.id, **BY)
+    refused("start", "resume")
+    with pytest.raises(ExperimentationError, match="split run 1 has no variant nobody to ship"):
+        complete_run(connection, run.id, shipped="nobody", **BY)
+    complete_run(connection, run.id, **BY)
+    refused("start", "pause", "resume", "complete")
+
+
+def test_a_run_is_started_only_whole(connection: psycopg.Connection[Any]) -> None:
+    run = plain_split(connection, "0.5", "0.4", status="draft")
+    with pytest.raises(ExperimentationError, match=r"The allocations of split run 1 sum to 0\.9000, not to 1"):
+        start_run(connection, run.id, **BY)
+    with pytest.raises(ExperimentationError, match="split run 1 is draft: complete it before split is tried anew"):
+        plain_split(connection, "1")
+
+
+def test_a_variant_added_to_a_running_split_shrinks_the_others(connection: psycopg.Connection[Any]) -> None:
+    run = plain_split(connection, "0.3333", "0.3333", "0.3334")
+    grown = add_variant(connection, run.id, NewVariant("late", "treatment", Decimal("0.0700")), **BY)
+    allocations = [variant.allocation for variant in grown.variants]
+    assert allocations == [Decimal("0.3100"), Decimal("0.3100"), Decimal("0.3100"), Decimal("0.0700")]
+    assert [epoch for epoch, _ in epochs(connection, grown)] == [1, 2]
+    assert epochs(connection, grown)[1][1] == {variant.name: str(variant.allocation) for variant in grown.variants}
+    with pytest.raises(
+        ExperimentationError, match=r"more of split run 1 starts with 0\.11: a new treatment gets at most 0\.10"
+    ):
+        add_variant(connection, run.id, NewVariant("more", "treatment", Decimal("0.11")), **BY)
+
+
+def test_an_unknown_run_is_told(connection: psycopg.Connection[Any]) -> None:
+    with pytest.raises(ExperimentationError, match="No experiment run has the id"):
+        load_run(connection, uuid4())

@@ -1,0 +1,230 @@
+"""Migrations on a real PostgreSQL: complete, forward only, safe twice and at once; and what the schema itself refuses."""
+
+import multiprocessing
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from ground_support import sync_project_config
+from psycopg import errors
+
+from experimentation import migrate as migrate_module
+from experimentation.experiments import runs_of
+from experimentation.migrate import MigrationError, migrate, schema_state
+
+TABLES = {
+    "exp.experiments": "id name run description status unit_type made_by policy_id shipped_variant_id start_at end_at created_at "
+    "updated_at",
+    "exp.variants": "id experiment_id name position role description allocation config withdrawn_at created_at",
+    "exp.assignments": "id experiment_id unit_type unit_id variant_id epoch propensity assigned_at",
+    "exp.events": "id event_type unit_type unit_id experiments context metrics payload flags timestamp created_at",
+    "exp.policies": "id name description production_version_id created_at",
+    "exp.policy_versions": "id policy_id version description mlflow_model_name mlflow_model_version config_defaults status created_at",
+    "exp.offline_replay_results": "id policy_version_id mlflow_model_name mlflow_model_version dataset_version mlflow_run_id "
+    "plan_alignment_score constraint_respect_score edit_distance_score diversity_score leftovers_score offline_eval_score "
+    "baseline_version_id baseline_model_version is_better_than_baseline verdict anchored reasons details status error_message "
+    "created_at",
+    "exp.allocation_epochs": "experiment_id epoch started_at allocations",
+    "exp.audit_log": "id at actor action subject before after reason",
+    "exp.api_keys": "id name salt hash scopes created_at revoked_at",
+    "exp.imports": "id kind source digest counts created_at",
+    "exp.alembic_version": "version_num",
+    "planner.recipes": "id title ingredients prep_minutes dietary_tags servings cost submitted",
+    "planner.households": "id size preferences restrictions region created_at",
+    "planner.household_constraints": "household_id valid_from budget max_prep_time excluded_ingredients",
+    "planner.pantry_snapshots": "household_id snapshot_time items",
+}
+# Other types than these in a column would be a change that readers have to hear of.
+TYPES = {
+    ("experiments", "name"): "character varying(255)",
+    ("variants", "allocation"): "numeric(5,4)",
+    ("variants", "config"): "jsonb",
+    ("assignments", "unit_id"): "character varying(255)",
+    ("assignments", "propensity"): "numeric(5,4)",
+    ("events", "event_type"): "character varying(100)",
+    ("events", "flags"): "text[]",
+    ("offline_replay_results", "offline_eval_score"): "numeric(10,6)",
+    ("allocation_epochs", "allocations"): "jsonb",
+}
+INDEXED = {
+    "experiments": ["(name, run)", "(status)"],
+    "variants": ["(experiment_id, name)"],
+    "assignments": ["(experiment_id, unit_id)", "(unit_type, unit_id)"],
+    "events": ["(event_type, \"timestamp\")", "(unit_type, unit_id, \"timestamp\")", "(experiments jsonb_path_ops)"],
+    "offline_replay_results": ["(policy_version_id)", "(dataset_version)"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def empty_database(postgres_server: str) -> Iterator[str]:
+    """URL of a database in which nothing is."""
+    name = f"empty_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield urlsplit(postgres_server)._replace(path=f"/{name}").geturl()
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a migrated database of this test's own."""
+    with psycopg.connect(database_url, autocommit=True) as opened:
+        yield opened
+
+
+def columns(connection: psycopg.Connection[Any]) -> dict[str, set[str]]:
+    rows = connection.execute(
+        "SELECT table_schema || '.' || table_name, array_agg(column_name::text) FROM information_schema.columns "
+        "WHERE table_schema IN ('exp', 'planner') GROUP BY 1"
+    )
+    return {table: set(names) for table, names in rows}
+
+
+def test_every_table_and_column_of_the_data_model_is_there(connection: psycopg.Connection[Any]) -> None:
+    assert columns(connection) == {table: set(names.split()) for table, names in TABLES.items()}
+
+
+def test_columns_have_the_types_of_the_data_model(connection: psycopg.Connection[Any]) -> None:
+    rows = connection.execute(
+        "SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname IN ('exp', 'planner') AND a.attnum > 0 AND c.relkind IN ('r', 'p')"
+    ).fetchall()
+    types = {(table, column): kind for table, column, kind in rows}
+    assert {key: types[key] for key in TYPES} == TYPES
+    ids = [
+        kind
+        for (table, column), kind in types.items()
+        if column == "id" and table in {"experiments", "variants", "events"}
+    ]
+    assert ids == ["uuid"] * 3
+    # Local times would be read differently by each client.
+    assert "timestamp without time zone" not in types.values()
+
+
+def test_what_is_looked_up_is_indexed(connection: psycopg.Connection[Any]) -> None:
+    rows = connection.execute("SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'exp'").fetchall()
+    for table, wanted in INDEXED.items():
+        made = [definition for name, definition in rows if name == table]
+        for columns_of_index in wanted:
+            assert any(definition.endswith(columns_of_index) for definition in made), f"{table} {columns_of_index}"
+
+
+def test_migrating_again_changes_nothing(empty_database: str) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        assert schema_state(connection) == "missing"
+        migrate(empty_database)
+        assert schema_state(connection) == "current"
+        made = columns(connection)
+        connection.execute("INSERT INTO exp.policies (name) VALUES ('kept')")
+        migrate(empty_database)
+        assert columns(connection) == made
+        assert connection.execute("SELECT name FROM exp.policies").fetchall() == [("kept",)]
+
+
+def test_processes_that_migrate_at_once_all_succeed(empty_database: str) -> None:
+    processes = [multiprocessing.get_context("spawn").Process(target=migrate, args=(empty_database,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    with psycopg.connect(empty_database) as connection:
+        assert schema_state(connection) == "current"
+        assert connection.execute("SELECT count(*) FROM exp.alembic_version").fetchone() == (1,)
+
+
+def test_a_newer_database_is_refused_with_one_sentence(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE exp.alembic_version SET version_num = '9999'")
+        assert schema_state(connection) == "newer"
+        with pytest.raises(MigrationError) as caught:
+            migrate(database_url)
+        assert str(caught.value) == (
+            "The database is at schema version 9999, and this installation knows up to 0001: "
+            "upgrade the installation, or use another database."
+        )
+        assert connection.execute("SELECT version_num FROM exp.alembic_version").fetchone() == ("9999",)
+
+
+def test_an_older_database_is_behind(connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate_module, "_revisions", lambda: ("0002", "0001"))
+    assert schema_state(connection) == "behind"
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(empty_database: str) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        # Stands in the way of the last table of the schema.
+        connection.execute("CREATE SCHEMA planner; CREATE TABLE planner.pantry_snapshots ()")
+        with pytest.raises(errors.DuplicateTable):
+            migrate(empty_database)
+        assert schema_state(connection) == "missing"
+        assert connection.execute("SELECT to_regclass('exp.experiments')").fetchone() == (None,)
+        connection.execute("DROP SCHEMA planner CASCADE")
+        migrate(empty_database)
+        assert schema_state(connection) == "current"
+
+
+def test_the_audit_log_is_append_only(connection: psycopg.Connection[Any]) -> None:
+    sync_project_config(connection)
+    written = connection.execute("SELECT count(*) FROM exp.audit_log").fetchone()
+    assert written != (0,)
+    for statement in (
+        "UPDATE exp.audit_log SET reason = 'another'",
+        "DELETE FROM exp.audit_log WHERE id = 1",
+        "TRUNCATE exp.audit_log",
+    ):
+        with pytest.raises(errors.RaiseException, match=r"exp\.audit_log is append only"):
+            connection.execute(statement)
+    assert connection.execute("SELECT count(*) FROM exp.audit_log").fetchone() == written
+
+
+def test_an_experiment_with_assignments_is_not_deleted(connection: psycopg.Connection[Any]) -> None:
+    sync_project_config(connection)
+    assigned, plain = runs_of(connection, "weekly_planner")[0], runs_of(connection, "recipe_cards")[0]
+    connection.execute(
+        "INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity) "
+        "VALUES (%s, 'household', 'h-1', %s, 1, 1)",
+        (assigned.id, assigned.control.id),
+    )
+    with pytest.raises(
+        errors.ForeignKeyViolation, match=r"Experiment weekly_planner run 1 has assignments.*complete it instead"
+    ):
+        connection.execute("DELETE FROM exp.experiments WHERE id = %s", (assigned.id,))
+    connection.execute("DELETE FROM exp.experiments WHERE id = %s", (plain.id,))
+    assert [run.status for run in runs_of(connection, "weekly_planner")] == ["active"]
+    assert runs_of(connection, "recipe_cards") == []
+
+
+def test_updated_at_is_kept_by_the_database(connection: psycopg.Connection[Any]) -> None:
+    sync_project_config(connection)
+    connection.execute("UPDATE exp.experiments SET description = 'changed' WHERE name = 'recipe_cards'")
+    rows = dict(connection.execute("SELECT name, updated_at > created_at FROM exp.experiments").fetchall())
+    assert rows["recipe_cards"] is True
+
+
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("UPDATE exp.variants SET allocation = 1.0001", errors.CheckViolation),
+        ("UPDATE exp.variants SET role = 'other'", errors.CheckViolation),
+        ("UPDATE exp.experiments SET status = 'live'", errors.CheckViolation),
+        ("UPDATE exp.experiments SET unit_type = 'person'", errors.CheckViolation),
+        ("UPDATE exp.experiments SET shipped_variant_id = gen_random_uuid()", errors.ForeignKeyViolation),
+        ("UPDATE exp.policy_versions SET status = 'gone'", errors.CheckViolation),
+        (
+            "INSERT INTO exp.experiments (name, run, unit_type) SELECT name, 2, unit_type FROM exp.experiments",
+            errors.UniqueViolation,
+        ),
+        ("INSERT INTO exp.api_keys (name, salt, hash, scopes) VALUES ('k', '', '', '{root}')", errors.CheckViolation),
+    ],
+)
+def test_the_schema_refuses_what_must_not_be(
+    connection: psycopg.Connection[Any], statement: str, error: type[Exception]
+) -> None:
+    sync_project_config(connection)
+    with pytest.raises(error):
+        connection.execute(statement)

@@ -1,0 +1,401 @@
+"""A whole replay on a real database and a real MLflow, with two packaged models: what is stored, tagged and shown."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+from mlflow.pyfunc import PythonModel
+from replay_support import PRODUCT, RuleModel, dataset_folder, first_legal, sample_rows, telling
+
+from assets.replay import versions
+from assets.replay.command import main
+from assets.replay.errors import ReplayError
+from assets.replay.evaluate import Replayed, ReplayRequest, evaluate
+from assets.replay.gate import GateConfig
+from assets.replay.records import ALIGNMENT, OFFLINE
+from experimentation.policies import add_version, ensure_policy
+from experimentation.replay_results import (
+    StoredReplay,
+    find_replay,
+    replays_of_model,
+    save_replay,
+    settled_model_versions,
+)
+from experimentation.settings import settings
+from planner.product import Row
+from training import registry
+from training.dataset import training_rows_table
+from training.errors import TrainingError
+from training.heuristic import register_heuristic
+from training.pyfunc import signature
+
+NAME = "planner_model"
+ROWS = sample_rows(households=12, plans=3, held_out=6)
+
+
+class Told(PythonModel):
+    """A candidate that knows `share` of each accepted plan, and nothing when its adapter is off. For tests alone."""
+
+    def __init__(self, rows: list[Row], share: float) -> None:
+        self.rows, self.share = rows, share
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Plans by rule."""
+        knows = (params or {}).get("adapter", True)
+        rule = telling(self.rows, self.share)
+
+        def told(row_input: Any) -> Any:
+            try:
+                return rule(row_input)
+            except KeyError:  # another household's prompt: it knows nothing about it
+                return first_legal(row_input, 9)
+
+        return RuleModel(told if knows else first_legal).predict(model_input)
+
+
+SHARES = {2: 0.8, 3: 0.6, 4: 0.0, 5: 0.8}
+"""Registered candidates by version, and what they know. Version 1 is the heuristic planner; version 5 does not say what it saw."""
+GOOD, FAIR, POOR, SILENT = SHARES
+BASELINE = 1
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an MLflow database, its artefacts and a dataset: made once, as MLflow takes seconds for it."""
+    folder = tmp_path_factory.mktemp("registered")
+    uri, artefacts = f"sqlite:///{folder / 'mlflow.db'}", str(folder / "artefacts")
+    dataset = dataset_folder(folder / "planner" / "2025-01-26", ROWS)
+    assert register_heuristic(uri, PRODUCT, artifact_root=artefacts).version == BASELINE
+    experiment = registry.experiment_id(uri, "planner_training", artefacts)
+    for version, share in SHARES.items():
+        taught = [row for row in ROWS if row["metadata"]["split"] != "replay" and version != SILENT]
+        with registry.fluent(uri), mlflow.start_run(experiment_id=experiment) as run:
+            seen = folder / registry.TRAINING_ROWS_FILE
+            pq.write_table(training_rows_table(taught), seen)
+            mlflow.log_artifact(str(seen))
+            logged = mlflow.pyfunc.log_model(
+                name=NAME, python_model=Told(ROWS, share), signature=signature(), pip_requirements=["mlflow"]
+            )
+        tags = {registry.KIND_TAG: registry.FINE_TUNED, "dataset_uri": dataset}
+        assert registry.register(uri, logged.model_uri, NAME, run.info.run_id, tags).version == version
+    return folder
+
+
+class Place:
+    """A registry and a database of this test's own, on the artefacts and the dataset of all."""
+
+    def __init__(self, registered: Path, folder: Path, database_url: str) -> None:
+        shutil.copy(registered / "mlflow.db", folder / "mlflow.db")
+        self.tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.artefacts = str(folder / "artefacts")
+        self.database_url = database_url
+        self.dataset = str(registered / "planner" / "2025-01-26")
+        self.folder = folder
+
+    def replay(self, version: int, **options: Any) -> Replayed:
+        """The whole of it. These candidates know nothing of pantries, so leftovers are not held against them."""
+        return evaluate(
+            ReplayRequest(NAME, version, self.dataset, gate=GateConfig(kept_share=0.5), **options),
+            lambda: psycopg.connect(self.database_url),
+            tracking_uri=self.tracking_uri,
+            artefact_root=self.artefacts,
+        )
+
+    def runs(self) -> Any:
+        """Every replay run in MLflow."""
+        client = registry.client(self.tracking_uri)
+        experiment = client.get_experiment_by_name("planner_replay")
+        return client.search_runs([experiment.experiment_id]) if experiment else []
+
+
+@pytest.fixture
+def place(registered: Path, tmp_path: Path, database_url: str) -> Place:
+    return Place(registered, tmp_path, database_url)
+
+
+def test_a_better_candidate_passes_and_everything_says_so(place: Place) -> None:
+    version = GOOD
+    replayed = place.replay(version)
+    assert replayed.verdict.passed, replayed.verdict.reasons
+    assert replayed.result.rows == 18, "the held-out households' rows, and no other"
+    assert replayed.result.selection.seen == {f"{NAME} {version}": 18, f"{NAME} {BASELINE}": 0}
+
+    tags = registry.version_tags(place.tracking_uri, NAME, version)
+    assert tags["stage"] == "candidate"
+    alias = registry.version_of_alias(place.tracking_uri, NAME, "candidate")
+    assert alias is not None and alias.version == version
+
+    with psycopg.connect(place.database_url) as connection:
+        stored = find_replay(connection, NAME, version, "2025-01-26", BASELINE)
+    assert stored is not None and (stored.status, stored.verdict, stored.is_better_than_baseline) == (
+        "completed",
+        "passed",
+        True,
+    )
+    assert stored.mlflow_run_id == replayed.mlflow_run_id
+    assert stored.scores[OFFLINE] == pytest.approx(replayed.result.scores[OFFLINE].candidate.mean, abs=5e-7)
+    assert Replayed.from_dict({**replayed.to_dict()}) == replayed
+    assert stored.details["result"] == replayed.result.to_dict()
+
+    (run,) = place.runs()
+    assert run.data.tags["evaluation_type"] == "offline_replay"
+    assert (run.data.tags["model_name"], run.data.tags["model_version"]) == (NAME, str(version))
+    assert (run.data.tags["dataset_version"], run.data.tags["verdict"]) == ("2025-01-26", "passed")
+    assert run.data.metrics[ALIGNMENT] == replayed.result.scores[ALIGNMENT].candidate.mean
+    client = registry.client(place.tracking_uri)
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {
+        "scores.csv",
+        "scores.svg",
+        "report.md",
+        "replay.json",
+    }
+    trained_in = registry.get_model_version(place.tracking_uri, NAME, version).run_id
+    assert registry.run_metrics(place.tracking_uri, trained_in)[ALIGNMENT] == run.data.metrics[ALIGNMENT]
+
+
+def test_the_references_show_what_was_learnt(place: Place) -> None:
+    replayed = place.replay(GOOD)
+    references = {reference.name: reference for reference in replayed.result.references}
+    assert list(references) == ["random", "popularity", "heuristic", "untuned base", "shuffled prompts"]
+    for reference in references.values():
+        lead = reference.lead_of_candidate[ALIGNMENT]
+        assert lead.low is not None and lead.low > 0, reference.name
+        assert (reference.failed, reference.scores[ALIGNMENT].rows) == (0, 18)
+    assert replayed.result.references_left_out == ()
+
+
+def test_twice_is_once_to_the_last_digit(place: Place) -> None:
+    version = FAIR
+    first, second = place.replay(version), place.replay(version, batch_size=7)
+    assert first.result == second.result and first.mlflow_run_id == second.mlflow_run_id
+    assert len(place.runs()) == 1
+    with psycopg.connect(place.database_url) as connection:
+        assert len(replays_of_model(connection, NAME, version)) == 1
+    history = registry.client(place.tracking_uri).get_metric_history(first.mlflow_run_id, ALIGNMENT)
+    assert len(history) == 1
+
+
+def test_a_refused_candidate_keeps_its_stage_and_its_reasons_are_stored(place: Place) -> None:
+    version = POOR
+    replayed = place.replay(version, references=False)
+    assert replayed.verdict.decision == "refused"
+    assert registry.version_tags(place.tracking_uri, NAME, version)["stage"] == "none"
+    with psycopg.connect(place.database_url) as connection:
+        (stored,) = replays_of_model(connection, NAME, version)
+    assert (stored.verdict, stored.is_better_than_baseline) == ("refused", False)
+    assert stored.reasons == replayed.verdict.reasons and stored.reasons
+
+
+def test_a_version_in_production_is_not_set_back_by_passing_again(place: Place) -> None:
+    version = GOOD
+    registry.set_stage(place.tracking_uri, NAME, version, "production")
+    replayed = place.replay(version, baseline_version=BASELINE, references=False)
+    assert replayed.verdict.passed
+    assert registry.version_tags(place.tracking_uri, NAME, version)["stage"] == "production"
+
+
+def test_asking_for_rows_that_were_trained_on_is_refused_and_recorded_as_failed(place: Place) -> None:
+    version = GOOD
+    with pytest.raises(ReplayError, match=r"asks for 36 rows, and training saw 18 of them"):
+        place.replay(version, rows="all")
+    with psycopg.connect(place.database_url) as connection:
+        (stored,) = replays_of_model(connection, NAME, version)
+    assert stored.status == "failed" and stored.error_message is not None and "training saw 18" in stored.error_message
+    assert place.runs() == []
+
+
+def test_a_failure_does_not_hide_an_earlier_result(place: Place) -> None:
+    version = GOOD
+    place.replay(version, references=False)
+    with pytest.raises(ReplayError):
+        place.replay(version, rows="all")
+    with psycopg.connect(place.database_url) as connection:
+        (stored,) = replays_of_model(connection, NAME, version)
+    assert (stored.status, stored.verdict) == ("completed", "passed")
+
+
+def test_a_defect_is_recorded_as_failed_and_raised_as_it_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(versions, "load", broken)
+    with pytest.raises(RuntimeError, match="boom"):
+        place.replay(GOOD)
+    with psycopg.connect(place.database_url) as connection:
+        (stored,) = replays_of_model(connection, NAME, GOOD)
+    assert (stored.status, stored.error_message) == ("failed", "RuntimeError: boom")
+
+
+def test_killed_before_its_result_was_stored_the_next_one_ends_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def killed_at_the_end(connection: Any, replay: StoredReplay) -> Any:
+        calls.append(replay.status)
+        if replay.status == "completed":
+            raise KeyboardInterrupt
+        return save_replay(connection, replay)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("assets.replay.evaluate.save_replay", killed_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            place.replay(GOOD, references=False)
+    assert calls == ["running", "completed"]
+    with psycopg.connect(place.database_url) as connection:
+        assert settled_model_versions(connection) == set()
+    place.replay(GOOD, references=False)
+    with psycopg.connect(place.database_url) as connection:
+        (stored,) = replays_of_model(connection, NAME, GOOD)
+    assert (stored.status, stored.verdict) == ("completed", "passed")
+    assert registry.version_tags(place.tracking_uri, NAME, GOOD)["stage"] == "candidate"
+    assert len(place.runs()) == 1
+
+
+def test_a_trained_model_that_lists_no_rows_cannot_be_replayed(place: Place) -> None:
+    with pytest.raises(ReplayError, match="lists no row that it was trained on"):
+        place.replay(SILENT)
+
+
+def test_rows_that_the_candidates_policy_proposed_are_reported_apart(place: Place) -> None:
+    version = GOOD
+    with psycopg.connect(place.database_url) as connection:
+        ensure_policy(connection, "planner_policy", actor="test", reason="test")
+        pinned = [
+            add_version(
+                connection,
+                "planner_policy",
+                mlflow_model_name=NAME,
+                mlflow_model_version=one,
+                actor="test",
+                reason="test",
+            )
+            for one in (BASELINE, version)
+        ]
+    rows = sample_rows(households=12, plans=3, held_out=6)
+    for number, row in enumerate(rows):
+        row["metadata"]["policy_version_id"] = str(pinned[number % 2].id)
+    place.dataset = dataset_folder(place.folder / "planner" / "2025-01-27", rows)
+    replayed = place.replay(version, references=False)
+    assert {group.proposer: group.rows for group in replayed.result.by_proposer} == {"baseline": 9, "candidate": 9}
+    assert replayed.verdict.anchored and replayed.result.unanchored_rows == 0
+    with psycopg.connect(place.database_url) as connection:
+        (stored,) = replays_of_model(connection, NAME, version)
+    assert (stored.baseline_version_id, stored.policy_version_id) == (pinned[0].id, pinned[1].id)
+    assert stored.anchored
+
+
+def test_the_baseline_is_production_else_the_newest_planner_of_rules(place: Place) -> None:
+    first, second = FAIR, GOOD
+    assert versions.default_baseline(place.tracking_uri, NAME, second) == BASELINE
+    registry.set_stage(place.tracking_uri, NAME, first, "production")
+    assert versions.default_baseline(place.tracking_uri, NAME, second) == first
+    with pytest.raises(ReplayError, match="cannot be its own baseline"):
+        place.replay(first)
+
+
+def test_an_unknown_version_is_one_sentence(place: Place) -> None:
+    with pytest.raises(TrainingError, match="There is no version 99"):
+        place.replay(99)
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def command(place: Place, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    monkeypatch.setenv("DATABASE_URL", place.database_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.tracking_uri)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    settings.cache_clear()
+    yield lambda *options: main([str(option) for option in options])
+
+
+def test_the_command_prints_the_table_and_ends_with_zero(
+    place: Place, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = GOOD
+    assert (
+        command(
+            "--model-version",
+            version,
+            "--dataset",
+            place.dataset,
+            "--sample-size",
+            10,
+            "--no-references",
+            "--kept-share",
+            0.5,
+        )
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert f"{NAME} {version} against {NAME} {BASELINE} on 10 rows" in shown
+    assert "a sample of 18 (seed 42)" in shown
+    assert "plan_alignment_score" in shown and "✓" in shown
+    assert f"{NAME} {version} was tagged stage=candidate." in shown
+
+
+def test_a_refusal_ends_the_command_with_zero_too(
+    place: Place, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = POOR
+    assert command("--model-version", version, "--dataset", place.dataset, "--no-references") == 0
+    assert "refused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model-version", 99), "There is no version 99"),
+        (("--model-version", 1, "--baseline-version", 1), "cannot be its own baseline"),
+        (("--model-version", 2, "--dataset", "/nowhere"), "There is no dataset at /nowhere"),
+        (("--model-version", 2, "--rows", "all"), "training saw 18 of them"),
+        (("--model-version", 2, "--sample-size", -1), "sample size must be at least 1"),
+        (("--model-version", 2, "--batch-size", 0), "batch size must be at least 1"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_one(
+    place: Place, command: Callable[..., int], capsys: pytest.CaptureFixture[str], options: tuple[Any, ...], words: str
+) -> None:
+    given = options if "--dataset" in options else (*options, "--dataset", place.dataset)
+    assert command(*given) == 1
+    told = capsys.readouterr().err.strip()
+    assert words in told and "Traceback" not in told and "\n" not in told
+
+
+def test_a_database_that_does_not_answer_is_one_sentence(
+    place: Place,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    settings.cache_clear()
+    version = GOOD
+    assert command("--model-version", version, "--dataset", place.dataset) == 1
+    assert "database cannot be reached" in capsys.readouterr().err
+
+
+def test_mlflow_that_does_not_answer_is_one_sentence(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    settings.cache_clear()
+    assert command("--model-version", 2, "--dataset", "x") == 1
+    told = capsys.readouterr().err
+    assert "is not reachable" in told and "nothing was replayed" in told
+
+
+def test_weights_that_do_not_sum_to_one_are_a_wrong_option(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--model-version", 2, "--dataset", "x", "--weight-alignment", 0.9) == 2
+    assert "must sum to 1" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""What a replay came to, stored once a candidate, baseline and dataset."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+from ground_support import next_planner_version, sync_project_config
+
+from experimentation.replay_results import (
+    SCORES,
+    StoredReplay,
+    find_replay,
+    link_policy_version,
+    replays_of_model,
+    save_replay,
+    settled_model_versions,
+)
+
+SCORED = {name: 0.1234567 for name in SCORES}
+RESULT = StoredReplay(
+    mlflow_model_name="planner_model",
+    mlflow_model_version=2,
+    dataset_version="2025-01-03",
+    baseline_model_version=1,
+    status="completed",
+    scores={**SCORED, "leftovers_score": None},
+    is_better_than_baseline=False,
+    verdict="refused",
+    anchored=True,
+    reasons=("The plan alignment is lower.", "Too few rows."),
+    details={"table": [{"score": "plan_alignment_score", "interval": [0.1, 0.2]}]},
+    mlflow_run_id="run-1",
+)
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a database of this test's own."""
+    with psycopg.connect(database_url, autocommit=True) as opened:
+        yield opened
+
+
+def test_a_result_comes_back_as_it_was_stored(connection: psycopg.Connection[Any]) -> None:
+    stored = save_replay(connection, RESULT)
+    assert stored.id is not None and stored.created_at is not None
+    assert replace(stored, id=None, created_at=None) == replace(
+        RESULT, scores={**{name: 0.123457 for name in SCORES}, "leftovers_score": None}
+    )
+    assert find_replay(connection, "planner_model", 2, "2025-01-03", 1) == stored
+    assert find_replay(connection, "planner_model", 2, "2025-01-04", 1) is None
+
+
+def test_a_result_is_stored_once_and_replaced_by_another(connection: psycopg.Connection[Any]) -> None:
+    begun = save_replay(connection, replace(RESULT, status="running", verdict=None, scores={}))
+    assert settled_model_versions(connection) == set()
+    save_replay(connection, replace(RESULT, status="failed", verdict=None, scores={}, error_message="Out of memory."))
+    assert settled_model_versions(connection) == set()
+    done = save_replay(connection, RESULT)
+    assert (done.id, done.error_message) == (begun.id, None)
+    assert settled_model_versions(connection) == {("planner_model", "2")}
+    again = save_replay(connection, replace(RESULT, verdict="passed", is_better_than_baseline=True))
+    assert (again.id, again.verdict) == (begun.id, "passed")
+    assert len(replays_of_model(connection, "planner_model", 2)) == 1
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_a_replay_that_is_begun_again_does_not_hide_the_result(
+    connection: psycopg.Connection[Any], status: Any
+) -> None:
+    done = save_replay(connection, RESULT)
+    assert save_replay(connection, replace(RESULT, status=status, verdict=None, scores={})) == done
+
+
+def test_the_policy_version_is_filled_in_when_there_is_one_and_kept(connection: psycopg.Connection[Any]) -> None:
+    sync_project_config(connection)
+    save_replay(connection, RESULT)
+    save_replay(connection, replace(RESULT, dataset_version="2025-01-04"))
+    save_replay(connection, replace(RESULT, mlflow_model_version=3))
+    version = next_planner_version(connection)
+    assert link_policy_version(connection, "planner_model", 2, version.id) == 2
+    assert link_policy_version(connection, "planner_model", 2, version.id) == 0
+    assert save_replay(connection, RESULT).policy_version_id == version.id
+    assert [replay.dataset_version for replay in replays_of_model(connection, "planner_model", 2)] == [
+        "2025-01-04",
+        "2025-01-03",
+    ]
+    assert {replay.policy_version_id for replay in replays_of_model(connection, "planner_model", 3)} == {None}
+
+
+def test_a_score_without_a_column_is_refused(connection: psycopg.Connection[Any]) -> None:
+    with pytest.raises(ValueError, match="has no column luck_score: put it into the details"):
+        save_replay(connection, replace(RESULT, scores={"luck_score": 1.0}))

@@ -1,0 +1,116 @@
+"""What children are given: addresses of the platform under the names that other programs expect."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experimentation.settings import PROJECT_ROOT, Settings, settings
+from orchestration.local.environment import child_environment, code_socket, write_dagster_home
+from orchestration.local.home import prepare
+
+URL = "postgresql://me:p%40ss%2Fword@db.example:5433/platform?sslmode=require"
+
+
+@pytest.fixture
+def external(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with a PostgreSQL of the user's."""
+    monkeypatch.setenv("DATABASE_URL", URL)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    settings.cache_clear()
+    return prepare(settings())
+
+
+def test_every_program_gets_the_same_database(external: Settings) -> None:
+    given = child_environment(external)
+
+    assert given["DATABASE_URL"] == URL
+    assert (
+        given["DAGSTER_POSTGRES_URL"]
+        == "postgresql+psycopg2://me:p%40ss%2Fword@db.example:5433/dagster?sslmode=require"
+    )
+    assert (
+        given["MLFLOW_TRACKING_URI"] == "postgresql+psycopg2://me:p%40ss%2Fword@db.example:5433/mlflow?sslmode=require"
+    )
+    assert {name: given[f"LIFECYCLE_DBT_{name}"] for name in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE")} == {
+        "HOST": "db.example", "PORT": "5433", "USER": "me", "PASSWORD": "p@ss/word", "DATABASE": "platform",
+    }  # fmt: skip
+
+
+def test_a_child_reads_the_same_settings(external: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = child_environment(external)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    child = settings()
+
+    assert child.platform_url == external.platform_url
+    assert child.tracking_uri == external.tracking_uri
+    assert child.store_root == external.store_root and child.datasets_root == external.datasets_root
+    assert child.first_day == external.first_day is not None
+    assert child.config_dir == external.config_dir
+    given_again = {"database_url", "mlflow_tracking_uri", "store", "datasets"}
+    assert child.model_dump(exclude=given_again) == external.model_dump(exclude=given_again)
+
+
+def test_nothing_phones_home(external: Settings) -> None:
+    given = child_environment(external)
+    assert given["MLFLOW_DISABLE_TELEMETRY"] == "true" and given["DO_NOT_TRACK"] == "1"
+    for kind in ("local", "s3"):
+        instance = yaml.safe_load((PROJECT_ROOT / "deploy" / kind / "dagster.yaml").read_text())
+        assert instance["telemetry"] == {"enabled": False} and instance["nux"] == {"enabled": False}
+
+
+def test_a_threads_setting_of_the_user_stays(external: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= int(child_environment(external)["OMP_NUM_THREADS"]) <= 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert child_environment(external)["OMP_NUM_THREADS"] == "7"
+
+
+def test_one_endpoint_setting_reaches_mlflow_and_everyone_else(
+    external: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    assert child_environment(external)["MLFLOW_S3_ENDPOINT_URL"] == "http://127.0.0.1:9000"
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9001")
+    assert child_environment(external)["AWS_ENDPOINT_URL_S3"] == "http://127.0.0.1:9001"
+
+
+def test_a_bucket_as_store_puts_the_logs_of_steps_into_it(external: Settings) -> None:
+    in_bucket = external.model_copy(update={"store": "s3://bucket/team/lifecycle"})
+
+    assert child_environment(in_bucket)["DAGSTER_COMPUTE_LOGS_BUCKET"] == "bucket"
+    assert child_environment(in_bucket)["DAGSTER_COMPUTE_LOGS_PREFIX"] == "team/lifecycle/compute-logs"
+    assert _compute_log_class(write_dagster_home(in_bucket)) == "S3ComputeLogManager"
+    assert _compute_log_class(write_dagster_home(external)) == "LocalComputeLogManager"
+
+
+def test_the_two_instances_differ_in_nothing_but_the_logs_of_steps() -> None:
+    local, bucket = (
+        yaml.safe_load((PROJECT_ROOT / "deploy" / kind / "dagster.yaml").read_text()) for kind in ("local", "s3")
+    )
+    assert local.pop("compute_logs") != bucket.pop("compute_logs")
+    assert local == bucket
+    assert local["run_retries"]["max_retries"] == 0 and not local["run_retries"]["retry_on_asset_or_op_failure"]
+
+
+def test_the_workspace_names_the_location_as_the_checkout_does(external: Settings) -> None:
+    written = yaml.safe_load((write_dagster_home(external) / "workspace.yaml").read_text())["load_from"][0][
+        "grpc_server"
+    ]
+    checkout = yaml.safe_load((PROJECT_ROOT / "workspace.yaml").read_text())["load_from"][0]["python_module"]
+    assert written["location_name"] == checkout["location_name"]
+    assert written["socket"] == str(code_socket(external.home))
+
+
+def test_a_long_home_still_gets_a_socket_that_the_system_takes() -> None:
+    assert code_socket(Path("/home/me/.lifecycle")) == Path("/home/me/.lifecycle/run/code.sock")
+    long_homes = [Path("/" + "long/" * 30 + end) for end in ("a", "b")]
+    sockets = {code_socket(home) for home in long_homes}
+    assert len(sockets) == 2 and all(len(str(socket)) <= 100 for socket in sockets)
+
+
+def _compute_log_class(dagster_home: Path) -> str:
+    return str(yaml.safe_load((dagster_home / "dagster.yaml").read_text())["compute_logs"]["class"])

@@ -1,0 +1,96 @@
+"""Rows as token ids: prompts, the items of accepted plans, what was legal, and what the household itself chose.
+
+Belongs here: everything between a row and a batch. Does not belong here: torch, the loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from planner.product import Product, Row, RowInput
+from training.config import PreprocessingSection
+from training.errors import TrainingError
+from training.items import ItemTrie
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row to learn from: prompt tokens, item numbers of the accepted plan, how much each item was wanted (by item number; 0 for
+    all but the accepted ones, unless the row says more), and a mask of legal items."""
+
+    prompt: list[int]
+    items: list[int]
+    wanted: np.ndarray
+    legal: np.ndarray
+
+
+class Codec:
+    """A product's prompts and items in a tokenizer's ids."""
+
+    def __init__(self, product: Product, tokenizer: Any, templates: PreprocessingSection, max_length: int) -> None:
+        """`tokenizer` is a transformers tokenizer. Raises TrainingError when it cannot tell the items apart."""
+        self.product = product
+        self.items = list(product.items())
+        self.index = {item: number for number, item in enumerate(self.items)}
+        self.templates = templates
+        self.max_length = max_length
+        self._tokenizer = tokenizer
+        self._answer_start = templates.output_template.partition("{items}")[0]
+        sequences = [self._ids(" " + product.item_text(item)) for item in self.items]
+        unknown = tokenizer.unk_token_id
+        strange = [
+            item for item, ids in zip(self.items, sequences, strict=True) if unknown is not None and unknown in ids
+        ]
+        if strange:
+            raise TrainingError(
+                f"The base model's tokenizer does not know {len(strange)} of {len(self.items)} items (such as {strange[0]!r}): build "
+                "the built-in base model again from this catalogue, or take a base with a byte-level tokenizer."
+            )
+        end = tokenizer.eos_token_id
+        self.trie = ItemTrie(sequences, end)
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end or 0)
+
+    def prompt(self, row_input: RowInput, room: int = 0) -> list[int]:
+        """Token ids of a row's prompt, its left cut off where fewer than `room` tokens would be left for the answer."""
+        text = (
+            self.templates.input_template.replace("{prompt}", self.product.prompt(row_input))
+            + self._answer_start.rstrip()
+        )
+        ids = list(self._tokenizer(text, add_special_tokens=True)["input_ids"])
+        if ids and ids[-1] == self._tokenizer.eos_token_id:
+            ids.pop()
+        most = max(self.max_length - room, 1)
+        return ids[-most:]
+
+    def legal(self, row_input: RowInput, chosen: Sequence[str] = ()) -> np.ndarray:
+        """Mask over items: what may come next."""
+        mask = np.zeros(len(self.items), dtype=bool)
+        mask[[self.index[item] for item in self.product.legal_items(row_input, list(chosen))]] = True
+        return mask
+
+    def example(self, row: Row, swap_weight: float) -> Example | None:
+        """The row to learn from; None when no accepted item is legal for it, so that there is nothing to learn."""
+        legal = self.legal(row["input"])
+        accepted = self.product.chosen(row["target"]["accepted_plan"])
+        proposed_plan = row["metadata"].get("proposed_plan")
+        proposed = set(self.product.chosen(proposed_plan)) if proposed_plan else None
+        known = [item for item in dict.fromkeys(accepted) if item in self.index and legal[self.index[item]]]
+        if not known:
+            return None
+        wanted = np.zeros(len(self.items))
+        for item, weight in (row["target"].get("item_weights") or dict.fromkeys(known, 1.0)).items():
+            swapped_in = proposed is not None and item not in proposed
+            wanted[self.index[item]] = weight * (swap_weight if swapped_in else 1.0)
+        numbers = [self.index[item] for item in known]
+        room = sum(len(self.trie.sequences[number]) for number in numbers)
+        return Example(self.prompt(row["input"], room), numbers, np.where(legal, wanted, 0.0), legal)
+
+    def examples(self, rows: Sequence[Row], swap_weight: float) -> list[Example]:
+        """Every row that there is something to learn from."""
+        made = (self.example(row, swap_weight) for row in rows)
+        return [example for example in made if example is not None]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

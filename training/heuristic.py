@@ -1,0 +1,64 @@
+"""Registering the heuristic planner as a model version, so that there is a baseline before anything was trained.
+
+Belongs here: its package and its tags. Does not belong here: its rules (planner/planners.py). torch is not needed.
+"""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+from planner.product import Product
+from training import registry
+from training.products import class_path, code_paths
+from training.records import ModelVersion
+
+HEURISTIC = "planner.planners:HeuristicPlanner"
+EXPERIMENT = "planner_baselines"
+
+
+def register_heuristic(
+    tracking_uri: str,
+    product: Product,
+    *,
+    model_name: str = registry.MODEL_NAME,
+    artifact_root: str | None = None,
+    planner_class: str = HEURISTIC,
+) -> ModelVersion:
+    """The registered version of this planner for this product, registered now if it is not yet.
+
+    On an empty registry it becomes version 1. `planner_class` is a class without arguments with `plan(product, row_input, rng)`.
+    Raises TrainingError when MLflow does not answer.
+    """
+    registry.check_reachable(tracking_uri)
+    reference = json.dumps(product.reference(), sort_keys=True, default=str)
+    fingerprint = hashlib.sha256(f"{planner_class}\n{class_path(product)}\n{reference}".encode()).hexdigest()
+    found = registry.find_by_fingerprint(tracking_uri, model_name, fingerprint)
+    if found is not None:
+        return found
+
+    import mlflow
+
+    from training.pyfunc import ARTIFACT, MODEL_CODE, RULES, RULES_PACKAGES, requirements, signature, write_settings
+
+    experiment = registry.experiment_id(tracking_uri, EXPERIMENT, artifact_root)
+    tags = {"task": "planner", "planner": planner_class}
+    with tempfile.TemporaryDirectory(prefix="planner-package-") as scratch, registry.fluent(tracking_uri):
+        package = Path(scratch) / ARTIFACT
+        write_settings(package, class_path(product), product.reference(), {"kind": RULES, "planner": planner_class})
+        with mlflow.start_run(experiment_id=experiment, run_name=f"{model_name} {planner_class}", tags=tags) as run:
+            logged = mlflow.pyfunc.log_model(
+                name=model_name,
+                python_model=str(MODEL_CODE),
+                artifacts={ARTIFACT: str(package)},
+                signature=signature(language_model=False),
+                pip_requirements=requirements(RULES_PACKAGES),
+                code_paths=code_paths(product),
+            )
+    return registry.register(
+        tracking_uri,
+        logged.model_uri,
+        model_name,
+        run.info.run_id,
+        {**tags, registry.KIND_TAG: registry.RULES, registry.FINGERPRINT_TAG: fingerprint},
+    )

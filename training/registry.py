@@ -1,0 +1,272 @@
+"""The registry of model versions in MLflow: finding, describing, tagging them, and what they were trained on.
+
+Belongs here: every word that the project says to MLflow's registry. Does not belong here: training, packaging, policies.
+MLflow is imported inside the functions: it takes 2 s, and this module is imported where nothing of it is needed.
+"""
+
+import io
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from training.errors import TrainingError
+from training.records import ModelVersion
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MODEL_NAME = "planner_model"
+Stage = Literal["none", "candidate", "production", "archived"]
+STAGES: tuple[Stage, ...] = ("none", "candidate", "production", "archived")
+STAGE_TAG, KIND_TAG, FINGERPRINT_TAG = "stage", "kind", "fingerprint"
+FINE_TUNED, RULES = "fine-tuned", "rules"
+"""Values of the tag `kind`: a trained language model, or a planner of rules that trained on nothing."""
+TRAINING_ROWS_FILE = "training_rows.parquet"
+ADDRESS_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+PROBE_SECONDS = 5.0
+DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
+
+
+def check_reachable(tracking_uri: str, undone: str = "nothing was trained") -> None:
+    """Ask MLflow for one experiment. Raises TrainingError when it does not answer; `undone` says what was not begun.
+
+    A closed port is found by connecting first: MLflow itself tries for minutes before it gives up.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    address = urlsplit(tracking_uri)
+    shown = _without_password(tracking_uri)
+    try:
+        scheme = address.scheme.partition("+")[0]
+        if scheme in DEFAULT_PORTS and address.hostname:
+            socket.create_connection((address.hostname, address.port or DEFAULT_PORTS[scheme]), PROBE_SECONDS).close()
+        if scheme == "sqlite":
+            Path(address.path.removeprefix("/")).parent.mkdir(parents=True, exist_ok=True)
+        client(tracking_uri).search_experiments(max_results=1)
+    except (OSError, MlflowException, SQLAlchemyError) as error:
+        reason = " ".join(str(error).replace(tracking_uri, shown).split())[:200]
+        raise TrainingError(
+            f"MLflow at {shown} is not reachable ({reason}): start it, or set MLFLOW_TRACKING_URI; {undone}."
+        ) from error
+
+
+def client(tracking_uri: str) -> Any:
+    """An MLflow client of this address, whatever the process-wide one is."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+@contextmanager
+def fluent(tracking_uri: str) -> Iterator[None]:
+    """MLflow's process-wide address for what only the fluent functions can do, put back afterwards."""
+    import mlflow
+
+    # MLflow writes both addresses into the environment, too, where settings and child processes would find them. An address that was set
+    # before stands there as well, so the environment alone is put back.
+    before = {name: os.environ.get(name) for name in ADDRESS_VARIABLES}
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def experiment_id(tracking_uri: str, name: str, artifact_root: str | None) -> str:
+    """Id of the experiment, made when it does not exist, with its artefacts under `artifact_root`/name."""
+    from mlflow.exceptions import MlflowException
+
+    mlflow_client = client(tracking_uri)
+    found = mlflow_client.get_experiment_by_name(name)
+    if found is None:
+        location = f"{artifact_root.rstrip('/')}/{name}" if artifact_root else None
+        try:
+            return str(mlflow_client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            # Another process made it in between; anything else shows in the next line.
+            found = mlflow_client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+# --- versions ---
+
+
+def list_versions(tracking_uri: str, name: str = MODEL_NAME) -> list[ModelVersion]:
+    """Every version of the model, oldest first; empty when there is no such model."""
+    return [_record(found, tracking_uri) for found in _search(tracking_uri, f"name = '{_quoted(name)}'")]
+
+
+def get_model_version(tracking_uri: str, name: str, version: int) -> ModelVersion:
+    """The record of one version. Raises TrainingError when there is none."""
+    return _record(_get(tracking_uri, name, version), tracking_uri)
+
+
+def latest_version(tracking_uri: str, name: str = MODEL_NAME) -> ModelVersion:
+    """The version with the highest number. Raises TrainingError when there is none."""
+    found = list_versions(tracking_uri, name)
+    if not found:
+        raise TrainingError(
+            f"No version of {name} is registered in MLflow: train one, or register the heuristic planner."
+        )
+    return found[-1]
+
+
+def candidate_versions(tracking_uri: str, name: str = MODEL_NAME) -> list[ModelVersion]:
+    """Versions that a replay may judge, oldest first: the fine-tuned ones that are not archived."""
+    found = _search(tracking_uri, f"name = '{_quoted(name)}' and tags.{KIND_TAG} = '{FINE_TUNED}'")
+    return [_record(one, tracking_uri) for one in found if one.tags.get(STAGE_TAG) != "archived"]
+
+
+def version_exists(tracking_uri: str, name: str, version: int) -> bool:
+    """Whether this version is registered."""
+    return any(found.version == version for found in list_versions(tracking_uri, name))
+
+
+def find_by_fingerprint(tracking_uri: str, name: str, fingerprint: str) -> ModelVersion | None:
+    """The oldest version made of exactly this dataset, base and configuration, or None."""
+    found = _search(tracking_uri, f"name = '{_quoted(name)}' and tags.{FINGERPRINT_TAG} = '{fingerprint}'")
+    return _record(found[0], tracking_uri) if found else None
+
+
+def version_tags(tracking_uri: str, name: str, version: int) -> dict[str, str]:
+    """Tags of a version: stage, kind, dataset_version, dataset_digest, trained_until, …"""
+    return dict(_get(tracking_uri, name, version).tags)
+
+
+def run_metrics(tracking_uri: str, run_id: str) -> dict[str, float]:
+    """The last value of each metric of a run."""
+    return dict(client(tracking_uri).get_run(run_id).data.metrics)
+
+
+def set_tags(tracking_uri: str, name: str, version: int, tags: Mapping[str, str]) -> None:
+    """Set tags of a version, keeping its others."""
+    _get(tracking_uri, name, version)
+    for key, value in tags.items():
+        client(tracking_uri).set_model_version_tag(name, str(version), key, value)
+
+
+def set_stage(tracking_uri: str, name: str, version: int, stage: Stage) -> None:
+    """Set the tag `stage`; the aliases `candidate` and `production` follow (`production` points to one version at most).
+
+    Raises TrainingError for a stage or version that does not exist.
+    """
+    if stage not in STAGES:
+        raise TrainingError(f"There is no stage {stage!r}: known are {', '.join(STAGES)}.")
+    set_tags(tracking_uri, name, version, {STAGE_TAG: stage})
+    if stage in {"candidate", "production"}:
+        set_alias(tracking_uri, name, version, stage)
+
+
+def set_alias(tracking_uri: str, name: str, version: int, alias: str) -> None:
+    """Let `models:/name@alias` be this version."""
+    _get(tracking_uri, name, version)
+    client(tracking_uri).set_registered_model_alias(name, alias, str(version))
+
+
+def version_of_alias(tracking_uri: str, name: str, alias: str) -> ModelVersion | None:
+    """The version that the alias points to, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client(tracking_uri).get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if _is_missing(error):
+            return None
+        raise
+    return _record(found, tracking_uri)
+
+
+def training_rows(tracking_uri: str, name: str, version: int) -> "pa.Table | None":
+    """What the version was trained on: `event_id`, `household_id`, `timestamp` (UTC); None for a planner of rules.
+
+    Raises TrainingError when a trained version lacks the artefact: then nobody can say which rows are fair to score it on.
+    """
+    import pyarrow.parquet as pq
+    from mlflow.exceptions import MlflowException
+
+    found = _get(tracking_uri, name, version)
+    if found.tags.get(KIND_TAG) == RULES:
+        return None
+    try:
+        local = client(tracking_uri).download_artifacts(found.run_id, TRAINING_ROWS_FILE)
+    except (OSError, MlflowException) as error:
+        raise TrainingError(
+            f"{name} version {version} has no {TRAINING_ROWS_FILE} ({error}): it cannot be replayed without knowing what it saw."
+        ) from error
+    return pq.read_table(io.BytesIO(Path(local).read_bytes()))
+
+
+def register(tracking_uri: str, model_uri: str, name: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+    """Register a logged model as the next version, its tags set in the same call."""
+    import mlflow
+
+    with fluent(tracking_uri):
+        made = mlflow.register_model(model_uri, name, tags={STAGE_TAG: "none", **tags})
+    return _record(made, tracking_uri, run_id)
+
+
+# --- MLflow's answers ---
+
+
+def _search(tracking_uri: str, condition: str) -> list[Any]:
+    mlflow_client, found, token = client(tracking_uri), [], None
+    while True:
+        page = mlflow_client.search_model_versions(condition, max_results=1000, page_token=token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda one: int(one.version))
+
+
+def _get(tracking_uri: str, name: str, version: int) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client(tracking_uri).get_model_version(name, str(version))
+    except MlflowException as error:
+        if _is_missing(error):
+            raise TrainingError(
+                f"There is no version {version} of {name} in MLflow: its UI lists those there are."
+            ) from error
+        raise
+
+
+def _is_missing(error: Any) -> bool:
+    return error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+
+
+def _record(found: Any, tracking_uri: str, run_id: str | None = None) -> ModelVersion:
+    return ModelVersion(
+        name=found.name,
+        version=int(found.version),
+        uri=f"models:/{found.name}/{found.version}",
+        run_id=run_id or found.run_id or "",
+        dataset_uri=found.tags.get("dataset_uri"),
+        dataset_digest=found.tags.get("dataset_digest"),
+    )
+
+
+def _quoted(name: str) -> str:
+    return name.replace("'", "''")
+
+
+def _without_password(uri: str) -> str:
+    """The address as it may stand in a message."""
+    address = urlsplit(uri)
+    if address.password is None:
+        return uri
+    return uri.replace(f":{address.password}@", ":…@", 1)
