@@ -65,7 +65,7 @@ class MlflowTracking(dg.ConfigurableResource):
         mlflow.set_tracking_uri(settings().tracking_uri)
         if mlflow.get_experiment_by_name(experiment) is None:
             mlflow.create_experiment(experiment, artifact_location=self.artefact_root())
-        tracked = MlFlow(
+        MlFlow(
             SimpleNamespace(
                 log=context.log,
                 run_id=f"{context.run_id}/{context.op_handle.name}",
@@ -74,7 +74,10 @@ class MlflowTracking(dg.ConfigurableResource):
             )
         )
         try:
-            yield tracked.mlflow_run_id or mlflow.last_active_run().info.run_id
+            active = mlflow.active_run()
+            if active is None:
+                raise RuntimeError("dagster-mlflow started no MLflow run.")
+            yield str(active.info.run_id)
         except BaseException:
             mlflow.end_run("FAILED")
             raise

@@ -1,14 +1,14 @@
 """Bringing a product's data in: the sample that the project makes itself, or a recipe catalogue with a cooking diary.
 
 Belongs here: storing what `planner` made or read, in one transaction, once. Does not belong here: reading files (planner/history.py),
-simulating (planner/simulator.py), SQL.
+simulating (planner/simulator.py), SQL of events and domain tables.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 
 import polars as pl
@@ -25,13 +25,11 @@ SAMPLE_SEED, SAMPLE_WEEKS = 7, 8
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import found and what of it was new."""
+    """What an import holds, and whether it was stored now or before."""
 
     kind: str
     source: str
     counts: dict[str, int]
-    first: datetime | None
-    last: datetime | None
     new: bool
 
 
@@ -40,12 +38,18 @@ def sample(end: date) -> Sample:
     return simulate(sample_catalogue(), seed=SAMPLE_SEED, weeks=SAMPLE_WEEKS, end=end)
 
 
-def import_sample(connection: psycopg.Connection[Any], made: Sample) -> Imported:
-    """Store the sample: domain tables and events, once. The caller owns the transaction; partitions for its days must exist."""
-    digest = hashlib.sha256(
-        f"sample/{made.world.seed}/{made.start.isoformat()}/{made.end.isoformat()}".encode()
-    ).hexdigest()
-    return _store(connection, "sample", f"the seeded sample (seed {made.world.seed})", digest, made.tables, made.events)
+def import_sample(connection: psycopg.Connection[Any], end: date, make: Callable[[date], Sample] = sample) -> Imported:
+    """Store the sample whose last day is `end`: domain tables and events, once; a stored one is not simulated again.
+
+    The caller owns the transaction; partitions for its days must exist.
+    """
+    digest = hashlib.sha256(f"sample/{SAMPLE_SEED}/{SAMPLE_WEEKS}/{end.isoformat()}".encode()).hexdigest()
+    source = f"the seeded sample (seed {SAMPLE_SEED})"
+    known = _known(connection, "sample", source, digest)
+    if known is not None:
+        return known
+    made = make(end)
+    return _store(connection, "sample", source, digest, made.tables, made.events)
 
 
 def import_history(connection: psycopg.Connection[Any], history: History, source: str) -> Imported:
@@ -53,13 +57,36 @@ def import_history(connection: psycopg.Connection[Any], history: History, source
 
     The caller owns the transaction; the history partition must exist.
     """
-    return _store(connection, "history", source, history.digest, history.tables, history.events)
+    known = _known(connection, "history", source, history.digest)
+    return known or _store(connection, "history", source, history.digest, history.tables, history.events)
 
 
-def what_was_imported(connection: psycopg.Connection[Any]) -> list[dict[str, Any]]:
-    """Every import so far, oldest first: `kind`, `source`, `counts`."""
+def what_was_imported(connection: psycopg.Connection[Any]) -> list[Imported]:
+    """Every import so far, oldest first."""
     rows = connection.execute("SELECT kind, source, counts FROM exp.imports ORDER BY created_at, id").fetchall()
-    return [{"kind": kind, "source": source, "counts": counts} for kind, source, counts in rows]
+    return [Imported(kind, source, dict(counts), new=False) for kind, source, counts in rows]
+
+
+def remember(
+    connection: psycopg.Connection[Any], kind: str, source: str, digest: str, counts: Mapping[str, int]
+) -> None:
+    """Note that something was brought in, so that it is not brought in again."""
+    connection.execute(
+        "INSERT INTO exp.imports (kind, source, digest, counts) VALUES (%s, %s, %s, %s) ON CONFLICT (digest) DO NOTHING",
+        (kind, source, digest, json.dumps(counts)),
+    )
+
+
+def is_remembered(connection: psycopg.Connection[Any], digest: str) -> bool:
+    """Whether something with this digest was brought in."""
+    return connection.execute("SELECT 1 FROM exp.imports WHERE digest = %s", (digest,)).fetchone() is not None
+
+
+def _known(connection: psycopg.Connection[Any], kind: str, source: str, digest: str) -> Imported | None:
+    # Held until the transaction ends: two imports of the same thing at once would both find nothing stored yet.
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"import/{digest}",))
+    row = connection.execute("SELECT counts FROM exp.imports WHERE digest = %s", (digest,)).fetchone()
+    return None if row is None else Imported(kind, source, dict(row[0]), new=False)
 
 
 def _store(
@@ -70,18 +97,8 @@ def _store(
     tables: Mapping[str, pl.DataFrame],
     events: list[dict[str, Any]],
 ) -> Imported:
-    times = [event["timestamp"] for event in events]
-    first, last = (min(times), max(times)) if times else (None, None)
-    # Two imports of the same thing at once would both find nothing stored yet.
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"import/{digest}",))
-    known = connection.execute("SELECT counts FROM exp.imports WHERE digest = %s", (digest,)).fetchone()
-    if known is not None:
-        return Imported(kind, source, dict(known[0]), first, last, new=False)
     store_tables(connection, tables)
     counts = {name: len(frame) for name, frame in tables.items()}
     counts["events"] = store_events(connection, events)
-    connection.execute(
-        "INSERT INTO exp.imports (kind, source, digest, counts) VALUES (%s, %s, %s, %s)",
-        (kind, source, digest, json.dumps(counts)),
-    )
-    return Imported(kind, source, counts, first, last, new=True)
+    remember(connection, kind, source, digest, counts)
+    return Imported(kind, source, counts, new=True)

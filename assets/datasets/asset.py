@@ -149,10 +149,10 @@ def _log(
     """One MLflow run a version: the dataset as an input with its digest, its rows, its schema and summary. Returns the run's page."""
     with tracking.run(context, MLFLOW_EXPERIMENT, f"{version.name}/{version.version}") as run_id:
         import mlflow
-        import mlflow.data
+        from mlflow.data.polars_dataset import from_polars
 
         # MLflow takes digests of at most 36 characters; the whole one is a tag.
-        source = mlflow.data.from_polars(
+        source = from_polars(
             rows.select("metadata").unnest("metadata"),
             source=version.uri,
             name=version.name,

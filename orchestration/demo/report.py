@@ -65,8 +65,8 @@ def _summary(
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for imported in what_was_imported(connection):
-        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in imported["counts"].items() if count)
-        table.add_row("rows in", f"{imported['source']}: {counts}")
+        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in imported.counts.items() if count)
+        table.add_row("rows in", f"{imported.source}: {counts}")
     table.add_row("dataset version", _dataset(dagster, facts))
     table.add_row("losses", _losses(settings))
     table.add_row("gate", _gate(replays))

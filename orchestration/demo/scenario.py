@@ -17,6 +17,7 @@ from orchestration.local.errors import cannot_write
 from orchestration.local.home import record_setting, recorded_settings
 from planner.history import History, HistoryOptions, read_history, write_rejects
 from planner.simulator import Sample
+from planner.world import World
 
 SAMPLE_DAYS = 7 * SAMPLE_WEEKS
 # A diary's hourly lineage begins a week ago; all of the diary is history before it.
@@ -32,7 +33,6 @@ class SampleScenario:
 
     settings: Settings
     title = "the sample: simulated households and their weekly plans"
-    reacts = True
 
     def prepare(self) -> Settings:
         """Record the settings that the sample needs in a home that has none yet; returns the settings to go on with."""
@@ -51,7 +51,12 @@ class SampleScenario:
 
     def load(self, connection: psycopg.Connection[Any]) -> Imported:
         """Store it, once."""
-        return import_sample(connection, self.made)
+        return import_sample(connection, self.last_day, lambda _: self.made)
+
+    @property
+    def world(self) -> World | None:
+        """The households, to go on with."""
+        return self.made.world
 
 
 @dataclass
@@ -62,7 +67,6 @@ class DiaryScenario:
     recipes: Path
     interactions: Path
     options: HistoryOptions = field(default_factory=HistoryOptions)
-    reacts = False
 
     @property
     def title(self) -> str:
@@ -107,6 +111,11 @@ class DiaryScenario:
         """Store it, once, and list what could not be used."""
         write_rejects(self.read.rejects, self.reject_file)
         return import_history(connection, self.read, str(self.interactions))
+
+    @property
+    def world(self) -> World | None:
+        """None: real people are not made to react."""
+        return None
 
 
 Scenario = SampleScenario | DiaryScenario

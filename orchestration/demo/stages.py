@@ -20,7 +20,8 @@ from assets.product import EXPERIMENT_NAME, MODEL_NAME
 from experimentation.settings import Settings
 from orchestration.demo.dagster_client import DagsterClient, DagsterError
 from orchestration.demo.progress import Progress, Stage
-from orchestration.demo.scenario import Scenario
+from orchestration.demo.scenario import DiaryScenario, Scenario
+from orchestration.imports import is_remembered, remember
 from orchestration.local.stack import Stack
 
 EXPECTED_SECONDS = {
@@ -201,13 +202,17 @@ class Demo:
             made = client.Traffic()
             with self.connect() as connection:
                 units = [str(row[0]) for row in connection.execute("SELECT id FROM planner.households ORDER BY id")]
-            if not self.scenario.reacts:
+            if isinstance(self.scenario, DiaryScenario):
                 units = units[:DIARY_UNITS]
             assigned = client.ask(http, EXPERIMENT_NAME, "household", units, made)
             stage.outcome = f"{len(assigned)} assignments"
-            if self.scenario.reacts and not self._sent(assigned[0].answer["experiment_id"]):
-                client.play(http, self.scenario.made.world, assigned, self._load_model, made, self.progress.note)
-                self._remember_sent(assigned[0].answer["experiment_id"], made.events)
+            sent = f"traffic/{assigned[0].answer['experiment_id']}"
+            with self.connect() as connection:
+                world = None if is_remembered(connection, sent) else self.scenario.world
+            if world is not None:
+                client.play(http, world, assigned, self._load_model, made, self.progress.note)
+                with self.connect() as connection:
+                    remember(connection, "traffic", "live traffic of the demo", sent, {"events": made.events})
                 stage.outcome += f", {made.events:,} events"
             else:
                 stage.skipped = True
@@ -268,21 +273,3 @@ class Demo:
         scratch.write_text(plaintext)
         scratch.rename(file)
         return plaintext
-
-    def _sent(self, experiment_id: str) -> bool:
-        with self.connect() as connection:
-            return (
-                connection.execute(
-                    "SELECT 1 FROM exp.imports WHERE digest = %s", (f"traffic/{experiment_id}",)
-                ).fetchone()
-                is not None
-            )
-
-    def _remember_sent(self, experiment_id: str, events: int) -> None:
-        with self.connect() as connection:
-            connection.execute(
-                "INSERT INTO exp.imports (kind, source, digest, counts) "
-                "VALUES ('traffic', 'live traffic of the demo', %s, jsonb_build_object('events', %s::int)) "
-                "ON CONFLICT (digest) DO NOTHING",
-                (f"traffic/{experiment_id}", events),
-            )
