@@ -73,7 +73,7 @@ def _plan_words(days_ago: int, meals: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _words(kind: str, values: Sequence[str]) -> list[str]:
-    return [f"{kind}:{'_'.join(value.lower().split())}" for value in sorted(values)]
+    return sorted(f"{kind}:{'_'.join(value.lower().split())}" for value in values)
 
 
 def _step(value: float, step: int) -> int:

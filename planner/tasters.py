@@ -22,8 +22,6 @@ DIRECTIONS = 32
 """Main directions of the recipes' features that tastes live in; a recipe's own charm comes on top."""
 TASTE, CHARM, CHANCE = 1.0, 0.5, 0.5
 """Spread over recipes of a taster's taste and of its whims, and scale of the chance in each choice."""
-SHOWN = 0.5
-WISH = 0.5
 PANTRY_PULL = 0.3
 EATEN_LATELY = 4.0
 LATELY_DAYS = 15
@@ -65,7 +63,7 @@ def synthetic_rows(product: Product, recipes: Sequence[Mapping[str, Any]], count
                 if plan["days_ago"] <= LATELY_DAYS:
                     wanted[[position[meal["recipe_id"]] for meal in plan["meals"]]] -= EATEN_LATELY
             chosen = [shelf.ids[legal[index]] for index in _draw(random, wanted[legal], slots)]
-            chances = np.exp((wanted[legal] - wanted[legal].max()) / WISH)
+            chances = np.exp((wanted[legal] - wanted[legal].max()) / CHANCE)
             weights = {shelf.ids[index]: float(chance) for index, chance in zip(legal, chances, strict=True)}
             target = {"accepted_plan": product.plan(row_input, chosen), "item_weights": weights}
             rows.append({"input": row_input, "target": target, "metadata": {}})
@@ -143,7 +141,7 @@ def _eat(random: np.random.Generator, row_input: dict[str, Any], shelf: _Shelf, 
         wanted[lately] -= EATEN_LATELY
         taken: list[int] = []
         swaps: list[bool] = []
-        shown = _draw(random, SHOWN * wanted, slots)
+        shown = _draw(random, 0.5 * wanted, slots)
         for index in shown:
             swapped_in = bool(random.random() > 1 / (1 + np.exp(-1.5 * liking[index])))
             better = _draw(random, wanted, 2 * slots) if swapped_in else []

@@ -41,8 +41,8 @@ class BuiltInSettings:
     intermediate_size: int = 256
     layers: int = 2
     heads: int = 4
-    tasters: int = 4000
-    epochs: int = 3
+    tasters: int = 6000
+    epochs: int = 2
     batch_size: int = 64
     learning_rate: float = 2e-3
     max_positions: int = 512

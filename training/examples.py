@@ -14,6 +14,10 @@ from training.config import PreprocessingSection
 from training.errors import TrainingError
 from training.items import ItemTrie
 
+PROMPT_FROM = "prompt_from"
+"""Optional field of an input: another row's input, whose prompt the model is shown instead. What is legal stays the row's own. It is a
+control: a model that reads its prompt loses what it learnt about a household."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -48,14 +52,16 @@ class Codec:
                 f"The base model's tokenizer does not know {len(strange)} of {len(self.items)} items (such as {strange[0]!r}): build "
                 "the built-in base model again from this catalogue, or take a base with a byte-level tokenizer."
             )
-        end = tokenizer.eos_token_id
-        self.trie = ItemTrie(sequences, end)
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end or 0)
+        self.trie = ItemTrie(sequences, tokenizer.eos_token_id)
+        # Padding is masked, so any id will do; a tokenizer's own pad token may lie beyond the model's embeddings.
+        self.pad = 0
 
     def prompt(self, row_input: RowInput, room: int = 0) -> list[int]:
         """Token ids of a row's prompt, its left cut off where fewer than `room` tokens would be left for the answer."""
         text = (
-            self.templates.input_template.replace("{prompt}", self.product.prompt(row_input))
+            self.templates.input_template.replace(
+                "{prompt}", self.product.prompt(row_input.get(PROMPT_FROM) or row_input)
+            )
             + self._answer_start.rstrip()
         )
         ids = list(self._tokenizer(text, add_special_tokens=True)["input_ids"])

@@ -24,6 +24,7 @@ from mlflow.types.schema import AnyType, Array, Object, Property
 from planner.product import Product, RowInput
 from training.config import PreprocessingSection
 from training.errors import TrainingError
+from training.examples import PROMPT_FROM
 from training.products import load_product
 
 INPUT_FIELDS = ("household", "pantry", "constraints", "workflow_type", "mode", "previous_plan", "recent_plans")
@@ -42,13 +43,15 @@ MODEL_PACKAGES = (*RULES_PACKAGES, "torch", "transformers", "tokenizers", "safet
 def signature(input_fields: Sequence[str] = INPUT_FIELDS, *, language_model: bool = True) -> ModelSignature:
     """Names of the input columns, and the answer's shape.
 
-    Input columns are of any type: MLflow refuses a whole batch for one cell of another type, and here one bad row fails alone.
+    Input columns are of any type: MLflow refuses a whole batch for one cell of another type, and here one bad row fails alone. A language
+    model takes one column more (`PROMPT_FROM`), for a control.
     """
     meal = Object(
         [Property("day", DataType.long), Property("recipe_id", DataType.string), Property("servings", DataType.long)]
     )
+    columns = [*input_fields, PROMPT_FROM] if language_model else input_fields
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), name, required=False) for name in input_fields]),
+        inputs=Schema([ColSpec(AnyType(), name, required=False) for name in columns]),
         outputs=Schema(
             [
                 ColSpec(Array(meal), "meals"),

@@ -173,6 +173,7 @@ def _replay(
             _taught(request, dataset, trained[0], positions, tracking_uri),
             candidate.model,
             fine_tuned=versions.is_fine_tuned(tracking_uri, name, request.model_version),
+            borrows=versions.borrows_prompts(candidate.model),
             households=len({keys[at].household for at in positions}),
         )
         if request.references

@@ -19,6 +19,7 @@ from planner.meal_planner import MealPlanner
 from planner.planners import HeuristicPlanner, PopularityPlanner, RandomPlanner
 from planner.product import Product, Row, RowInput
 from training.dataset import unit_of
+from training.examples import PROMPT_FROM
 
 SEED = 42
 HALF_LIFE_DAYS = 365.0
@@ -26,10 +27,6 @@ HALF_LIFE_DAYS = 365.0
 
 UNTUNED_PARAMS: Mapping[str, Any] = {"adapter": False}
 """Asks a packaged planner model for its base with the same prior, without what was fine-tuned."""
-
-TASTE_FIELDS = ("pantry", "workflow_type", "mode", "previous_plan", "recent_plans")
-TASTE_OF_HOUSEHOLD = ("preferences",)
-"""What a prompt says about one household in particular. Its size, restrictions and constraints say what it may eat, and stay."""
 
 
 class ReferencePlanner(Protocol):
@@ -96,12 +93,13 @@ class ModelPlanner:
 
 
 def reference_planners(
-    product: Product, taught: Sequence[Row], candidate: Predicts, *, fine_tuned: bool, households: int
+    product: Product, taught: Sequence[Row], candidate: Predicts, *, fine_tuned: bool, borrows: bool, households: int
 ) -> tuple[list[ReferencePlanner], list[str]]:
     """The references that can be had, and a sentence for each that cannot.
 
     `taught` are the rows that popularity is counted on: those that the candidate was trained on. `fine_tuned` says whether the candidate
-    is a fine-tuned language model, which has an untuned base and a prompt; `households` how many there are among the replayed rows.
+    is a fine-tuned language model, which has an untuned base; `borrows` whether it can be shown another row's prompt; `households` how
+    many there are among the replayed rows.
     """
     found: list[ReferencePlanner] = [
         RulePlanner(
@@ -131,26 +129,28 @@ def reference_planners(
                 "untuned base", "The candidate's own base and prior, without fine-tuning.", candidate, UNTUNED_PARAMS
             )
         )
-    else:
-        left_out.append("untuned base and shuffled prompts: the candidate is no fine-tuned language model.")
-    if fine_tuned and households > 1:
+    if borrows and households > 1:
         found.append(
             ModelPlanner(
                 "shuffled prompts",
-                "The candidate, told the tastes and history of another household.",
+                "The candidate, shown the prompt of another household.",
                 candidate,
                 prepare=shuffled_inputs,
             )
         )
-    elif fine_tuned:
+    if not fine_tuned:
+        left_out.append("untuned base and shuffled prompts: the candidate is no fine-tuned language model.")
+    elif not borrows:
+        left_out.append("shuffled prompts: the candidate's package cannot be shown another row's prompt.")
+    elif households < 2:
         left_out.append("shuffled prompts: all rows are of one household, so nobody can lend it another prompt.")
     return found, left_out
 
 
 def shuffled_inputs(rows: Sequence[Row], seed: int = SEED) -> list[RowInput]:
-    """Each row's input with tastes and history of another household's row, and its own size, restrictions and constraints.
+    """Each row's input with the prompt of another household's row; what may be eaten stays its own.
 
-    Which row lends them depends on the rows and the seed alone. With a single household there is nobody to lend: ValueError.
+    Which row lends its prompt depends on the rows and the seed alone. With a single household there is nobody to lend: ValueError.
     """
     units = [unit_of(row) for row in rows]
     if len(set(units)) < 2:
@@ -158,21 +158,10 @@ def shuffled_inputs(rows: Sequence[Row], seed: int = SEED) -> list[RowInput]:
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     mixed: list[RowInput] = [{}] * len(rows)
     for place, at in enumerate(order):
-        lender = next(
-            other for step in range(1, len(rows)) if units[other := order[(place + step) % len(rows)]] != units[at]
-        )
-        mixed[at] = _told_as(rows[at]["input"], rows[lender]["input"])
+        following = (order[(place + step) % len(rows)] for step in range(1, len(rows)))
+        lender = next(other for other in following if units[other] != units[at])
+        mixed[at] = {**rows[at]["input"], PROMPT_FROM: rows[lender]["input"]}
     return mixed
-
-
-def _told_as(own: RowInput, lent: RowInput) -> RowInput:
-    told = {**own, **{name: lent.get(name) for name in TASTE_FIELDS if name in own}}
-    lent_household = lent["household"]
-    told["household"] = {
-        **own["household"],
-        **{name: lent_household.get(name) for name in TASTE_OF_HOUSEHOLD if name in own["household"]},
-    }
-    return told
 
 
 def _popularity(product: Product, taught: Sequence[Row]) -> Iterable[ReferencePlanner]:

@@ -9,6 +9,7 @@ from assets.replay.answers import Predicts
 from assets.replay.errors import ReplayError
 from assets.replay.rows import TrainedOn
 from training import registry
+from training.examples import PROMPT_FROM
 
 
 def check_reachable(tracking_uri: str) -> None:
@@ -71,6 +72,12 @@ def load(tracking_uri: str, name: str, version: int) -> Predicts:
 def is_fine_tuned(tracking_uri: str, name: str, version: int) -> bool:
     """Whether it is a fine-tuned language model, which has an untuned base to compare with."""
     return registry.version_tags(tracking_uri, name, version).get(registry.KIND_TAG) == registry.FINE_TUNED
+
+
+def borrows_prompts(model: Predicts) -> bool:
+    """Whether the loaded model can be shown another row's prompt: MLflow drops columns that its signature does not name."""
+    schema = getattr(getattr(model, "metadata", None), "get_input_schema", lambda: None)()
+    return schema is not None and PROMPT_FROM in schema.input_names()
 
 
 def dataset_uri(tracking_uri: str, name: str, version: int) -> str | None:

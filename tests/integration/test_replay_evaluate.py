@@ -1,23 +1,18 @@
 """A whole replay on a real database and a real MLflow, with two packaged models: what is stored, tagged and shown."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
-import pandas as pd
 import psycopg
-import pyarrow.parquet as pq
 import pytest
-from mlflow.pyfunc import PythonModel
-from replay_support import PRODUCT, RuleModel, dataset_folder, first_legal, sample_rows, telling
+from replay_registry import BASELINE, FAIR, GOOD, NAME, POOR, SILENT, Place, register_all
+from replay_support import dataset_folder, sample_rows
 
 from assets.replay import versions
 from assets.replay.command import main
 from assets.replay.errors import ReplayError
-from assets.replay.evaluate import Replayed, ReplayRequest, evaluate
-from assets.replay.gate import GateConfig
+from assets.replay.evaluate import Replayed
 from assets.replay.records import ALIGNMENT, OFFLINE
 from experimentation.policies import add_version, ensure_policy
 from experimentation.replay_results import (
@@ -28,90 +23,16 @@ from experimentation.replay_results import (
     settled_model_versions,
 )
 from experimentation.settings import settings
-from planner.product import Row
 from training import registry
-from training.dataset import training_rows_table
 from training.errors import TrainingError
-from training.heuristic import register_heuristic
-from training.pyfunc import signature
-
-NAME = "planner_model"
-ROWS = sample_rows(households=12, plans=3, held_out=6)
-
-
-class Told(PythonModel):
-    """A candidate that knows `share` of each accepted plan, and nothing when its adapter is off. For tests alone."""
-
-    def __init__(self, rows: list[Row], share: float) -> None:
-        self.rows, self.share = rows, share
-
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Plans by rule."""
-        knows = (params or {}).get("adapter", True)
-        rule = telling(self.rows, self.share)
-
-        def told(row_input: Any) -> Any:
-            try:
-                return rule(row_input)
-            except KeyError:  # another household's prompt: it knows nothing about it
-                return first_legal(row_input, 9)
-
-        return RuleModel(told if knows else first_legal).predict(model_input)
-
-
-SHARES = {2: 0.8, 3: 0.6, 4: 0.0, 5: 0.8}
-"""Registered candidates by version, and what they know. Version 1 is the heuristic planner; version 5 does not say what it saw."""
-GOOD, FAIR, POOR, SILENT = SHARES
-BASELINE = 1
 
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an MLflow database, its artefacts and a dataset: made once, as MLflow takes seconds for it."""
+    """Made once, as MLflow takes seconds for it."""
     folder = tmp_path_factory.mktemp("registered")
-    uri, artefacts = f"sqlite:///{folder / 'mlflow.db'}", str(folder / "artefacts")
-    dataset = dataset_folder(folder / "planner" / "2025-01-26", ROWS)
-    assert register_heuristic(uri, PRODUCT, artifact_root=artefacts).version == BASELINE
-    experiment = registry.experiment_id(uri, "planner_training", artefacts)
-    for version, share in SHARES.items():
-        taught = [row for row in ROWS if row["metadata"]["split"] != "replay" and version != SILENT]
-        with registry.fluent(uri), mlflow.start_run(experiment_id=experiment) as run:
-            seen = folder / registry.TRAINING_ROWS_FILE
-            pq.write_table(training_rows_table(taught), seen)
-            mlflow.log_artifact(str(seen))
-            logged = mlflow.pyfunc.log_model(
-                name=NAME, python_model=Told(ROWS, share), signature=signature(), pip_requirements=["mlflow"]
-            )
-        tags = {registry.KIND_TAG: registry.FINE_TUNED, "dataset_uri": dataset}
-        assert registry.register(uri, logged.model_uri, NAME, run.info.run_id, tags).version == version
+    register_all(folder)
     return folder
-
-
-class Place:
-    """A registry and a database of this test's own, on the artefacts and the dataset of all."""
-
-    def __init__(self, registered: Path, folder: Path, database_url: str) -> None:
-        shutil.copy(registered / "mlflow.db", folder / "mlflow.db")
-        self.tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
-        self.artefacts = str(folder / "artefacts")
-        self.database_url = database_url
-        self.dataset = str(registered / "planner" / "2025-01-26")
-        self.folder = folder
-
-    def replay(self, version: int, **options: Any) -> Replayed:
-        """The whole of it. These candidates know nothing of pantries, so leftovers are not held against them."""
-        return evaluate(
-            ReplayRequest(NAME, version, self.dataset, gate=GateConfig(kept_share=0.5), **options),
-            lambda: psycopg.connect(self.database_url),
-            tracking_uri=self.tracking_uri,
-            artefact_root=self.artefacts,
-        )
-
-    def runs(self) -> Any:
-        """Every replay run in MLflow."""
-        client = registry.client(self.tracking_uri)
-        experiment = client.get_experiment_by_name("planner_replay")
-        return client.search_runs([experiment.experiment_id]) if experiment else []
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from replay_support import LEGACY, RuleModel, dataset_in_memory, first_legal, sample_rows, telling
+from replay_support import LEGACY, PRODUCT, RuleModel, dataset_in_memory, first_legal, sample_rows, telling
 
 from assets.replay.answers import answers, inputs_of
 from assets.replay.errors import ReplayError
@@ -46,7 +46,7 @@ def test_who_knows_the_answer_scores_one_and_beats_who_knows_nothing() -> None:
 
 
 def test_means_agree_with_scoring_every_row_by_hand() -> None:
-    product = MealPlanner()
+    product = PRODUCT
     plans = [{"meals": first_legal(row["input"], 7)} for row in ROWS]
     by_hand = [product.scores(row, plan) for row, plan in zip(ROWS, plans, strict=True)]
     result = replayed(RuleModel(lambda row_input: first_legal(row_input, 7)))
@@ -71,7 +71,9 @@ def test_any_batch_size_gives_the_same_digits(batch_size: int) -> None:
 
     def once(size: int) -> ReplayResult:
         candidate = RuleModel(telling(ROWS, 0.6))
-        references, left_out = reference_planners(product, TAUGHT, candidate, fine_tuned=False, households=12)
+        references, left_out = reference_planners(
+            product, TAUGHT, candidate, fine_tuned=False, borrows=False, households=12
+        )
         return replayed(candidate, batch_size=size, references=references, references_left_out=left_out)
 
     assert once(batch_size).to_dict() == once(36).to_dict()
@@ -180,7 +182,9 @@ def test_scores_are_told_apart_by_who_proposed() -> None:
 def test_the_references_stand_on_the_same_rows_with_intervals() -> None:
     dataset = dataset_in_memory(ROWS)
     candidate = RuleModel(telling(ROWS))
-    references, left_out = reference_planners(dataset.product, TAUGHT, candidate, fine_tuned=False, households=12)
+    references, left_out = reference_planners(
+        dataset.product, TAUGHT, candidate, fine_tuned=False, borrows=False, households=12
+    )
     result = replayed(candidate, references=references, references_left_out=left_out)
     assert [reference.name for reference in result.references] == ["random", "popularity", "heuristic"]
     assert "no fine-tuned language model" in result.references_left_out[0]
@@ -200,7 +204,9 @@ def test_a_fine_tuned_candidate_is_also_asked_without_its_tuning_and_about_other
             return super().predict(data)
 
     candidate = Tuned(first_legal)
-    references, left_out = reference_planners(MealPlanner(), [], candidate, fine_tuned=True, households=12)
+    references, left_out = reference_planners(
+        MealPlanner(), [], candidate, fine_tuned=True, borrows=True, households=12
+    )
     assert "popularity" in left_out[0]
     result = replayed(candidate, references=references)
     assert [reference.name for reference in result.references] == [
@@ -212,18 +218,30 @@ def test_a_fine_tuned_candidate_is_also_asked_without_its_tuning_and_about_other
     assert [params for params, _ in asked] == [None, {"adapter": False}, None]
 
 
-def test_shuffled_prompts_tell_of_another_household_and_keep_what_may_be_eaten() -> None:
+def test_shuffled_prompts_are_another_households_and_what_may_be_eaten_stays() -> None:
     mixed = shuffled_inputs(ROWS)
-    product = MealPlanner()
-    owners = {
-        str(row["input"]["pantry"]) + str(row["input"]["recent_plans"]): row["input"]["household"]["id"] for row in ROWS
-    }
-    for row, told in zip(ROWS, mixed, strict=True):
-        assert told["household"]["id"] == row["input"]["household"]["id"]
-        assert told["constraints"] == row["input"]["constraints"]
-        assert product.legal_items(told, []) == product.legal_items(row["input"], [])
-        assert owners[str(told["pantry"]) + str(told["recent_plans"])] != row["input"]["household"]["id"]
-    assert shuffled_inputs(ROWS) == mixed
+    lent = [told.pop("prompt_from") for told in mixed]
+    assert mixed == inputs_of(ROWS)
+    assert all(
+        other["household"]["id"] != row["input"]["household"]["id"] for other, row in zip(lent, ROWS, strict=True)
+    )
+    assert [told["prompt_from"] for told in shuffled_inputs(ROWS)] == lent
+    assert len({str(other) for other in lent}) > len(ROWS) / 2, "many lend, not one to all"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fine_tuned": False, "borrows": False}, "no fine-tuned language model"),
+        ({"borrows": False}, "cannot be shown another row's prompt"),
+        ({"households": 1}, "all rows are of one household"),
+    ],
+)
+def test_a_control_that_cannot_be_had_is_left_out_with_a_sentence(changes: dict[str, Any], words: str) -> None:
+    options = {"fine_tuned": True, "borrows": True, "households": 12, **changes}
+    found, left_out = reference_planners(PRODUCT, TAUGHT, RuleModel(first_legal), **options)
+    assert "shuffled prompts" not in [planner.name for planner in found]
+    assert words in left_out[-1]
 
 
 def test_one_household_has_nobody_to_lend_it_a_prompt() -> None:
