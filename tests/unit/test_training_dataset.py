@@ -86,9 +86,7 @@ def test_another_nested_schema_names_what_is_missing(folder: Path) -> None:
 
 
 def test_a_dataset_of_an_unknown_product(folder: Path) -> None:
-    assert "does not say which product" in refused(
-        rewritten(folder, lambda table: table.replace_schema_metadata(None))
-    )
+    assert "does not say which product" in refused(rewritten(folder, lambda table: table.replace_schema_metadata(None)))
 
 
 def test_a_dataset_without_rows_to_validate_on(tmp_path: Path) -> None:
