@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from orchestration.bench import command as bench_command
 from orchestration.commands import configuration, database, docs, keys, modules, services
 from orchestration.commands.console import console
 from orchestration.commands.failures import sentence
@@ -33,6 +34,7 @@ app.command(rich_help_panel=SERVICES)(services.down)
 app.command(rich_help_panel=SERVICES)(services.status)
 app.command(rich_help_panel=SERVICES)(services.clean)
 app.command(rich_help_panel=SERVICES)(docs.docs)
+app.command(rich_help_panel=SERVICES)(bench_command.bench)
 app.command(rich_help_panel=DATA)(demo_command.demo)
 app.command(rich_help_panel=DATA)(demo_command.import_history)
 app.command(rich_help_panel=DATA, context_settings=modules.PASSED_ON, add_help_option=False)(modules.train)

@@ -53,6 +53,8 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         jobs=all_jobs,
         schedules=all_schedules,
         sensors=[new_model_version],
+        # One process a run: a multiprocess step costs about 4 s of start-up, and heavy work has processes of its own anyway.
+        executor=dg.in_process_executor,
         resources={**resources, **(resource_overrides or {})},
     )
 

@@ -64,7 +64,7 @@ def synthetic_rows(product: Product, recipes: Sequence[Mapping[str, Any]], count
                     wanted[[position[meal["recipe_id"]] for meal in plan["meals"]]] -= EATEN_LATELY
             chosen = [shelf.ids[legal[index]] for index in _draw(random, wanted[legal], slots)]
             chances = np.exp((wanted[legal] - wanted[legal].max()) / CHANCE)
-            weights = {shelf.ids[index]: float(chance) for index, chance in zip(legal, chances, strict=True)}
+            weights = dict(zip([shelf.ids[index] for index in legal], chances.tolist(), strict=True))
             target = {"accepted_plan": product.plan(row_input, chosen), "item_weights": weights}
             rows.append({"input": row_input, "target": target, "metadata": {}})
     return rows

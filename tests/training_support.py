@@ -53,15 +53,14 @@ def small_product(recipes: int = 40) -> MealPlanner:
 def rows_of(product: MealPlanner, count: int = 120, *, seed: int = 3) -> list[Row]:
     """Rows of made-up tasters as a dataset would hold them: one row a household; every fifth validates, every sixth is held out.
 
-    There is one thing to learn in them: who plans on autopilot accepts recipes with even numbers, everybody else odd ones.
+    There is one thing to learn in them: recipes with even numbers are accepted, and nothing else.
     """
     rows = product.synthetic_rows(count, seed)
     number_of = {item: number for number, item in enumerate(product.items())}
     random = np.random.default_rng(seed)
     for number, row in enumerate(rows):
-        parity = 0 if row["input"]["mode"] == "autopilot" else 1
         legal = product.legal_items(row["input"], [])
-        fitting = [item for item in legal if number_of[item] % 2 == parity] or legal
+        fitting = [item for item in legal if number_of[item] % 2 == 0] or legal
         chosen = random.permutation(fitting)[: product.slots(row["input"])].tolist()
         row["target"] = {"accepted_plan": product.plan(row["input"], chosen), "user_edits": []}
         row["metadata"] = {

@@ -66,6 +66,7 @@ class Demo:
         self.settings: Settings = stack.settings
         self.dagster = DagsterClient(f"http://127.0.0.1:{self.settings.dagster_port}")
         self.facts = Facts(scenario.last_day)
+        self._base_run: str | None = None
 
     @property
     def day(self) -> str:
@@ -135,17 +136,20 @@ class Demo:
         last_hour = datetime.combine(day, datetime.min.time()) + timedelta(hours=23)
         hours = (datetime.combine(start, datetime.min.time()).strftime(HOUR_KEY), last_hour.strftime(HOUR_KEY))
         days = (start.isoformat(), self.day)
-        done = 0
+        running: list[tuple[str, str]] = []
         if not self.dagster.has_range("raw_events", *hours):
-            self._materialise(["raw_events"], "archiving events", partition_range=hours)
-            done += 1
+            running.append((self.dagster.launch(["raw_events"], partition_range=hours), "archiving events"))
         if self.dagster.materialised_at("cleaned_history") is None:
-            self._materialise(["history_events", "cleaned_history"], "archiving history")
-            done += 1
+            running.append((self.dagster.launch(["history_events", "cleaned_history"]), "archiving history"))
+        # Nothing of the base model waits for events: it is made meanwhile, and waited for in its own stage.
+        if self.dagster.materialised_at("base_model") is None:
+            self._base_run = self.dagster.launch(["base_model"])
+        for run_id, doing in running:
+            self._await(run_id, doing)
+        stage.skipped = not running
         if not self.dagster.has_range("cleaned_events", *days):
-            self._materialise(["cleaned_events"], "cleaning events", partition_range=days)
-            done += 1
-        stage.skipped = done == 0
+            self._await(self.dagster.launch(["cleaned_events"], partition_range=days), "cleaning events")
+            stage.skipped = False
         stage.outcome = f"{((day - start).days + 1) * 24:,} hours, {(day - start).days + 1} days, and the history"
 
     def _dataset(self, stage: Stage) -> None:
@@ -153,7 +157,10 @@ class Demo:
         stage.outcome = f"planner/{self.day}"
 
     def _base(self, stage: Stage) -> None:
-        stage.skipped = self._unless_done("base_model", "pre-training")
+        if self._base_run is None:
+            stage.skipped = self._unless_done("base_model", "pre-training")
+        else:
+            self._await(self._base_run, "pre-training")
 
     def _train(self, stage: Stage) -> None:
         stage.skipped = self._unless_done("planner_checkpoint", "fine-tuning", self.day)
@@ -239,15 +246,11 @@ class Demo:
         self._materialise([asset], doing, partition=partition)
         return False
 
-    def _materialise(
-        self,
-        assets: list[str],
-        doing: str,
-        *,
-        partition: str | None = None,
-        partition_range: tuple[str, str] | None = None,
-    ) -> None:
-        run_id = self.dagster.launch(assets, partition=partition, partition_range=partition_range)
+    def _materialise(self, assets: list[str], doing: str, *, partition: str | None = None) -> None:
+        self._await(self.dagster.launch(assets, partition=partition), doing)
+
+    def _await(self, run_id: str, doing: str) -> None:
+        """Raises DagsterError with the failed step's own sentence."""
         self.dagster.require(run_id, f"{doing} failed".capitalize(), lambda: self.progress.note(doing))
 
     def _load_model(self, uri: str) -> Any:

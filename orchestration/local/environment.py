@@ -111,6 +111,8 @@ def _dagster(settings: Settings) -> dict[str, str]:
         # The driver is named: SQLAlchemy 2.1 takes psycopg 3 for a bare postgresql://, and dagster-postgres sends a NOTIFY with a
         # bound parameter, which only psycopg2 accepts.
         "DAGSTER_POSTGRES_URL": _with_driver(settings.sibling_url("dagster")),
+        # A run over a thousand hours records a thousand materialisations: stored one by one they took 41 ms each.
+        "DAGSTER_EVENT_BATCH_SIZE": "500",
         "DAGSTER_COMPUTE_LOGS_DIR": str(settings.home / "logs" / "runs"),
     }
     if settings.store_root.startswith("s3://"):

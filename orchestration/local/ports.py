@@ -19,6 +19,12 @@ def is_free(port: int) -> bool:
     return True
 
 
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on, as the system gives it."""
+    with socket.create_server((HOST, 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 def require_free(port: int, what: str, setting: str) -> None:
     """Raises LocalServiceError, naming the setting that chooses another port, when something listens on `port`."""
     if not is_free(port):
