@@ -169,7 +169,7 @@ def test_out_of_memory_is_one_sentence(base: Path, monkeypatch: pytest.MonkeyPat
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     monkeypatch.setattr("training.loop.batch_loss", full)
-    with pytest.raises(TrainingError, match="batch_size 8.*gradient-checkpointing"):
+    with pytest.raises(TrainingError, match=r"batch_size 8.*gradient-checkpointing"):
         fit(model, task, CONFIG.training, silent)
 
 

@@ -64,8 +64,24 @@ def test_every_key_is_described_and_has_a_flag() -> None:
 
 def test_the_documented_command_line() -> None:
     config = from_command_line(
-        "--dataset datasets/planner/2025-01-03 --model-base some/model --epochs 5 --lr 3e-4 --batch-size 8 --lora-r 4 --lora-alpha 8 "
-        "--output-dir here".split()
+        [
+            "--dataset",
+            "datasets/planner/2025-01-03",
+            "--model-base",
+            "some/model",
+            "--epochs",
+            "5",
+            "--lr",
+            "3e-4",
+            "--batch-size",
+            "8",
+            "--lora-r",
+            "4",
+            "--lora-alpha",
+            "8",
+            "--output-dir",
+            "here",
+        ]
     )
     assert config.dataset.path == "datasets/planner/2025-01-03"
     assert config.model.base_model == "some/model"

@@ -1,0 +1,79 @@
+"""The heuristic planner as a model version: the first one, once, without torch, and the same answers as the planner itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from conftest import free_port
+from training_support import rows_of, small_product
+
+from planner.planners import HeuristicPlanner
+from training import registry
+from training.errors import TrainingError
+from training.heuristic import register_heuristic
+
+PRODUCT = small_product()
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def test_it_is_version_1_and_registered_once(uri: str, tmp_path: Path) -> None:
+    first = register_heuristic(uri, PRODUCT, artifact_root=str(tmp_path / "artefacts"))
+    assert (first.name, first.version, first.uri) == ("planner_model", 1, "models:/planner_model/1")
+    assert register_heuristic(uri, PRODUCT, artifact_root=str(tmp_path / "artefacts")) == first
+    assert registry.list_versions(uri) == [first]
+    assert list((tmp_path / "artefacts").iterdir())
+    # It was trained on nothing: nobody need hold rows back for it, and no replay judges it as a candidate.
+    assert registry.training_rows(uri, "planner_model", 1) is None
+    assert registry.candidate_versions(uri) == []
+    assert registry.version_tags(uri, "planner_model", 1)["stage"] == "none"
+
+
+def test_another_catalogue_is_another_version(uri: str, tmp_path: Path) -> None:
+    register_heuristic(uri, PRODUCT, artifact_root=str(tmp_path))
+    assert register_heuristic(uri, small_product(20), artifact_root=str(tmp_path)).version == 2
+
+
+def test_it_answers_as_the_planner_does_and_a_broken_row_fails_alone(uri: str, tmp_path: Path) -> None:
+    version = register_heuristic(uri, PRODUCT, artifact_root=str(tmp_path))
+    inputs = [row["input"] for row in rows_of(PRODUCT, 12)]
+    frame = pd.DataFrame({name: pd.Series([one[name] for one in inputs], dtype=object) for name in inputs[0]})
+    frame.at[4, "constraints"] = 7
+    with registry.fluent(uri):
+        answers = mlflow.pyfunc.load_model(version.uri).predict(frame)
+    assert list(answers.columns) == ["meals", "tokens_generated", "error"]
+    for number, (row_input, meals) in enumerate(zip(inputs, answers["meals"], strict=True)):
+        if number == 4:
+            assert meals == [] and answers["error"][number]
+            continue
+        assert answers["error"][number] is None and answers["tokens_generated"][number] == 0
+        expected = PRODUCT.plan(row_input, HeuristicPlanner().plan(PRODUCT, row_input))
+        assert {"meals": meals} == expected
+
+
+def test_registering_and_answering_needs_no_torch(uri: str, tmp_path: Path) -> None:
+    code = f"""
+import sys, mlflow, pandas as pd
+from planner.meal_planner import MealPlanner
+from training.heuristic import register_heuristic
+version = register_heuristic({uri!r}, MealPlanner(), artifact_root={str(tmp_path)!r})
+mlflow.set_tracking_uri({uri!r})
+model = mlflow.pyfunc.load_model(version.uri)
+row = MealPlanner().synthetic_rows(1, 1)[0]["input"]
+assert model.predict(pd.DataFrame([row]))["error"].tolist() == [None]
+print(sorted({{"torch", "transformers", "peft"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_registry_that_does_not_answer(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="is not reachable"):
+        register_heuristic(f"http://127.0.0.1:{free_port()}", PRODUCT)

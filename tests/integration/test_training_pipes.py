@@ -1,0 +1,65 @@
+"""The training commands started by Dagster Pipes: lines in the run's log, and the record as a message."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from training_support import dataset_folder, rows_of, small_base, small_product
+
+from training.records import BaseModelVersion, ModelVersion
+
+PRODUCT = small_product()
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def started_by_dagster(command: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
+    """Custom messages, materialisation metadata and log lines of a command in an asset of its own."""
+    found: dict[str, Any] = {}
+
+    @dg.asset
+    def trained(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient) -> dg.MaterializeResult:
+        done = pipes.run(context=context, command=command, cwd=str(PROJECT), env={"HF_HUB_OFFLINE": "1"})
+        found["messages"] = list(done.get_custom_messages())
+        found["metadata"] = dict(done.get_materialize_result().metadata or {})
+        return dg.MaterializeResult()
+
+    lines: list[str] = []
+
+    class Keeps(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler = Keeps()
+    logger = logging.getLogger("dagster")
+    logger.addHandler(handler)
+    try:
+        with dg.DagsterInstance.ephemeral() as instance:
+            result = dg.materialize([trained], instance=instance, resources={"pipes": dg.PipesSubprocessClient()})
+    finally:
+        logger.removeHandler(handler)
+    assert result.success
+    return found["messages"], found["metadata"], lines
+
+
+def test_the_base_model_reports_itself(tmp_path: Path) -> None:
+    dataset = dataset_folder(tmp_path / "planner" / "2025-01-12", rows_of(PRODUCT, 30), PRODUCT)
+    size = "--tasters 60 --epochs 1 --hidden-size 16 --intermediate-size 32 --layers 1 --heads 2".split()
+    command = [sys.executable, "-m", "training.base_model", "--dataset", str(dataset), "--output-dir"]
+    messages, metadata, lines = started_by_dagster([*command, str(tmp_path / "base"), *size])
+    record = BaseModelVersion.from_dict(messages[0]["base_model"])
+    assert record.uri == str(tmp_path / "base") and (tmp_path / "base" / "model.safetensors").exists()
+    assert metadata["items"].value == 40
+    assert any("base model: step 1/1, loss" in line for line in lines)
+
+
+def test_a_training_reports_its_version(tmp_path: Path) -> None:
+    dataset = dataset_folder(tmp_path / "planner" / "2025-01-12", rows_of(PRODUCT, 60), PRODUCT)
+    base = small_base(tmp_path / "base", PRODUCT)
+    command = [sys.executable, "-m", "training.train_planner", "--dataset", str(dataset), "--model-base", str(base)]
+    messages, metadata, lines = started_by_dagster([*command, "--epochs", "1", "--output-dir", str(tmp_path / "out")])
+    record = ModelVersion.from_dict(messages[0]["model_version"])
+    assert (record.name, record.version) == ("planner_model", 1)
+    assert metadata["tuned_val_loss"].value <= metadata["base_val_loss"].value
+    assert any("val_loss" in line for line in lines) and any("fine-tuning: step 1/" in line for line in lines)
