@@ -3,6 +3,10 @@
 Belongs here: registering it for the product that the database holds. Does not belong here: packaging it (training/heuristic.py).
 """
 
+import io
+import warnings
+from contextlib import redirect_stderr
+
 import psycopg
 
 from assets.product import MODEL_NAME, current_product
@@ -17,9 +21,11 @@ def register_baseline(settings: Settings) -> ModelVersion:
 
     with psycopg.connect(settings.platform_url, connect_timeout=10) as connection:
         product = current_product(connection)
-    version = register_heuristic(
-        settings.tracking_uri, product, model_name=MODEL_NAME, artifact_root=f"{settings.store_root}/mlflow"
-    )
+    # MLflow tells stderr what it registers, and warns of an example that a signature makes needless; errors are raised all the same.
+    with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore", category=UserWarning):
+        version = register_heuristic(
+            settings.tracking_uri, product, model_name=MODEL_NAME, artifact_root=f"{settings.store_root}/mlflow"
+        )
     if version_of_alias(settings.tracking_uri, MODEL_NAME, "production") is None:
         set_stage(settings.tracking_uri, MODEL_NAME, version.version, "production")
     return version

@@ -1,0 +1,60 @@
+"""The demo's pure parts: partition keys and windows, a history folder's files, progress that names its stages."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from assets.partitions import dataset_window, model_version_key, parse_model_version_key
+from orchestration.demo.command import HistoryFolderError, history_files
+from orchestration.demo.progress import Progress
+
+
+def test_a_dataset_window_ends_with_its_day() -> None:
+    start, end = dataset_window("2026-03-08", 7)
+    assert (start, end) == (datetime(2026, 3, 2, tzinfo=UTC), datetime(2026, 3, 9, tzinfo=UTC))
+
+
+def test_a_model_version_survives_its_key() -> None:
+    assert parse_model_version_key(model_version_key("planner_model", 12)) == ("planner_model", 12)
+
+
+@pytest.mark.parametrize("key", ["planner_model", "@3", "planner_model@", "planner_model@x"])
+def test_another_key_is_refused_with_the_right_form(key: str) -> None:
+    with pytest.raises(ValueError, match="name@number"):
+        parse_model_version_key(key)
+
+
+def test_the_catalogue_is_told_from_the_diary(tmp_path: Path) -> None:
+    (tmp_path / "recipes.csv").touch()
+    (tmp_path / "interactions.parquet").touch()
+    (tmp_path / "notes.txt").touch()
+    assert history_files(tmp_path) == (tmp_path / "recipes.csv", tmp_path / "interactions.parquet")
+
+
+@pytest.mark.parametrize("names", [[], ["recipes.csv"], ["recipes.csv", "a.csv", "b.csv"], ["a.csv", "b.csv"]])
+def test_an_unclear_folder_is_refused_by_name(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(HistoryFolderError, match=str(tmp_path)):
+        history_files(tmp_path)
+
+
+def test_a_missing_folder_is_refused() -> None:
+    with pytest.raises(HistoryFolderError, match="is no folder"):
+        history_files(Path("/nowhere/at/all"))
+
+
+def test_progress_keeps_every_stage_with_its_outcome() -> None:
+    console = Console(record=True, width=120)
+    progress = Progress(console, {"first": 2.0, "second": 8.0})
+    with progress.stage("first") as stage:
+        stage.outcome = "3 rows"
+    with progress.stage("second") as stage:
+        stage.skipped = True
+    text = console.export_text()
+    assert "1/2 first" in text and "3 rows" in text and "· " in text
+    assert [stage.name for stage in progress.stages] == ["first", "second"]
+    with pytest.raises(ValueError, match="'third' is not one of the stages"), progress.stage("third"):
+        pass
