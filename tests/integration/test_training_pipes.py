@@ -1,6 +1,5 @@
 """The training commands started by Dagster Pipes: lines in the run's log, and the record as a message."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,10 @@ def started_by_dagster(command: list[str]) -> tuple[list[dict[str, Any]], dict[s
         found["metadata"] = dict(done.get_materialize_result().metadata or {})
         return dg.MaterializeResult()
 
-    lines: list[str] = []
-
-    class Keeps(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    handler = Keeps()
-    logger = logging.getLogger("dagster")
-    logger.addHandler(handler)
-    try:
-        with dg.DagsterInstance.ephemeral() as instance:
-            result = dg.materialize([trained], instance=instance, resources={"pipes": dg.PipesSubprocessClient()})
-    finally:
-        logger.removeHandler(handler)
+    # The run's own log, as the UI shows it: what other tests do to loggers does not reach it.
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize([trained], instance=instance, resources={"pipes": dg.PipesSubprocessClient()})
+        lines = [entry.user_message for entry in instance.all_logs(result.run_id)]
     assert result.success
     return found["messages"], found["metadata"], lines
 
