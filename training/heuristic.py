@@ -10,7 +10,7 @@ from pathlib import Path
 
 from planner.product import Product
 from training import registry
-from training.products import class_path, code_paths
+from training.products import class_path
 from training.records import ModelVersion
 
 HEURISTIC = "planner.planners:HeuristicPlanner"
@@ -39,7 +39,7 @@ def register_heuristic(
 
     import mlflow
 
-    from training.pyfunc import ARTIFACT, MODEL_CODE, RULES, RULES_PACKAGES, requirements, signature, write_settings
+    from training.pyfunc import ARTIFACT, RULES, RULES_PACKAGES, log_package, signature, write_settings
 
     experiment = registry.experiment_id(tracking_uri, EXPERIMENT, artifact_root)
     tags = {"task": "planner", "planner": planner_class}
@@ -47,17 +47,10 @@ def register_heuristic(
         package = Path(scratch) / ARTIFACT
         write_settings(package, class_path(product), product.reference(), {"kind": RULES, "planner": planner_class})
         with mlflow.start_run(experiment_id=experiment, run_name=f"{model_name} {planner_class}", tags=tags) as run:
-            logged = mlflow.pyfunc.log_model(
-                name=model_name,
-                python_model=str(MODEL_CODE),
-                artifacts={ARTIFACT: str(package)},
-                signature=signature(language_model=False),
-                pip_requirements=requirements(RULES_PACKAGES),
-                code_paths=code_paths(product),
-            )
+            model_uri = log_package(package, model_name, product, signature(language_model=False), RULES_PACKAGES)
     return registry.register(
         tracking_uri,
-        logged.model_uri,
+        model_uri,
         model_name,
         run.info.run_id,
         {**tags, registry.KIND_TAG: registry.RULES, registry.FINGERPRINT_TAG: fingerprint},

@@ -9,11 +9,13 @@ A package holds `planner.json` (kind, product class, settings), `reference.json`
 import importlib
 import importlib.metadata
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature
@@ -25,7 +27,7 @@ from planner.product import Product, RowInput
 from training.config import PreprocessingSection
 from training.errors import TrainingError
 from training.examples import PROMPT_FROM
-from training.products import load_product
+from training.products import code_paths, load_product
 
 INPUT_FIELDS = ("household", "pantry", "constraints", "workflow_type", "mode", "previous_plan", "recent_plans")
 ARTIFACT = "planner"
@@ -143,6 +145,24 @@ def load_decoder(folder: Path, settings: Mapping[str, Any], product: Product, ad
     if len(settings["prior"]) != len(codec.items):
         raise TrainingError("The packaged model's prior and product have different items: train it again.")
     return Decoder(model, codec, np.array(settings["prior"]))
+
+
+def log_package(
+    package: Path, name: str, product: Product, model_signature: ModelSignature, packages: Sequence[str]
+) -> str:
+    """Log a package folder as a model of the active MLflow run, with the code and the requirements that it needs; returns its URI."""
+    with warnings.catch_warnings():
+        # The signature is given; MLflow advises an example row all the same.
+        warnings.filterwarnings("ignore", message=".*input example was not provided.*")
+        logged = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(MODEL_CODE),
+            artifacts={ARTIFACT: str(package)},
+            signature=model_signature,
+            pip_requirements=requirements(packages),
+            code_paths=code_paths(product),
+        )
+    return str(logged.model_uri)
 
 
 def write_settings(folder: Path, product_class: str, reference: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from training import registry, tracking
 from training.config import BUILT_IN, TrainingConfig, from_command_line
 from training.dataset import Dataset, read_dataset
 from training.errors import TrainingError
-from training.products import class_path, code_paths
+from training.products import class_path
 from training.records import ModelVersion
 from training.reporting import Reporter, reporter
 
@@ -231,13 +231,12 @@ def _register(
             base.tokenizer.save_pretrained(Path(scratch) / "tokenizer")
             run.artifacts(Path(scratch) / "tokenizer", "tokenizer")
             with registry.fluent(run.tracking_uri), mlflow.start_run(run_id=run.run_id):
-                logged = mlflow.pyfunc.log_model(
-                    name=config.output.model_name,
-                    python_model=str(pyfunc.MODEL_CODE),
-                    artifacts={pyfunc.ARTIFACT: str(package)},
-                    signature=pyfunc.signature(list(dataset.train[0]["input"])),
-                    pip_requirements=pyfunc.requirements(packages),
-                    code_paths=code_paths(dataset.product),
+                model_uri = pyfunc.log_package(
+                    package,
+                    config.output.model_name,
+                    dataset.product,
+                    pyfunc.signature(list(dataset.train[0]["input"])),
+                    packages,
                 )
         except tracking.storage_errors() as error:
             raise tracking.cannot_write(f"of run {run.run_id}", error) from error
@@ -252,7 +251,7 @@ def _register(
         "base_model": base.record.name,
         "base_digest": base.record.digest,
     }
-    return registry.register(run.tracking_uri, logged.model_uri, config.output.model_name, run.run_id, tags)
+    return registry.register(run.tracking_uri, model_uri, config.output.model_name, run.run_id, tags)
 
 
 def _save_weights(config: TrainingConfig, base: "LoadedBase", model: Any, package: Path) -> None:
@@ -298,7 +297,6 @@ def _quiet_mlflow() -> None:
     """One progress display, ours: MLflow's bars and migration messages stay away."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
