@@ -40,7 +40,8 @@ class Tried:
         window = RowWindow(sample.start, sample.end, 28)
         rows: list[Row] = planner_rows(events_frame(sample.events), sample.tables, window).to_dicts()
         split = {
-            name: [row for row in rows if row["metadata"]["split"] == name] for name in ("train", "validation", "replay")
+            name: [row for row in rows if row["metadata"]["split"] == name]
+            for name in ("train", "validation", "replay")
         }
         self.unseen = split["replay"]
         assert not {row["input"]["household"]["id"] for row in self.unseen} & {
