@@ -57,7 +57,7 @@ FEWEST_STATED = 4
 CHARM = 0.55
 TASTE = 1.0
 WHIM = 0.25
-PANTRY_PULL = 1.3
+PANTRY_PULL = 0.5
 """Utility of each pantry item that a recipe uses up (more for households that plan from the pantry)."""
 SAMENESS = 0.15
 """Utility lost for each label that a recipe shares with another meal of the same plan."""

@@ -35,7 +35,7 @@ def test_taste_beats_popularity_beats_chance(scores: dict[str, dict[str, float]]
     assert alignment["popularity"] > 2.5 * alignment["random"]
     assert alignment["heuristic"] > 1.5 * alignment["random"]
     # What a household chose before says what it will choose: a model can learn this from the prompt alone.
-    assert alignment["profile"] > 1.02 * alignment["popularity"]
+    assert alignment["profile"] > 1.2 * alignment["popularity"]
 
 
 def test_people_keep_what_they_are_shown(sample: Sample, scores: dict[str, dict[str, float]]) -> None:
