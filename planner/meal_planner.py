@@ -11,6 +11,7 @@ import polars as pl
 from planner import constraints, scores
 from planner.catalogue import Catalogue, sample_catalogue
 from planner.constraints import LegalRecipes
+from planner.offsets import PantryOffsets
 from planner.product import Plan, Row, RowInput, RowWindow, Violation
 from planner.prompt import item_text, prompt_text
 from planner.tasters import synthetic_rows
@@ -35,6 +36,7 @@ class MealPlanner:
         self.catalogue = sample_catalogue() if catalogue is None else catalogue
         self.meals = meals
         self._legal = LegalRecipes(self.catalogue)
+        self._offsets = PantryOffsets(self.catalogue)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MealPlanner) and (self.catalogue, self.meals) == (other.catalogue, other.meals)
@@ -77,6 +79,10 @@ class MealPlanner:
             for meal in plan["meals"]
         }
         return [item for item in legal if item not in lately] or legal
+
+    def offsets(self, row_input: RowInput) -> dict[str, float]:
+        """Log-odds of recipes that use up what the pantry holds (see `offsets.py`)."""
+        return self._offsets.offsets(row_input)
 
     def plan(self, row_input: RowInput, chosen: Sequence[str]) -> Plan:
         """One meal a day from day 0 on, each cooked for the whole household."""

@@ -100,3 +100,12 @@ class Product(Protocol):
     def from_reference(cls, reference: dict[str, Any]) -> "Product":
         """Inverse of `reference`."""
         ...
+
+
+@runtime_checkable
+class HasOffsets(Protocol):
+    """A product that asks something of its plans itself, beside what people choose. Optional."""
+
+    def offsets(self, row_input: RowInput) -> Mapping[str, float]:
+        """Item → log-odds that training and decoding add to its score for this row; items without one have 0."""
+        ...

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 INFO_FILE = "base_model.json"
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")
-FORMAT = 1
+FORMAT = 2
 """Raised when the same settings would give other weights, so that folders of an older version are made again."""
 
 
@@ -204,7 +204,7 @@ def _codec(product: Product, tokenizer: Any, settings: BuiltInSettings) -> "Code
 
 
 def _pretrain(model: Any, codec: "Codec", rows: Sequence[Row], settings: BuiltInSettings, progress: Reporter) -> None:
-    """Learn the made-up plans with the objective of fine-tuning and no prior: popularity is the dataset's to say."""
+    """Learn the made-up plans with the objective of fine-tuning, the product's offsets and no popularity: that is the dataset's to say."""
     from training.items import uniform_prior
     from training.loop import Task, fit
 

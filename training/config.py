@@ -133,6 +133,11 @@ class ObjectiveSection(_Section):
     prior_half_life_days: float | None = Field(
         default=None, gt=0, description="Age at which a plan counts half in the prior; unset: never."
     )
+    offset_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="Scale of the offsets that the product adds to items (the meal planner's: using up the pantry); 0: none.",
+    )
     swap_weight: float = Field(
         default=1.0, gt=0, description="How much more an item counts that the household itself swapped in."
     )

@@ -38,13 +38,14 @@ class Decoded:
 
 @dataclass
 class _Walk:
-    """Where one row stands: items so far, what is legal next, and its node in the trie."""
+    """Where one row stands: items so far, what is legal next, the prior with the row's offsets, and its node in the trie."""
 
     number: int
     row_input: RowInput
     prompt: list[int]
     slots: int
     legal: np.ndarray
+    prior: np.ndarray
     node: int = 0
     tokens: int = 0
     done: bool = False
@@ -86,9 +87,9 @@ class Decoder:
         try:
             slots = self.codec.product.slots(row_input)
             longest = max(len(sequence) for sequence in self.codec.trie.sequences)
-            walk = _Walk(
-                number, row_input, self.codec.prompt(row_input, slots * longest), slots, self.codec.legal(row_input)
-            )
+            prompt = self.codec.prompt(row_input, slots * longest)
+            prior = self.prior * self.codec.odds(row_input)
+            walk = _Walk(number, row_input, prompt, slots, self.codec.legal(row_input), prior)
         except ROW_ERRORS as error:
             return Decoded([], 0, f"{type(error).__name__}: {error}")
         if slots == 0 or not walk.legal.any():
@@ -142,7 +143,7 @@ class Decoder:
     def _advance(self, walk: _Walk, logits: np.ndarray) -> int:
         """Take the best next token of a row and return it; at the end of an item, ask the product what is legal after it."""
         node = self.codec.trie.nodes[walk.node]
-        masses = node.masses(np.where(walk.legal, self.prior, 0.0))
+        masses = node.masses(np.where(walk.legal, walk.prior, 0.0))
         candidates = np.flatnonzero(masses > 0)
         scores = logits[node.tokens[candidates]].astype(np.float64) + np.log(masses[candidates])
         best = int(candidates[int(np.argmax(np.round(scores, DECIMALS)))])

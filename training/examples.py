@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.product import Product, Row, RowInput
+from planner.product import HasOffsets, Product, Row, RowInput
 from training.config import PreprocessingSection
 from training.errors import TrainingError
 from training.items import ItemTrie
@@ -21,25 +21,40 @@ control: a model that reads its prompt loses what it learnt about a household.""
 
 @dataclass(frozen=True)
 class Example:
-    """One row to learn from: prompt tokens, item numbers of the accepted plan, how much each item was wanted (by item number; 0 for
-    all but the accepted ones, unless the row says more), and a mask of legal items."""
+    """One row to learn from. All arrays run over items.
+
+    prompt: token ids. items: numbers of the accepted plan's items. wanted: how much each item was wanted (0 for all but the accepted
+    ones, unless the row says more). legal: mask. odds: factor on the prior from the product's offsets (1: none).
+    """
 
     prompt: list[int]
     items: list[int]
     wanted: np.ndarray
     legal: np.ndarray
+    odds: np.ndarray
 
 
 class Codec:
     """A product's prompts and items in a tokenizer's ids."""
 
-    def __init__(self, product: Product, tokenizer: Any, templates: PreprocessingSection, max_length: int) -> None:
-        """`tokenizer` is a transformers tokenizer. Raises TrainingError when it cannot tell the items apart."""
+    def __init__(
+        self,
+        product: Product,
+        tokenizer: Any,
+        templates: PreprocessingSection,
+        max_length: int,
+        offset_weight: float = 1.0,
+    ) -> None:
+        """`tokenizer` is a transformers tokenizer; `offset_weight` scales the product's offsets.
+
+        Raises TrainingError when the tokenizer cannot tell the items apart.
+        """
         self.product = product
         self.items = list(product.items())
         self.index = {item: number for number, item in enumerate(self.items)}
         self.templates = templates
         self.max_length = max_length
+        self.offset_weight = offset_weight
         self._tokenizer = tokenizer
         self._answer_start = templates.output_template.partition("{items}")[0]
         sequences = [self._ids(" " + product.item_text(item)) for item in self.items]
@@ -76,6 +91,14 @@ class Codec:
         mask[[self.index[item] for item in self.product.legal_items(row_input, list(chosen))]] = True
         return mask
 
+    def odds(self, row_input: RowInput) -> np.ndarray:
+        """Factor on each item's prior for this row: e to the product's offset; 1 where it has none."""
+        odds = np.ones(len(self.items))
+        if self.offset_weight and isinstance(self.product, HasOffsets):
+            for item, offset in self.product.offsets(row_input).items():
+                odds[self.index[item]] = np.exp(self.offset_weight * offset)
+        return odds
+
     def example(self, row: Row, swap_weight: float) -> Example | None:
         """The row to learn from; None when no accepted item is legal for it, so that there is nothing to learn."""
         legal = self.legal(row["input"])
@@ -91,7 +114,9 @@ class Codec:
             wanted[self.index[item]] = weight * (swap_weight if swapped_in else 1.0)
         numbers = [self.index[item] for item in known]
         room = sum(len(self.trie.sequences[number]) for number in numbers)
-        return Example(self.prompt(row["input"], room), numbers, np.where(legal, wanted, 0.0), legal)
+        return Example(
+            self.prompt(row["input"], room), numbers, np.where(legal, wanted, 0.0), legal, self.odds(row["input"])
+        )
 
     def examples(self, rows: Sequence[Row], swap_weight: float) -> list[Example]:
         """Every row that there is something to learn from."""

@@ -3,8 +3,8 @@
 Belongs here: batches and their loss. Does not belong here: optimisers, steps, checkpoints.
 
 At each place of an answer, candidates are the trie's children with a legal item below; each gets the model's logit plus the log of
-the prior below it, and the target is spread over the plan's items that are still to come, by their weights. The prior is no
-parameter: with it, the model learns what popularity does not explain.
+the prior below it (popularity times the odds of the product's offsets), and the target is spread over the plan's items that are still
+to come, by their weights. The prior is no parameter: with it, the model learns what popularity and pantry do not explain.
 """
 
 from collections.abc import Sequence
@@ -100,7 +100,7 @@ def _answer(
     """Token ids of the answer, and candidates and target at each of them."""
     ids: list[int] = []
     places: list[_Place] = []
-    legal_prior = np.where(example.legal, prior, 0.0)
+    legal_prior = np.where(example.legal, prior * example.odds, 0.0)
     wanted = example.wanted.copy()
     for step in order:
         item = example.items[step]

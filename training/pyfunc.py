@@ -141,7 +141,7 @@ def load_decoder(folder: Path, settings: Mapping[str, Any], product: Product, ad
             model = PeftModel.from_pretrained(model, str(folder / "adapter")).merge_and_unload()
             model.eval()
     templates = PreprocessingSection(**settings["templates"])
-    codec = Codec(product, tokenizer, templates, settings["max_length"])
+    codec = Codec(product, tokenizer, templates, settings["max_length"], settings["offset_weight"])
     if len(settings["prior"]) != len(codec.items):
         raise TrainingError("The packaged model's prior and product have different items: train it again.")
     return Decoder(model, codec, np.array(settings["prior"]))

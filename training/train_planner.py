@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from training.loop import Outcome
 
 RECORD_FILE = "model_version.json"
-FORMAT = 1
+FORMAT = 2
 """Raised when the same dataset, base and configuration would give another model than before."""
 BASE_COPIED_UP_TO_BYTES = 512 * 2**20
 """A larger base stays where it is, and the package only says where."""
@@ -150,7 +150,9 @@ def _fit(
     from training.loop import Task, fit
 
     product, objective = dataset.product, config.objective
-    codec = Codec(product, base.tokenizer, config.dataset.preprocessing, config.dataset.max_length)
+    codec = Codec(
+        product, base.tokenizer, config.dataset.preprocessing, config.dataset.max_length, objective.offset_weight
+    )
     prior = uniform_prior(len(codec.items))
     if objective.popularity_prior:
         plans = [
@@ -218,6 +220,7 @@ def _register(
         "num_threads": config.hardware.num_threads,
         "use_cuda": config.hardware.num_gpus > 0,
         "prior": prior.tolist(),
+        "offset_weight": config.objective.offset_weight,
     }
     packages = [*pyfunc.MODEL_PACKAGES, *(["bitsandbytes"] if config.lora.use_qlora else [])]
     with tempfile.TemporaryDirectory(prefix="planner-package-", dir=config.output.dir) as scratch:

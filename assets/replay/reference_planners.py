@@ -1,7 +1,7 @@
 """Planners that stand beside candidate and baseline on the same rows, so that a score has a scale.
 
-Belongs here: chance, popularity, rules, the candidate's own untuned base, and the candidate with other households' prompts. Does not
-belong here: scoring, verdicts: no reference decides anything.
+Belongs here: chance, popularity (alone, and with the product's offsets), rules, the candidate's own untuned base, and the candidate
+with other households' prompts. Does not belong here: scoring, verdicts: no reference decides anything.
 
 The last two are controls. What the untuned base with the same prior reaches is not learnt; and a candidate that reads its prompt must
 lose what it learnt about a household when it is told about another one.
@@ -17,7 +17,7 @@ import numpy as np
 from assets.replay.answers import MODEL_ERRORS, Answer, Predicts, Progress, answers, inputs_of
 from planner.meal_planner import MealPlanner
 from planner.planners import HeuristicPlanner, PopularityPlanner, RandomPlanner
-from planner.product import Product, Row, RowInput
+from planner.product import HasOffsets, Product, Row, RowInput
 from training.dataset import unit_of
 from training.examples import PROMPT_FROM
 
@@ -180,6 +180,8 @@ def _popularity(product: Product, taught: Sequence[Row]) -> Iterable[ReferencePl
         product,
         lambda row_input, rng: plain.plan(product, row_input, rng),
     )
+    if isinstance(product, HasOffsets):
+        yield _with_offsets(product, product, plain)
     if max(age for age, _ in aged) > HALF_LIFE_DAYS:
         recent = PopularityPlanner.fit(product, aged, half_life_days=HALF_LIFE_DAYS)
         yield RulePlanner(
@@ -188,6 +190,23 @@ def _popularity(product: Product, taught: Sequence[Row]) -> Iterable[ReferencePl
             product,
             lambda row_input, rng: recent.plan(product, row_input, rng),
         )
+
+
+def _with_offsets(product: Product, offsets: HasOffsets, popularity: PopularityPlanner) -> ReferencePlanner:
+    """What a model's prior plans by itself. What the candidate leads it by, the candidate learnt."""
+    shares = popularity.log_shares(product)
+
+    def choose(row_input: RowInput, rng: np.random.Generator) -> list[str]:
+        asked = offsets.offsets(row_input)
+        worth = {item: share + asked.get(item, 0.0) for item, share in shares.items()}
+        chosen: list[str] = []
+        while len(chosen) < product.slots(row_input) and (legal := product.legal_items(row_input, chosen)):
+            chosen.append(max(legal, key=worth.__getitem__))
+        return chosen
+
+    return RulePlanner(
+        "popularity and offsets", "The same, and what the product itself asks for: the prior alone.", product, choose
+    )
 
 
 def _own_generator(row: Row) -> np.random.Generator:

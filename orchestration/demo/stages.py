@@ -185,7 +185,9 @@ class Demo:
                 break
             if len(runs) >= 3 and all(run["status"] == "FAILURE" for run in runs):
                 raise DagsterError(
-                    f"The replay of {key} broke: {self.dagster.why_failed(runs[0]['runId'])} See {self.dagster.run_url(runs[0]['runId'])}"
+                    f"The replay of {key} broke {len(runs)} times: {self.dagster.why_failed(runs[0]['runId'])} See "
+                    f"{self.dagster.run_url(runs[0]['runId'])}; once it is mended, launch the job replay_and_gate for {key} there, "
+                    "and run the demo again."
                 )
             if time.monotonic() > deadline:
                 raise DagsterError(

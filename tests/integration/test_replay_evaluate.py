@@ -83,7 +83,14 @@ def test_a_better_candidate_passes_and_everything_says_so(place: Place) -> None:
 def test_the_references_show_what_was_learnt(place: Place) -> None:
     replayed = place.replay(GOOD)
     references = {reference.name: reference for reference in replayed.result.references}
-    assert list(references) == ["random", "popularity", "heuristic", "untuned base", "shuffled prompts"]
+    assert list(references) == [
+        "random",
+        "popularity",
+        "popularity and offsets",
+        "heuristic",
+        "untuned base",
+        "shuffled prompts",
+    ]
     for reference in references.values():
         lead = reference.lead_of_candidate[ALIGNMENT]
         assert lead.low is not None and lead.low > 0, reference.name

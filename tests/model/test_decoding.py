@@ -74,6 +74,7 @@ def test_a_strong_prior_decides_and_ties_go_to_the_product_order(tmp_path: Path)
     popular = np.full(len(PRODUCT.items()), 1e-30)
     popular[[3, 5, 7, 9]] = 0.25
     free: Row = {**ROWS[0]["input"], "recent_plans": [], "previous_plan": None}
+    free["pantry"] = {"items": []}
     free["household"] = {**free["household"], "restrictions": []}
     free["constraints"] = {"budget": None, "max_prep_time": None, "excluded_ingredients": []}
     decoder = decoder_of(folder, popular)

@@ -29,11 +29,13 @@ class Says:
 SILENT = Says(torch.zeros(10, 10))
 
 
-def example(items: list[int], legal: list[int] | None = None, prompt: int = 1) -> Example:
+def example(
+    items: list[int], legal: list[int] | None = None, prompt: int = 1, odds: list[float] | None = None
+) -> Example:
     mask = np.ones(ITEMS, dtype=bool) if legal is None else np.isin(np.arange(ITEMS), legal)
     wanted = np.zeros(ITEMS)
     wanted[items] = 1.0
-    return Example([1] * prompt, items, wanted, mask)
+    return Example([1] * prompt, items, wanted, mask, np.array(odds or [1.0] * ITEMS))
 
 
 def loss(model: Any, *examples: Example, orders: list[list[int]] | None = None, trie: ItemTrie = TRIE) -> float:
@@ -49,6 +51,12 @@ def test_a_silent_model_pays_for_what_popularity_does_not_explain() -> None:
 def test_only_legal_items_compete() -> None:
     assert loss(SILENT, example([3], legal=[3, 4])) == pytest.approx(-np.log(0.1 / 0.15))
     assert loss(SILENT, example([3], legal=[3])) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_product_offsets_stand_on_top_of_popularity() -> None:
+    # Odds of 2 on item 4: 0.05 · 2 of the weighted sum 0.95 + 0.10.
+    assert loss(SILENT, example([4], odds=[1, 1, 1, 1, 2])) == pytest.approx(-np.log(0.10 / 1.05))
+    assert loss(SILENT, example([3], legal=[3, 4], odds=[1, 1, 1, 1, 2])) == pytest.approx(-np.log(0.1 / 0.2))
 
 
 def test_any_of_the_remaining_items_is_right_at_each_place() -> None:

@@ -186,7 +186,12 @@ def test_the_references_stand_on_the_same_rows_with_intervals() -> None:
         dataset.product, TAUGHT, candidate, fine_tuned=False, borrows=False, households=12
     )
     result = replayed(candidate, references=references, references_left_out=left_out)
-    assert [reference.name for reference in result.references] == ["random", "popularity", "heuristic"]
+    assert [reference.name for reference in result.references] == [
+        "random",
+        "popularity",
+        "popularity and offsets",
+        "heuristic",
+    ]
     assert "no fine-tuned language model" in result.references_left_out[0]
     for reference in result.references:
         assert reference.scores[ALIGNMENT].rows == 36 and reference.scores[ALIGNMENT].low is not None

@@ -1,0 +1,71 @@
+"""What the product itself asks of a plan: recipes that use up the pantry, and nothing else."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from assets.replay.reference_planners import reference_planners
+from planner.catalogue import sample_catalogue
+from planner.meal_planner import MealPlanner
+from planner.offsets import PANTRY_PULL
+from planner.product import HasOffsets
+from planner.scores import STAPLES
+
+PRODUCT = MealPlanner()
+
+
+class Nobody:
+    """A model that is never asked."""
+
+    def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        raise AssertionError("The reference planners of rules ask no model.")
+
+
+def household(*pantry: str) -> dict[str, Any]:
+    return {
+        "household": {"id": "h", "size": 2, "preferences": [], "restrictions": []},
+        "pantry": {"items": [{"name": name, "quantity": 1.0, "unit": "piece"} for name in pantry]},
+        "constraints": {"budget": None, "max_prep_time": None, "excluded_ingredients": []},
+        "recent_plans": [],
+        "previous_plan": None,
+    }
+
+
+def test_the_meal_planner_has_offsets() -> None:
+    assert isinstance(PRODUCT, HasOffsets)
+
+
+def test_each_pantry_item_that_a_recipe_uses_adds_to_it() -> None:
+    first, second = [name for name in next(iter(sample_catalogue())).ingredients if name not in STAPLES][:2]
+    offsets = PRODUCT.offsets(household(first, second.upper()))
+    for recipe in sample_catalogue():
+        used = len({first, second} & set(recipe.ingredients))
+        assert offsets.get(recipe.id, 0.0) == pytest.approx(PANTRY_PULL * used)
+
+
+@pytest.mark.parametrize("pantry", [None, {}, {"items": None}, {"items": []}])
+def test_an_empty_or_unknown_pantry_asks_for_nothing(pantry: Any) -> None:
+    assert PRODUCT.offsets({**household(), "pantry": pantry}) == {}
+
+
+def test_staples_and_unknown_things_ask_for_nothing() -> None:
+    assert PRODUCT.offsets(household(*STAPLES, "a jar of buttons")) == {}
+
+
+def test_the_prior_alone_prefers_what_uses_the_pantry() -> None:
+    """The reference planner beside a model: with equal popularity, the pantry decides."""
+    items = list(PRODUCT.items())
+    taught = {
+        "target": {"accepted_plan": PRODUCT.plan(household(), items)},
+        "metadata": {"timestamp": datetime(2025, 1, 5, tzinfo=UTC)},
+    }
+    found, _ = reference_planners(PRODUCT, [taught], Nobody(), fine_tuned=False, borrows=False, households=2)
+    prior = next(planner for planner in found if planner.name == "popularity and offsets")
+    ingredient = next(name for name in PRODUCT.catalogue.ingredient_counts if name not in STAPLES)
+    row = {"input": household(ingredient), "metadata": {"event_id": "e"}}
+    answer = prior.answers([row], batch_size=1)[0]
+    assert answer.error is None
+    users = [recipe.id for recipe in PRODUCT.catalogue if ingredient in recipe.ingredients]
+    assert set(PRODUCT.chosen(answer.plan)) >= set(users[: PRODUCT.meals])
