@@ -15,7 +15,9 @@ endif
 STAMP := $(VENV)/.installed
 MANIFEST := dbt_project/target/manifest.json
 DBT_SOURCES = $(shell find dbt_project -name target -prune -o -name logs -prune -o \( -name '*.sql' -o -name '*.yml' -o -name '*.csv' -o -name '*.md' \) -print 2>/dev/null)
-TESTS := unit model data integration faults end_to_end
+# Kinds of tests that run side by side, a file at a time, each process with a PostgreSQL of its own; the last kind has the machine to itself.
+TESTS := unit model data integration faults
+TEST_JOBS ?= 2
 
 INSTALLED = test -e $(STAMP) || { echo "Nothing is installed in $(VENV): run 'make setup' first." >&2; exit 1; }
 
@@ -47,11 +49,13 @@ test: setup ## Everything that must hold: style, types, import contracts, dbt, a
 	@echo "== style";            $(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo "== types";            $(BIN)/mypy
 	@echo "== import contracts"; $(BIN)/lint-imports
-	@echo "== dbt";              rm -f $(MANIFEST) && $(MAKE) --no-print-directory $(MANIFEST)
+	@echo "== dbt";              rm -f $(MANIFEST)
+	@$(MAKE) --no-print-directory $(MANIFEST)
 	@for kind in $(TESTS); do \
 	  echo "== tests: $$kind"; \
-	  $(BIN)/python -m pytest -q tests/$$kind || exit 1; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile tests/$$kind || exit 1; \
 	done
+	@echo "== tests: end_to_end"; $(BIN)/python -m pytest -q tests/end_to_end
 	@echo "== all of it holds"
 
 # torch comes first and by itself: its build is the reader's choice, and the constraints then keep it.

@@ -68,7 +68,7 @@ class MlflowTracking(dg.ConfigurableResource):
         MlFlow(
             SimpleNamespace(
                 log=context.log,
-                run_id=f"{context.run_id}/{context.op_handle.name}",
+                run_id=f"{context.run.run_id}/{context.op_handle.name}",
                 dagster_run=SimpleNamespace(job_name=name),
                 resource_config={"experiment_name": experiment, "mlflow_tracking_uri": settings().tracking_uri},
             )

@@ -122,6 +122,8 @@ def planner_checkpoint(
         output,
         "--seed",
         config.seed,
+        "--mlflow-artifact-root",
+        mlflow.artefact_root(),
     ]
     for flag in ("epochs", "learning_rate", "lora_r", "lora_alpha"):
         if getattr(config, flag) is not None:

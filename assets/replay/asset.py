@@ -76,7 +76,7 @@ def replay_metrics(
             database.connect,
             tracking_uri=current.tracking_uri,
             artefact_root=mlflow.artefact_root(),
-            dagster_run_id=context.run_id,
+            dagster_run_id=context.run.run_id,
             on_progress=partial(_tell, context),
         )
     return dg.MaterializeResult(value=replayed, metadata=_metadata(replayed, mlflow.model_url(name, number)))

@@ -18,7 +18,8 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def train(context: typer.Context) -> None:
     """Fine-tune a planner on a dataset and register it in MLflow. Options: `lifecycle train --help`."""
-    _run("training.train_planner", context)
+    # Before the given options, which win: without it MLflow would keep the model in a folder of the working directory.
+    _run("training.train_planner", context, "--mlflow-artifact-root", f"{settings().store_root}/mlflow")
 
 
 def replay(context: typer.Context) -> None:
@@ -26,9 +27,9 @@ def replay(context: typer.Context) -> None:
     _run("assets.replay", context)
 
 
-def _run(module: str, context: typer.Context) -> None:
+def _run(module: str, context: typer.Context, *options: str) -> None:
     current = settings()
-    command = [sys.executable, "-m", module, *context.args]
+    command = [sys.executable, "-m", module, *options, *context.args]
     if "--help" in context.args or "-h" in context.args:
         raise typer.Exit(subprocess.call(command))
     with database(current, f"lifecycle {context.info_name}"):

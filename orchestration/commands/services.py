@@ -81,7 +81,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for
 
 
 def clean(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
-    """Remove the home folder with all its data, after ending what runs in it."""
+    """Remove the home folder with all its data and the datasets that were built from it, after ending what runs in it."""
     current = settings()
     home = current.home
     if not home.exists():
@@ -91,16 +91,29 @@ def clean(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] 
         raise LocalServiceError(
             f"{home} does not look like a home that lifecycle made, so nothing was removed: check LIFECYCLE_HOME."
         )
+    datasets = _built_datasets(current)
     if not yes:
         if not sys.stdin.isatty():
             raise LocalServiceError(f"This removes {home} for good, and nobody is here to be asked: add --yes.")
         size = sum(file.lstat().st_size for file in home.rglob("*") if file.is_file())
-        typer.confirm(f"Remove {home} ({human_size(size)}) with its database, archives and models?", abort=True)
+        built = f", and {len(datasets)} built datasets in {current.datasets_root}" if datasets else ""
+        typer.confirm(f"Remove {home} ({human_size(size)}) with its database, archives and models{built}?", abort=True)
     for folder in (home, *home.glob("histories/*")):
         if (folder / SETTINGS_FILE).exists():
             _end(current.model_copy(update={"home": folder}))
+    # Versions never change: left behind, they would refuse the next home's datasets of the same days.
+    for folder in datasets:
+        shutil.rmtree(folder)
     shutil.rmtree(home)
-    say(f"Removed {home}.")
+    say(f"Removed {home}{f' and {len(datasets)} built datasets' if datasets else ''}.")
+
+
+def _built_datasets(current: Settings) -> list[Path]:
+    """Dataset versions of the default home, which lie beside it in `datasets/`; those of other homes lie inside them."""
+    root = Path(current.datasets_root)
+    if current.home.is_relative_to(root) or root.is_relative_to(current.home) or current.datasets or current.store:
+        return []
+    return sorted(file.parent for file in root.glob("*/*/training.parquet"))
 
 
 def _tend(supervisor: Supervisor) -> None:

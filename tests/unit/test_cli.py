@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from experimentation import settings as config
+from orchestration.commands import services
+
 HEAVY = ("dagster", "mlflow", "torch", "transformers", "peft", "pandas", "polars", "sqlalchemy", "fastapi", "alembic")
 
 
@@ -68,6 +71,24 @@ def test_clean_removes_nothing_without_being_told(home: Path) -> None:
     assert refused.returncode == 1 and "add --yes" in refused.stderr and home.exists()
     assert lifecycle(home, "clean", "--yes").returncode == 0
     assert not home.exists()
+
+
+def test_clean_takes_the_datasets_that_the_default_home_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """Versions never change: one of another sample would refuse the next home's dataset of the same day."""
+    monkeypatch.setattr(config, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(services, "PROJECT_ROOT", tmp_path)
+    version = tmp_path / "datasets" / "planner" / "2026-01-05"
+    for folder in (version, tmp_path / ".lifecycle", tmp_path / "datasets" / "reference"):
+        folder.mkdir(parents=True)
+    (version / "training.parquet").touch()
+    (tmp_path / ".lifecycle" / "settings.env").touch()
+    monkeypatch.setenv("LIFECYCLE_HOME", str(tmp_path / ".lifecycle"))
+    config.settings.cache_clear()
+    services.clean(yes=True)
+    assert not version.exists() and not (tmp_path / ".lifecycle").exists()
+    assert (tmp_path / "datasets" / "reference").exists()
 
 
 def test_clean_leaves_a_folder_that_is_no_home(tmp_path: Path, home: Path) -> None:

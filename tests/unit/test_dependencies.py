@@ -41,6 +41,7 @@ BY_NAME = {
     "s3fs": ("assets/object_store.py", '"s3",', "fsspec loads it for this protocol"),
 }
 DEVELOPMENT_BY_NAME = {
+    "pytest-xdist": ("Makefile", "-m pytest -q -n $(TEST_JOBS) --dist loadfile"),
     "import-linter": ("Makefile", "lint-imports"),
     "mypy": ("Makefile", "bin/mypy"),
     "ruff": ("Makefile", "ruff check"),

@@ -1,0 +1,69 @@
+"""Every `lifecycle` command that a block of the docs shows is run as it stands, and every request body is sent.
+
+The files that the docs name lie in the folder that the commands run in. `make` targets are checked in tests/unit/test_docs.py, `lifecycle
+demo` and `up` run in tests/end_to_end.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from api_support import Api, make_run
+from demo_support import LIFECYCLE
+from docs_support import PAGES, commands, page_id, snippets
+from training_support import dataset_folder, rows_of, small_base, small_product
+
+from experimentation.settings import PROJECT_ROOT
+
+pytest_plugins = ["api_service"]
+
+IN_END_TO_END = {"demo", "up"}
+RECIPES = "id,name,minutes,tags,ingredients\n" + "".join(
+    f"{number},dish {number},{10 + number},\"['vegan']\",\"['salt', 'rice']\"\n" for number in range(1, 10)
+)
+DIARY = "user_id,recipe_id,date,rating\n" + "".join(f"ann,{number},2005-03-0{number},4\n" for number in range(1, 7))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the pages name."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "recipes.csv").write_text(RECIPES)
+    (folder / "diary.csv").write_text(DIARY)
+    (folder / "training").symlink_to(PROJECT_ROOT / "training")
+    product = small_product()
+    dataset_folder(folder / "datasets" / "planner" / "2026-01-05", rows_of(product), product)
+    small_base(folder / "models" / "my-base", product)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_the_commands_of_a_page_run_in_their_order(page: str, folder: Path, home: Path, database_url: str) -> None:
+    environment = {**os.environ, "DATABASE_URL": database_url, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    for command in commands():
+        if (command.page, command.program, command.in_block) != (page, "lifecycle", True):
+            continue
+        if command.arguments[0] in IN_END_TO_END:
+            continue
+        done = subprocess.run(
+            [str(LIFECYCLE), *command.arguments],
+            cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{page} says `{command}`, which ends with {done.returncode}: {done.stderr}"
+    assert not (folder / "mlruns").exists(), "a model was kept in the working directory, and not in the store"
+
+
+def test_the_request_bodies_of_the_api_page_are_answered(api: Api) -> None:
+    make_run(api.connection, "weekly_planner")
+    bodies = [json.loads(text) for text in snippets("docs/api.md", "json")]
+    assert [sorted(body) for body in bodies] == [
+        ["requested_experiments", "unit_id", "unit_type"],
+        ["context", "event_id", "event_type", "experiments", "metrics", "payload", "timestamp", "unit_id", "unit_type"],
+    ]
+    assignment, event = bodies
+    answer = api.client.post("/api/v1/assignments", json=assignment)
+    assert answer.status_code == 200 and len(answer.json()["assignments"]) == 1
+    stored = api.client.post("/api/v1/events", json=event)
+    assert stored.json() == {"event_id": event["event_id"], "status": "accepted"}

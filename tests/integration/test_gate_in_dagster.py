@@ -1,0 +1,159 @@
+"""The gate where it stands: a refused model version fails its check, gets no candidate and is not tried again; a passed one is opened.
+
+Real runs of the job on a throw-away Dagster instance, a real registry and a real database. What the gate asks for is tested in
+tests/unit/test_replay_gate.py.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+from dagster._core.test_utils import instance_for_test
+from replay_registry import FAIR, GOOD, NAME, POOR, SHARES, SILENT, Place, register_all
+
+from assets.partitions import MODEL_VERSIONS, model_version_key
+from assets.product import EXPERIMENT_NAME, POLICY_NAME
+from experimentation.experiments import runs_of
+from experimentation.policies import version_of_model
+from experimentation.replay_results import replays_of_model
+from experimentation.settings import settings
+from orchestration.commands.configuration import apply_configuration
+from orchestration.definitions import defs
+from orchestration.jobs import replay_job
+from orchestration.sensors import MOST_ATTEMPTS, new_model_version
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("registered")
+    register_all(folder)
+    return folder
+
+
+@pytest.fixture
+def place(
+    registered: Path, tmp_path: Path, home: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
+    """A registry, a database with the project's own configuration, and the settings that lead to both."""
+    made = Place(registered, tmp_path, database_url)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.tracking_uri)
+    settings.cache_clear()
+    apply_configuration(settings())
+    yield made
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    folder = tmp_path / "dagster"
+    folder.mkdir()
+    with instance_for_test(temp_dir=str(folder)) as made:
+        made.add_dynamic_partitions(str(MODEL_VERSIONS.name), [model_version_key(NAME, version) for version in SHARES])
+        yield made
+
+
+def run(instance: dg.DagsterInstance, version: int, baseline: int | None = None) -> dg.ExecuteInProcessResult:
+    """The job that the sensor starts, for one version."""
+    config: dict[str, Any] = {"references": False, "baseline_version": baseline}
+    return defs.resolve_job_def(replay_job.name).execute_in_process(
+        instance=instance,
+        partition_key=model_version_key(NAME, version),
+        raise_on_error=False,
+        run_config={"ops": {"replay_metrics": {"config": config}}},
+        tags={"dagster/partition": model_version_key(NAME, version)},
+    )
+
+
+def tick(instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
+    """One look of the sensor."""
+    result = new_model_version(dg.build_sensor_context(instance))
+    assert isinstance(result, dg.SensorResult | dg.SkipReason)
+    return result
+
+
+def asked_for(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Partition → run key of what a look of the sensor asks for."""
+    result = tick(instance)
+    if isinstance(result, dg.SkipReason):
+        return {}
+    return {str(request.partition_key): str(request.run_key) for request in result.run_requests or ()}
+
+
+def test_a_refused_version_fails_its_check_and_gets_no_candidate(place: Place, instance: dg.DagsterInstance) -> None:
+    finished = run(instance, POOR)
+    (evaluation,) = finished.get_asset_check_evaluations()
+    assert (evaluation.check_name, evaluation.passed, evaluation.severity) == (
+        "acceptance_gate",
+        False,
+        dg.AssetCheckSeverity.ERROR,
+    )
+    assert evaluation.description is not None and "refused: plan_alignment_score" in evaluation.description
+    assert not finished.success
+    assert [event.step_key for event in finished.get_step_success_events()] == ["replay_metrics"]
+    with psycopg.connect(place.database_url) as connection:
+        assert version_of_model(connection, POLICY_NAME, NAME, POOR) is None
+        (only,) = runs_of(connection, EXPERIMENT_NAME)
+        assert {variant.name: float(variant.allocation) for variant in only.variants} == {"control": 1.0}
+        assert [replay.verdict for replay in replays_of_model(connection, NAME, POOR)] == ["refused"]
+    assert model_version_key(NAME, POOR) not in asked_for(instance), "a refusal is a result: nothing is tried again"
+
+
+def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.DagsterInstance) -> None:
+    # Against a version that knows nothing, so that leftovers are no matter here.
+    for _ in range(2):
+        finished = run(instance, GOOD, baseline=POOR)
+        assert finished.success, [event.message for event in finished.get_asset_check_evaluations()]
+    with psycopg.connect(place.database_url) as connection:
+        made = version_of_model(connection, POLICY_NAME, NAME, GOOD)
+        assert made is not None and made.version == 2
+        before, opened = runs_of(connection, EXPERIMENT_NAME)
+    assert (before.status, opened.status) == ("completed", "active")
+    shares = [(variant.name, variant.role, float(variant.allocation)) for variant in opened.variants]
+    assert shares == [("control", "control", 0.1), ("remainder", "remainder", 0.8), ("candidate_v2", "treatment", 0.1)]
+
+
+def test_a_candidate_started_by_hand_looks_at_the_gate_itself(place: Place, instance: dg.DagsterInstance) -> None:
+    finished = dg.materialize(
+        [asset for asset in defs.assets or () if isinstance(asset, dg.AssetsDefinition)],
+        selection=["candidate_policy"],
+        instance=instance,
+        partition_key=model_version_key(NAME, FAIR),
+        resources=dict(defs.resources or {}),
+        raise_on_error=False,
+    )
+    (failure,) = finished.get_step_failure_events()
+    error = failure.step_failure_data.error
+    assert error is not None and "planner_model@3 has not passed its replay gate" in str(error.to_string())
+
+
+def test_the_sensor_asks_for_each_version_once_whoever_registered_it(
+    place: Place, instance: dg.DagsterInstance
+) -> None:
+    first = asked_for(instance)
+    assert first == {model_version_key(NAME, version): f"{NAME}@{version}#1" for version in SHARES}
+    assert asked_for(instance) == first, "two looks ask for the same run key, and Dagster starts a key once"
+
+
+def test_a_version_that_breaks_its_replay_is_tried_three_times_and_then_held(
+    place: Place, instance: dg.DagsterInstance
+) -> None:
+    key = model_version_key(NAME, SILENT)
+    for attempt in range(1, MOST_ATTEMPTS + 1):
+        assert asked_for(instance)[key] == f"{key}#{attempt}"
+        assert not run(instance, SILENT).success
+    for version in (GOOD, FAIR, POOR):
+        run(instance, version)
+    skipped = tick(instance)
+    assert isinstance(skipped, dg.SkipReason)
+    assert f"{key} broke its replay {MOST_ATTEMPTS} times" in str(skipped.skip_message)
+
+
+def test_a_version_that_is_being_replayed_is_left_alone(place: Place, instance: dg.DagsterInstance) -> None:
+    key = model_version_key(NAME, GOOD)
+    instance.add_run(
+        dg.DagsterRun(job_name=replay_job.name, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": key})
+    )
+    assert key not in asked_for(instance)

@@ -1,0 +1,85 @@
+"""The docs say what is there: modules, settings, links, commands and targets all exist.
+
+Running the commands: tests/integration/test_docs_commands.py.
+"""
+
+import re
+import subprocess
+
+import pytest
+from docs_support import PAGES, Command, commands, page_id
+
+from experimentation.settings import PROJECT_ROOT, Settings
+
+PACKAGES = ("orchestration", "assets", "serving", "training", "experimentation", "planner")
+ARCHITECTURE = (PROJECT_ROOT / "docs" / "architecture.md").read_text()
+OUTSIDE_SETTINGS = {"LIFECYCLE_HOME", "LIFECYCLE_DEBUG"}
+
+
+def section(package: str) -> str:
+    """What docs/architecture.md says of one package."""
+    return ARCHITECTURE.partition(f"\n## {package} ")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_stands_in_the_architecture(package: str) -> None:
+    children = [
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (PROJECT_ROOT / package).iterdir()
+        if not path.name.startswith("__") and (path.suffix == ".py" or any(path.glob("*.py")))
+    ]
+    missing = [name for name in sorted(children) if f"`{name}" not in section(package)]
+    assert not missing, f"docs/architecture.md does not say what belongs in {package}: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_of_the_architecture_exists(package: str) -> None:
+    rows = [line.split("|")[1] for line in section(package).splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    gone = [name for name in named if not (PROJECT_ROOT / package / name).exists()]
+    assert named and not gone, f"docs/architecture.md names what is not in {package}: {', '.join(gone)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (PROJECT_ROOT / page).read_text()
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    inside = [target for target in targets if target and "://" not in target]
+    broken = [target for target in inside if not ((PROJECT_ROOT / page).parent / target).exists()]
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_settings_are_settings(page: str) -> None:
+    known = {f"LIFECYCLE_{name.upper()}" for name in Settings.model_fields} | OUTSIDE_SETTINGS
+    named = set(re.findall(r"\bLIFECYCLE_[A-Z_]+\b", (PROJECT_ROOT / page).read_text()))
+    assert named <= known
+
+
+@pytest.mark.parametrize("command", [one for one in commands() if one.program == "make"], ids=str)
+def test_make_targets_exist(command: Command) -> None:
+    shown = subprocess.run(
+        ["make", "-n", *command.arguments], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize("command", [one for one in commands() if one.program == "lifecycle"], ids=str)
+def test_lifecycle_verbs_exist(command: Command) -> None:
+    from typer.main import get_command
+
+    from orchestration.cli import app
+
+    found = get_command(app)
+    for word in command.verbs:
+        subcommands = getattr(found, "commands", None)
+        if subcommands is None:
+            break
+        assert word in subcommands, f"{command.page} says `{command}`, and there is no `{word}`"
+        found = subcommands[word]
+
+
+def test_the_docs_hold_commands() -> None:
+    """What is parametrised above is not empty by mistake."""
+    assert {one.program for one in commands()} == {"make", "lifecycle"}
+    assert len(commands()) > 12
