@@ -17,7 +17,7 @@ from assets.product import EXPERIMENT_NAME, POLICY_NAME
 from assets.replay.asset import replay_metrics
 from assets.resources import MlflowTracking, PlatformDatabase
 from experimentation.experiments import CandidateRun, open_candidate_run
-from experimentation.policies import ensure_version_of_model
+from experimentation.policies import ensure_version_of_model, production_version
 from experimentation.records import PolicyVersion
 from experimentation.replay_results import link_policy_version, replays_of_model
 
@@ -56,12 +56,15 @@ def candidate_policy(
                 f"{context.partition_key} has not passed its replay gate, so no candidate is made: materialise replay_metrics for it.",
                 allow_retries=False,
             )
+        production = production_version(connection, POLICY_NAME)
         reason = f"{context.partition_key} passed its replay on {replays[0].dataset_version}"
         version = ensure_version_of_model(
             connection,
             POLICY_NAME,
             mlflow_model_name=name,
             mlflow_model_version=number,
+            # Both arms get the same params, so that the model is all that differs between them.
+            config_defaults=production.config_defaults if production else None,
             description=f"{name} version {number}",
             actor=ACTOR,
             reason=reason,

@@ -161,9 +161,19 @@ class Demo:
             stage.skipped = self._unless_done("base_model", "pre-training")
         else:
             self._await(self._base_run, "pre-training")
+        made = self.dagster.metadata("base_model")
+        # A base that was named in the UI, and not built here, has neither.
+        stage.outcome = f"built in, for {made['items']} recipes" if "items" in made else made.get("uri", "")
 
     def _train(self, stage: Stage) -> None:
+        from training.registry import latest_version, run_metrics
+
         stage.skipped = self._unless_done("planner_checkpoint", "fine-tuning", self.day)
+        version = latest_version(self.settings.tracking_uri, MODEL_NAME)
+        losses = run_metrics(self.settings.tracking_uri, version.run_id)
+        stage.outcome = f"{version.name} version {version.version}"
+        if {"base_val_loss", "tuned_val_loss"} <= losses.keys():
+            stage.outcome += f", validation loss {losses['base_val_loss']:.3f} → {losses['tuned_val_loss']:.3f}"
 
     def _replay(self, stage: Stage) -> None:
         """Wait for the run that the sensor starts: nothing is launched here."""

@@ -16,16 +16,18 @@ from types import TracebackType
 import psycopg
 
 from experimentation.settings import Settings
-from orchestration.local.databases import embedded_server, ensure_reachable
+from orchestration.local import dagster_tables
+from orchestration.local.databases import embedded_server, ensure_reachable, where
 from orchestration.local.environment import child_environment, code_socket, write_dagster_home
+from orchestration.local.errors import LocalServiceError
 from orchestration.local.home import locked, prepare
 from orchestration.local.ports import require_free
 from orchestration.local.postgres import CONNECT_SECONDS
 from orchestration.local.processes import Supervisor, end_processes, forget, records
-from orchestration.local.services import CODE, all_services
+from orchestration.local.services import CODE, DAGSTER, all_services
 from orchestration.local.signals import held_signals, uninterrupted
 
-_RUNS_SECONDS = 60
+_DAGSTER_SECONDS = 60
 
 
 class Stack:
@@ -92,6 +94,8 @@ class Stack:
             # A server that was killed leaves its socket, and gRPC would refuse the path.
             code_socket(self.settings.home).unlink(missing_ok=True)
             self._used_dagster = True
+        if set(DAGSTER) & chosen:
+            self._make_dagster_tables()
         self.supervisor.launch(services)
 
     def wait(self, names: Sequence[str] = (), on_tick: Callable[[], None] = lambda: None) -> None:
@@ -113,27 +117,48 @@ class Stack:
                 self._settle_runs("close")
             self.supervisor.forget()
 
+    def _make_dagster_tables(self) -> None:
+        """At a home's first start, before the processes that would each make them."""
+        if not dagster_tables.missing(self.settings.sibling_url("dagster")):
+            return
+        done = self._run_module("orchestration.local.dagster_tables")
+        if done.returncode != 0:
+            raise LocalServiceError(
+                f"Dagster's tables could not be made on {where(self.settings.sibling_url('dagster'))} ({_last_line(done.stderr)}): "
+                "correct what it says, or remove that database if nothing in it is needed."
+            )
+
+    def _run_module(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command of ours that needs Dagster, in a process of its own. Raises TimeoutExpired."""
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            env=dict(self.supervisor.environment), cwd=self.settings.home, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False, timeout=_DAGSTER_SECONDS, start_new_session=True,
+        )  # fmt: skip
+
     def _settle_runs(self, verb: str) -> None:
         """Cancel or close the runs in flight. A failure is said, and does not keep the rest from ending."""
         if not _runs_in_progress(self.settings.sibling_url("dagster")):
             return
         whose = [] if self.settings.embedded else ["--home", str(self.settings.home)]
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "orchestration.local.runs", verb, *whose],
-                env=dict(self.supervisor.environment), cwd=self.settings.home, stdin=subprocess.DEVNULL,
-                capture_output=True, text=True, check=False, timeout=_RUNS_SECONDS, start_new_session=True,
-            )  # fmt: skip
+            done = self._run_module("orchestration.local.runs", verb, *whose)
         except subprocess.TimeoutExpired:
             self.say(
                 "Dagster's database did not answer, so runs in flight may be shown as running until the next start."
             )
             return
         if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            self.say(f"Runs in flight could not be marked as ended ({last}): they may be shown as running.")
+            self.say(
+                f"Runs in flight could not be marked as ended ({_last_line(done.stderr)}): they may be shown as running."
+            )
         elif verb == "close" and int(done.stdout or 0):
             self.say(f"Marked {done.stdout.strip()} run(s) in Dagster as ended: their processes are gone.")
+
+
+def _last_line(text: str) -> str:
+    """What a traceback ends with."""
+    return (text.strip().splitlines() or ["no reason given"])[-1]
 
 
 def _runs_in_progress(dagster_url: str) -> int:

@@ -17,7 +17,7 @@ import pytest
 from local_support import gone, unused_ports, wait_until
 
 from experimentation.settings import settings
-from orchestration.local import services
+from orchestration.local import dagster_tables, services
 from orchestration.local.databases import embedded_server
 from orchestration.local.errors import LocalServiceError
 from orchestration.local.home import holder, locked, prepare
@@ -91,7 +91,7 @@ def test_what_a_killed_start_left_is_ended_and_its_run_is_told_as_lost(platform:
 import os, signal, sys
 sys.path.insert(0, {str(TESTS / "faults")!r})
 from experimentation.settings import settings
-from orchestration.local import services
+from orchestration.local import dagster_tables, services
 from orchestration.local.stack import Stack
 services.DEFINITIONS_MODULE = "slow_definitions"
 from test_stack import DAGSTER, launch_slow_run
@@ -154,3 +154,14 @@ def test_a_port_in_use_is_told_before_postgresql_starts(platform: Path, monkeypa
         f"lifecycle: Port {port} is in use, so MLflow can't start: end what listens there, or choose another with LIFECYCLE_MLFLOW_PORT.\n"
     )
     assert not (platform / "postgres").exists()
+
+
+def test_dagster_tables_are_there_before_its_processes_start(platform: Path) -> None:
+    """Three processes that make them at once fail on each other's types: seen at a first start beside other work."""
+    with Stack(settings(), "a test", DAGSTER, say=lambda _sentence: None) as stack:
+        dagster_url = stack.settings.sibling_url("dagster")
+        assert dagster_tables.missing(dagster_url)
+        stack.start()
+        # `start` returns at once; the processes themselves take seconds before they look at the database.
+        assert not dagster_tables.missing(dagster_url)
+        stack.wait()

@@ -12,7 +12,7 @@ import dagster as dg
 import psycopg
 import pytest
 from dagster._core.test_utils import instance_for_test
-from replay_registry import FAIR, GOOD, NAME, POOR, SHARES, SILENT, Place, register_all
+from replay_registry import BASELINE, FAIR, GOOD, NAME, POOR, SHARES, SILENT, Place, register_all
 
 from assets.partitions import MODEL_VERSIONS, model_version_key
 from assets.product import EXPERIMENT_NAME, POLICY_NAME
@@ -109,6 +109,10 @@ def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.Da
     with psycopg.connect(place.database_url) as connection:
         made = version_of_model(connection, POLICY_NAME, NAME, GOOD)
         assert made is not None and made.version == 2
+        control = version_of_model(connection, POLICY_NAME, NAME, BASELINE)
+        assert control is not None and made.config_defaults == control.config_defaults != {}, (
+            "both arms get the same params"
+        )
         before, opened = runs_of(connection, EXPERIMENT_NAME)
     assert (before.status, opened.status) == ("completed", "active")
     shares = [(variant.name, variant.role, float(variant.allocation)) for variant in opened.variants]
