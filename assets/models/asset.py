@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterPipesExecutionError
 from pydantic import Field
 
 from assets.groups import ML_TEAM, MODELS, PRODUCT_TABLES
@@ -73,9 +74,10 @@ def base_model(
     with tempfile.TemporaryDirectory(prefix="base-model-") as scratch:
         reference_file, output = Path(scratch) / "reference.json", Path(scratch) / "model"
         reference_file.write_text(json.dumps(reference))
-        done = pipes.run(
-            context=context,
-            command=_module(
+        done = run_command(
+            pipes,
+            context,
+            _module(
                 "training.base_model", "--reference", reference_file, "--output-dir", output, "--seed", config.seed
             ),
         )
@@ -128,10 +130,11 @@ def planner_checkpoint(
     for flag in ("epochs", "learning_rate", "lora_r", "lora_alpha"):
         if getattr(config, flag) is not None:
             flags += [f"--{flag.replace('_', '-')}", getattr(config, flag)]
-    done = pipes.run(
-        context=context,
-        command=_module("training.train_planner", "--config", config.config_file or TRAINING_CONFIG, *flags),
-        env={"MLFLOW_TRACKING_URI": settings().tracking_uri},
+    done = run_command(
+        pipes,
+        context,
+        _module("training.train_planner", "--config", config.config_file or TRAINING_CONFIG, *flags),
+        {"MLFLOW_TRACKING_URI": settings().tracking_uri},
     )
     told = ModelVersion.from_dict(_message(done, "model_version"))
     # A child that exits 0 has not proved anything: the registry has the last word.
@@ -146,6 +149,23 @@ def planner_checkpoint(
         },
         data_version=dg.DataVersion(f"{record.name}@{record.version}"),
     )
+
+
+def run_command(
+    pipes: dg.PipesSubprocessClient,
+    context: dg.AssetExecutionContext,
+    command: list[str],
+    env: dict[str, str] | None = None,
+) -> Any:
+    """Run a training command to its end. Raises dg.Failure when it fails: its own sentence stands in the run's log already."""
+    try:
+        return pipes.run(context=context, command=command, env=env)
+    except DagsterPipesExecutionError as error:
+        raise dg.Failure(
+            f"`{command[3]}` did not finish ({error}). Its output is in the run's compute logs; launched again, it goes on from its last "
+            "checkpoint.",
+            allow_retries=False,
+        ) from error
 
 
 def _module(module: str, *arguments: object) -> list[str]:

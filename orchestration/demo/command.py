@@ -47,7 +47,11 @@ def demo(
     with Stack(prepared, "lifecycle demo", (CODE, WEBSERVER, DAEMON, API), say=out.print) as stack:
         progress = Progress(out, EXPECTED_SECONDS)
         walk = Demo(stack, scenario, progress)
-        facts = walk.run()
+        try:
+            facts = walk.run()
+        except Exception:
+            out.print("What is done stays done: the same command goes on from here.")
+            raise
         with walk.connect() as connection:
             show(out, stack.settings, connection, walk.dagster, facts, progress.stages)
         walk.close()

@@ -3,6 +3,7 @@
 Belongs here: launching runs, waiting for them, reading what was materialised. Does not belong here: which assets, in which order.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -86,6 +87,12 @@ query Failures($id: ID!, $cursor: String) {
 }"""
 
 
+_CONSEQUENCES = ("Execution of run for ", "Execution of step ", "Dependencies for step ")
+"""How Dagster's own messages begin that say no more than that something failed."""
+_FAILURE = re.compile(r"^dagster\.[\w.]*\.Failure: ")
+"""What Dagster puts before the sentence of a dg.Failure."""
+
+
 class DagsterError(Exception):
     """Dagster refused or lost a run; the message says which, why, and where to look."""
 
@@ -121,7 +128,7 @@ class DagsterClient:
                 f"Dagster at {self.url} does not answer ({error}): see its log in the home folder."
             ) from error
         if body.get("errors"):
-            raise DagsterError(f"Dagster at {self.url} refused a query: {body['errors'][0]['message']}")
+            raise DagsterError(f"Dagster at {self.url} refused a query: {_first_line(body['errors'][0]['message'])}")
         return dict(body["data"])
 
     def launch(
@@ -233,7 +240,7 @@ class DagsterClient:
         return list(self.query(_RUNS, {"filter": query_filter})["runsOrError"]["results"])
 
     def why_failed(self, run_id: str) -> str:
-        """The last failure messages of a run, innermost cause first."""
+        """What a run's log says went wrong, in its order; what only follows from that is left out where there is more to say."""
         sentences: list[str] = []
         cursor = None
         while True:
@@ -241,12 +248,11 @@ class DagsterClient:
             for event in page.get("events", []):
                 if event.get("level") not in (None, "ERROR", "CRITICAL"):
                     continue
-                error = event.get("error") or {}
-                cause = (error.get("cause") or {}).get("message") or error.get("message") or event.get("message")
-                if cause:
-                    sentences.append(str(cause).strip().splitlines()[0])
+                if said := _said(event):
+                    sentences.append(said)
             if not page.get("hasMore"):
-                return " ".join(dict.fromkeys(sentences)) or "the run failed without a message."
+                telling = [sentence for sentence in sentences if not sentence.startswith(_CONSEQUENCES)]
+                return " ".join(dict.fromkeys(telling or sentences)) or "the run failed without a message."
             cursor = page["cursor"]
 
     def run_url(self, run_id: str) -> str:
@@ -260,3 +266,16 @@ class DagsterClient:
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
+
+
+def _said(event: Mapping[str, Any]) -> str:
+    """What one event of a run's log says went wrong: a Failure's own sentence, else the cause of an error, else the message."""
+    error = event.get("error") or {}
+    own = str(error.get("message") or "")
+    if _FAILURE.match(own):
+        return _first_line(_FAILURE.sub("", own))
+    return _first_line(str((error.get("cause") or {}).get("message") or own or event.get("message") or ""))
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "")

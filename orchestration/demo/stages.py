@@ -205,7 +205,7 @@ class Demo:
                     f"log {self.settings.home / 'logs' / 'daemon.log'}."
                 )
             stage.skipped = False
-            self.progress.note(f"{runs[0]['status'].lower()} {key}" if runs else f"waiting for the sensor to see {key}")
+            self._tick(f"{runs[0]['status'].lower()} {key}" if runs else f"waiting for the sensor to see {key}")
             time.sleep(0.5)
         stage.outcome = key
 
@@ -263,7 +263,15 @@ class Demo:
 
     def _await(self, run_id: str, doing: str) -> None:
         """Raises DagsterError with the failed step's own sentence."""
-        self.dagster.require(run_id, f"{doing} failed".capitalize(), lambda: self.progress.note(doing))
+        self.dagster.require(run_id, f"{doing} failed".capitalize(), lambda: self._tick(doing))
+
+    def _tick(self, note: str) -> None:
+        """Refresh the progress line, and see that all services live: what is waited for would never come from a dead one.
+
+        Raises LocalServiceError.
+        """
+        self.progress.note(note)
+        self.stack.supervisor.advance()
 
     def _load_model(self, uri: str) -> Any:
         import mlflow

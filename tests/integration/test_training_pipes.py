@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 from training_support import dataset_folder, rows_of, small_base, small_product
 
+from assets.models.asset import run_command
 from training.records import BaseModelVersion, ModelVersion
 
 PRODUCT = small_product()
@@ -52,3 +53,17 @@ def test_a_training_reports_its_version(tmp_path: Path) -> None:
     assert (record.name, record.version) == ("planner_model", 1)
     assert metadata["tuned_val_loss"].value <= metadata["base_val_loss"].value
     assert any("val_loss" in line for line in lines) and any("fine-tuning: step 1/" in line for line in lines)
+
+
+def test_a_training_that_ends_early_is_told_with_what_to_do(tmp_path: Path) -> None:
+    """The asset's own way of starting a command: Dagster alone would only say an exit code."""
+
+    @dg.asset
+    def trained(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient) -> None:
+        run_command(pipes, context, ["sh", "-c", "kill -9 $$", "training.train_planner"])
+
+    result = dg.materialize([trained], resources={"pipes": dg.PipesSubprocessClient()}, raise_on_error=False)
+    (failure,) = result.get_step_failure_events()
+    error = failure.step_failure_data.error
+    assert error is not None and "`training.train_planner` did not finish" in str(error.message)
+    assert "goes on from its last checkpoint" in str(error.message)

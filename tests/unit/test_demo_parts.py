@@ -2,12 +2,14 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from assets.partitions import dataset_window, model_version_key, parse_model_version_key
 from orchestration.demo.command import HistoryFolderError, history_files
+from orchestration.demo.dagster_client import DagsterClient
 from orchestration.demo.progress import Progress
 
 
@@ -58,3 +60,41 @@ def test_progress_keeps_every_stage_with_its_outcome() -> None:
     assert [stage.name for stage in progress.stages] == ["first", "second"]
     with pytest.raises(ValueError, match="'third' is not one of the stages"), progress.stage("third"):
         pass
+
+
+class Log(DagsterClient):
+    """A client of a run whose log is given."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        super().__init__("http://127.0.0.1:1")
+        self._events = events
+
+    def query(self, text: str, variables: Any = None) -> dict[str, Any]:
+        """Two pages."""
+        second = variables["cursor"] == "more"
+        events = self._events[1:] if second else self._events[:1]
+        return {"logsForRun": {"events": list(events), "cursor": "more", "hasMore": not second}}
+
+
+FAILURE = {
+    "message": "dagster._core.definitions.events.Failure: No data: load some.\n\nStack",
+    "cause": {"message": "x"},
+}
+ENDED = {"message": "Execution of run for \"__ASSET_JOB\" failed. Steps failed: ['a']."}
+
+
+@pytest.mark.parametrize(
+    ("events", "told"),
+    [
+        ([{"stepKey": "a", "error": FAILURE}, ENDED], "No data: load some."),
+        (
+            [{"error": {"message": "a step failed", "cause": {"message": "ValueError: 3\nmore"}}}, ENDED],
+            "ValueError: 3",
+        ),
+        ([{"message": "it works", "level": "INFO"}, {"message": "it broke", "level": "ERROR"}], "it broke"),
+        ([{"message": "it works", "level": "INFO"}, ENDED], ENDED["message"]),
+        ([{}, {}], "the run failed without a message."),
+    ],
+)
+def test_a_failed_run_is_told_in_its_own_sentence(events: list[dict[str, Any]], told: str) -> None:
+    assert Log(*events).why_failed("run") == told
