@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 from dagster_aws.s3 import S3Resource
+from pydantic import PrivateAttr
 
 from assets.object_store import ObjectStore
 from experimentation.settings import settings
@@ -33,6 +34,7 @@ class ArtefactStore(dg.ConfigurableResource):
     """Archives, records and models: a folder, or `s3://bucket/prefix`."""
 
     s3: dg.ResourceDependency[S3Resource]
+    _client: Any = PrivateAttr(default=None)
 
     def open(self) -> ObjectStore:
         """The store at the root that the settings name."""
@@ -43,9 +45,11 @@ class ArtefactStore(dg.ConfigurableResource):
         if not uri.startswith("s3://"):
             return dg.MetadataValue.path(uri)
         bucket, _, key = uri.removeprefix("s3://").partition("/")
-        client = self.s3.get_client()
+        if self._client is None:
+            # Making one takes a quarter of a second, and a range of hours asks for a thousand links.
+            self._client = self.s3.get_client()
         return dg.MetadataValue.url(
-            client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=LINK_SECONDS)
+            self._client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=LINK_SECONDS)
         )
 
 
