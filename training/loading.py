@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import torch
 
-from training.config import ALL_LINEAR, TrainingConfig
+from training.config import ALL_LINEAR, BUILT_IN, TrainingConfig
 from training.errors import TrainingError, is_out_of_memory, out_of_memory
 from training.records import BaseModelVersion
 
@@ -61,7 +61,10 @@ def load_base(source: str, config: TrainingConfig, device: str, download_dir: Pa
         raise TrainingError(
             f"The base model {source} from the hub has no commit to name it by: download it and give its folder."
         )
-    return LoadedBase(model, tokenizer, BaseModelVersion(source.rstrip("/").rsplit("/", 1)[-1], source, digest), folder)
+    # The built-in base lies in a folder named by its digest, which would tell a reader nothing.
+    built_in = folder is not None and (folder / INFO_FILE).exists()
+    name = BUILT_IN if built_in else source.rstrip("/").rsplit("/", 1)[-1]
+    return LoadedBase(model, tokenizer, BaseModelVersion(name, source, digest), folder)
 
 
 def load_model(source: str, device: str, config: TrainingConfig | None = None) -> tuple[Any, Any]:
