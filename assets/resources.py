@@ -49,7 +49,9 @@ class ArtefactStore(dg.ConfigurableResource):
             # Making one takes a quarter of a second, and a range of hours asks for a thousand links.
             self._client = self.s3.get_client()
         return dg.MetadataValue.url(
-            self._client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=LINK_SECONDS)
+            self._client.generate_presigned_url(
+                "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=LINK_SECONDS
+            )
         )
 
 
