@@ -49,7 +49,8 @@ ON CONFLICT (mlflow_model_name, mlflow_model_version, dataset_version, baseline_
     reasons = excluded.reasons,
     details = excluded.details,
     status = excluded.status,
-    error_message = excluded.error_message
+    error_message = excluded.error_message,
+    created_at = now()
 WHERE old.status <> 'completed' OR excluded.status = 'completed'
 """
 _SELECT = (
@@ -64,7 +65,9 @@ ONE = (
 )
 OF_MODEL = _SELECT + "WHERE mlflow_model_name = %s AND mlflow_model_version = %s ORDER BY created_at DESC, id"
 SETTLED = (
-    "SELECT DISTINCT mlflow_model_name, mlflow_model_version FROM exp.offline_replay_results WHERE status = 'completed'"
+    # Passed, and no policy version yet: the run ended between the replay and the candidate, which is still to be made.
+    "SELECT DISTINCT mlflow_model_name, mlflow_model_version FROM exp.offline_replay_results "
+    "WHERE status = 'completed' AND (verdict IS DISTINCT FROM 'passed' OR policy_version_id IS NOT NULL)"
 )
 LINK = """
 UPDATE exp.offline_replay_results SET policy_version_id = %s
@@ -148,7 +151,7 @@ def replays_of_model(
 
 
 def settled_model_versions(connection: psycopg.Connection[Any]) -> set[tuple[str, str]]:
-    """(model name, version) of every model that has a completed replay, whatever its verdict."""
+    """(model name, version) of every model that needs no replay run any more: refused, or passed and made a policy version."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         return {(name, version) for name, version in cursor.execute(SETTLED)}
 

@@ -117,6 +117,10 @@ def _policy_version(connection: psycopg.Connection[Any], replays: Sequence[Store
         made = version_of_model(connection, POLICY_NAME, replays[0].mlflow_model_name, replays[0].mlflow_model_version)
         if made is not None:
             return f"{made.label} → models:/{made.mlflow_model_name}/{made.mlflow_model_version}, {made.status}"
+    if replays and replays[0].verdict == "passed":
+        return (
+            "none made yet although the model passed: run the demo again, or launch replay_and_gate in the Dagster UI"
+        )
     return "none made: the model did not pass, and the version in production goes on being served"
 
 

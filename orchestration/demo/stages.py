@@ -229,7 +229,13 @@ class Demo:
             with self.connect() as connection:
                 world = None if is_remembered(connection, sent) else self.scenario.world
             if world is not None:
-                client.play(http, world, assigned, self._load_model, made, self.progress.note)
+                with self.connect() as connection:
+                    first = connection.execute(
+                        "SELECT min(assigned_at) FROM exp.assignments WHERE experiment_id = %s",
+                        (assigned[0].answer["experiment_id"],),
+                    ).fetchone()
+                assert first is not None
+                client.play(http, world, assigned, first[0], self._load_model, made, self.progress.note)
                 with self.connect() as connection:
                     remember(connection, "traffic", "live traffic of the demo", sent, {"events": made.events})
                 stage.outcome += f", {made.events:,} events"
@@ -238,7 +244,11 @@ class Demo:
         self.facts.answers, self.facts.example, self.facts.events_sent = dict(made.answers), made.example, made.events
 
     def _analytics(self, stage: Stage) -> None:
-        built = self.dagster.materialised_at("exp/metric_aggregates")
+        models = self.dagster.group(ANALYTICS)
+        times = [self.dagster.materialised_at(key) for key in models]
+        whole = all(state == "SUCCEEDED" for states in models.values() for state in states)
+        # The oldest one: a build that was killed or failed left some models, or their tests, as they were.
+        built = min((time for time in times if time is not None), default=None) if whole and None not in times else None
         with self.connect() as connection:
             newest = connection.execute(
                 "SELECT extract(epoch FROM greatest((SELECT max(created_at) FROM exp.events), "
@@ -247,7 +257,7 @@ class Demo:
         if built is not None and newest is not None and newest[0] is not None and float(newest[0]) < built:
             stage.skipped, stage.outcome = True, "nothing new since they were built"
             return
-        keys = sorted(self.dagster.group(ANALYTICS))
+        keys = sorted(models)
         self._materialise(keys, "dbt build")
         stage.outcome = f"{len(keys)} models"
 

@@ -69,18 +69,19 @@ def play(
     client: httpx.Client,
     world: World,
     assigned: Sequence[Assigned],
+    first_assigned_at: datetime,
     load_model: Callable[[str], Any],
     traffic: Traffic,
     on_step: Callable[[str], None],
 ) -> None:
     """Plan with the model that each answer names, let the household react, send the events.
 
-    `load_model` turns a `models:/…` URI into something with `predict(rows)`. Event ids follow from unit and run: sent again, they
-    are stored once. Raises TrafficError.
+    `load_model` turns a `models:/…` URI into something with `predict(rows)`. Event ids follow from unit and run, and times
+    from the experiment's first assignment: sent again after a kill, they are stored once. Raises TrafficError.
     """
     import pandas as pd
 
-    at = datetime.now(UTC) - STARTED_AGO
+    at = first_assigned_at - STARTED_AGO
     by_model: dict[str, list[Assigned]] = defaultdict(list)
     for one in assigned:
         by_model[one.answer["config"]["mlflow_model_uri"]].append(one)

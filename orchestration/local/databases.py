@@ -26,6 +26,11 @@ def ensure_reachable(settings: Settings) -> None:
 
     The embedded server makes its own databases when it starts.
     """
+    if not _is_postgres_address(settings.platform_url):
+        # Not shown: what can't be read can't be shown without its password either.
+        raise LocalServiceError(
+            "DATABASE_URL is no PostgreSQL address: write it as postgresql://user:password@host:port/database."
+        )
     siblings = ["dagster"] if settings.mlflow_tracking_uri else ["dagster", "mlflow"]
     try:
         make_databases(settings.platform_url, siblings)
@@ -38,6 +43,13 @@ def ensure_reachable(settings: Settings) -> None:
             f"The user of DATABASE_URL may not make databases on {where(settings.platform_url)}: "
             f"make {' and '.join(siblings)} there by hand."
         ) from error
+
+
+def _is_postgres_address(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in ("postgresql", "postgres") and urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 @contextmanager

@@ -66,6 +66,15 @@ def test_a_database_that_is_away_is_one_sentence(home: Path) -> None:
     assert f"PostgreSQL at 127.0.0.1:{port}/x can't be reached" in failed.stderr and "secret" not in failed.stderr
 
 
+@pytest.mark.parametrize(
+    "url", ["nonsense", "mysql://a:secret@b/c", "postgresql://u:secret@[bad", "postgresql://u:secret@h:x/d"]
+)
+def test_an_address_that_is_none_is_one_sentence_without_its_password(home: Path, url: str) -> None:
+    failed = lifecycle("keys", "list", DATABASE_URL=url)
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1
+    assert "DATABASE_URL is no PostgreSQL address" in failed.stderr and "secret" not in failed.stderr
+
+
 def test_a_key_is_made_listed_and_revoked(home: Path, database_url: str) -> None:
     made = lifecycle("keys", "make", "shop", "--scope", "assign", DATABASE_URL=database_url)
     assert made.returncode == 0 and made.stdout.startswith("lc_") and made.stdout.count("\n") == 1

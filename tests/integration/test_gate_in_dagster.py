@@ -119,6 +119,16 @@ def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.Da
     assert shares == [("control", "control", 0.1), ("remainder", "remainder", 0.8), ("candidate_v2", "treatment", 0.1)]
 
 
+def test_a_version_that_passed_and_got_no_candidate_is_asked_for_again(
+    place: Place, instance: dg.DagsterInstance
+) -> None:
+    """As after a kill between the replay and the candidate."""
+    assert place.replay(GOOD, references=False).verdict.passed
+    assert model_version_key(NAME, GOOD) in asked_for(instance)
+    assert run(instance, GOOD, baseline=POOR).success
+    assert model_version_key(NAME, GOOD) not in asked_for(instance)
+
+
 def test_a_candidate_started_by_hand_looks_at_the_gate_itself(place: Place, instance: dg.DagsterInstance) -> None:
     finished = dg.materialize(
         [asset for asset in defs.assets or () if isinstance(asset, dg.AssetsDefinition)],

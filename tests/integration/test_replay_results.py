@@ -82,9 +82,10 @@ def test_the_policy_version_is_filled_in_when_there_is_one_and_kept(connection: 
     assert link_policy_version(connection, "planner_model", 2, version.id) == 2
     assert link_policy_version(connection, "planner_model", 2, version.id) == 0
     assert save_replay(connection, RESULT).policy_version_id == version.id
+    # Made again just now, so the newest: what a gate reads is the last replay, not the last dataset.
     assert [replay.dataset_version for replay in replays_of_model(connection, "planner_model", 2)] == [
-        "2025-01-04",
         "2025-01-03",
+        "2025-01-04",
     ]
     assert {replay.policy_version_id for replay in replays_of_model(connection, "planner_model", 3)} == {None}
 
