@@ -1,7 +1,7 @@
 """What the product itself asks of a plan, beside what people choose: log-odds that are added to a recipe's score, always.
 
 Belongs here: the offset of each recipe for one row. Does not belong here: what may be eaten (`constraints.py`), how good a plan is
-(`scores.py`), anything that is learnt. An offset is no parameter (McCullagh and Nelder, Generalized Linear Models, 1989, section 6.2.3):
+(`scores.py`), anything that is learnt. An offset is no parameter (a term of generalised linear models):
 training and decoding add the same one, so a model learns only what it does not explain.
 """
 
@@ -10,8 +10,9 @@ from planner.product import RowInput
 from planner.scores import STAPLES
 
 PANTRY_PULL = 0.5
-"""Log-odds for each pantry item that a recipe uses up. Chosen on the validation households of two samples (0.3 and 0.5 led 0, 0.1 and
-0.2 there in plan alignment); the replayed households were not asked."""
+"""Log-odds for each pantry item that a recipe uses up. On the validation households of two samples, 0.3 and 0.5 led 0, 0.1 and 0.2
+in plan alignment. The same trial printed the replayed households too, so their scores are not blind to this choice; the simulator's
+own households have a pull of that size (`world.py`), which a real product would have to find out."""
 
 
 class PantryOffsets:

@@ -121,7 +121,13 @@ class Stack:
         """At a home's first start, before the processes that would each make them."""
         if not dagster_tables.missing(self.settings.sibling_url("dagster")):
             return
-        done = self._run_module("orchestration.local.dagster_tables")
+        try:
+            done = self._run_module("orchestration.local.dagster_tables")
+        except subprocess.TimeoutExpired as error:
+            raise LocalServiceError(
+                f"Dagster's tables were not made within {_DAGSTER_SECONDS} s: see whether PostgreSQL or the machine is overloaded, and "
+                "start again."
+            ) from error
         if done.returncode != 0:
             raise LocalServiceError(
                 f"Dagster's tables could not be made on {where(self.settings.sibling_url('dagster'))} ({_last_line(done.stderr)}): "
