@@ -1,15 +1,11 @@
 """Assignments in PostgreSQL: loading what is served, reading stored rows, storing new ones so that racing writers agree.
 
-Belongs here: the hot path's SQL (asyncpg), and the order of reading, storing and answering. Does not belong here: the rules
-(assignments.py), HTTP, pools and retries (serving/).
+Belongs here: the hot path's SQL (asyncpg). Does not belong here: the rules (assignments.py), HTTP, pools, grouping, caches (serving/).
 """
 
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from itertools import groupby
 from typing import Any
@@ -18,16 +14,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from experimentation.assignments import (
-    Catalogue,
-    Decision,
-    ServedRun,
-    ServedVariant,
-    StaleCatalogueError,
-    complete_config,
-    judge_run,
-    judge_unit,
-)
+from experimentation.assignments import Catalogue, ServedLayer, ServedRun, ServedVariant, complete_config
+from experimentation.targeting import Targeting, TargetingError
 
 UnitKey = tuple[UUID, str]
 """(experiment id, unit id): what a stored row is unique by."""
@@ -35,36 +23,58 @@ UnitKey = tuple[UUID, str]
 LOAD_CATALOGUE = """
 SELECT e.id, e.name, e.run, e.status::text AS status, e.unit_type::text AS unit_type, e.start_at, e.end_at, e.shipped_variant_id,
        (SELECT max(n.epoch) FROM exp.allocation_epochs n WHERE n.experiment_id = e.id) AS epoch,
+       e.targeting, e.overrides::text AS overrides, e.layer_id, l.holdout, e.layer_from, e.layer_to,
        v.id AS variant_id, v.name AS variant_name, v.role::text AS role, v.allocation, v.config::text AS config,
        v.withdrawn_at IS NOT NULL AS withdrawn,
        v.config ->> 'policy_version_id' IS NOT NULL AS names_policy, p.id AS policy_version_id,
        p.mlflow_model_name, p.mlflow_model_version, p.config_defaults::text AS config_defaults, p.status::text AS policy_status
 FROM exp.experiments e
+LEFT JOIN exp.layers l ON l.id = e.layer_id
 LEFT JOIN exp.variants v ON v.experiment_id = e.id
 LEFT JOIN exp.policy_versions p ON p.id::text = lower(v.config ->> 'policy_version_id')
 ORDER BY e.name, e.run, v.position, v.id
 """
 
 READ_STORED = """
-SELECT a.experiment_id, a.unit_id, a.variant_id
-FROM exp.assignments a
-JOIN unnest($1::uuid[], $2::text[]) AS asked (experiment_id, unit_id)
-  ON a.experiment_id = asked.experiment_id AND a.unit_id = asked.unit_id
+SELECT r.experiment_id, r.unit_id,
+       (SELECT a.variant_id FROM exp.assignments a WHERE a.experiment_id = r.experiment_id AND a.unit_id = r.unit_id) AS variant_id
+FROM unnest($1::uuid[], $2::text[]) AS r (experiment_id, unit_id)
 """
 
-# Sorted, because two writers with overlapping keys in different orders deadlock. Guarded, because what was decided with may be a
-# moment old: a row is stored only while its run is active and its variant, allocation and epoch are still the current ones.
-STORE_NEW = """
-INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity)
-SELECT r.experiment_id, e.unit_type, r.unit_id, r.variant_id, r.epoch, r.propensity
-FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::int[], $5::numeric[])
-     AS r (experiment_id, unit_id, variant_id, epoch, propensity)
-JOIN exp.experiments e ON e.id = r.experiment_id AND e.status = 'active'
-JOIN exp.variants v ON v.id = r.variant_id AND v.allocation = r.propensity AND v.withdrawn_at IS NULL
-WHERE NOT EXISTS (SELECT 1 FROM exp.allocation_epochs n WHERE n.experiment_id = r.experiment_id AND n.epoch > r.epoch)
-ORDER BY r.unit_id, r.experiment_id
-ON CONFLICT (experiment_id, unit_id) DO NOTHING
-RETURNING experiment_id, unit_id, variant_id
+# One round trip for stored and for new units alike. The subselect looks each unit up by the unique index, whatever the planner believes
+# of the table's size. Sorted, because two writers with overlapping keys in different orders deadlock. Guarded, because what was decided
+# with may be a moment old: a row is stored only while its run is active and its variant, allocation and epoch are the current ones.
+READ_OR_STORE = """
+WITH asked AS MATERIALIZED (
+    SELECT r.*, (SELECT a.variant_id FROM exp.assignments a
+                 WHERE a.experiment_id = r.experiment_id AND a.unit_id = r.unit_id) AS stored_id
+    FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::int[], $5::numeric[])
+         AS r (experiment_id, unit_id, variant_id, epoch, propensity)
+), made AS (
+    INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity)
+    SELECT r.experiment_id, e.unit_type, r.unit_id, r.variant_id, r.epoch, r.propensity
+    FROM asked r
+    JOIN exp.experiments e ON e.id = r.experiment_id AND e.status = 'active'
+    JOIN exp.variants v ON v.id = r.variant_id AND v.allocation = r.propensity AND v.withdrawn_at IS NULL
+    WHERE r.stored_id IS NULL
+      AND NOT EXISTS (SELECT 1 FROM exp.allocation_epochs n WHERE n.experiment_id = r.experiment_id AND n.epoch > r.epoch)
+    ORDER BY r.unit_id, r.experiment_id
+    ON CONFLICT (experiment_id, unit_id) DO NOTHING
+    RETURNING experiment_id, unit_id, variant_id
+)
+SELECT experiment_id, unit_id, stored_id AS variant_id, false AS made FROM asked WHERE stored_id IS NOT NULL
+UNION ALL
+SELECT experiment_id, unit_id, variant_id, true FROM made
+"""
+
+
+FIND_ASSIGNMENT = """
+SELECT variant_id, epoch, propensity, assigned_at FROM exp.assignments WHERE experiment_id = $1 AND unit_id = $2
+"""
+
+FIND_PRODUCTION_VERSION = """
+SELECT v.id, v.version, v.status::text AS status, v.mlflow_model_name, v.mlflow_model_version, v.config_defaults::text AS config_defaults
+FROM exp.policies p JOIN exp.policy_versions v ON v.id = p.production_version_id WHERE p.name = $1
 """
 
 
@@ -85,154 +95,75 @@ class NewRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What one requested name is answered."""
+class StoredRow:
+    """The variant of a stored unit, and whether the call that returns it stored it."""
 
-    name: str
-    run: ServedRun | None
-    decision: Decision
-    stored_now: bool = False
+    variant_id: UUID
+    made: bool = False
 
 
-class StoredUnits:
-    """The variants of units seen lately, least recent out first. Rows never change, so an entry can't be wrong, only old."""
+async def load_catalogue(connection: asyncpg.Connection, before: Catalogue | None = None) -> Catalogue:
+    """Every run with its variants and complete configs, as one consistent picture.
 
-    def __init__(self, entries: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """At most `entries` (0: none) for `seconds` each."""
-        self._entries, self._seconds, self._clock = entries, seconds, clock
-        self._units: OrderedDict[UnitKey, tuple[UUID, float]] = OrderedDict()
-        self._hits = self._misses = 0
-
-    def __len__(self) -> int:
-        """How many units are held."""
-        return len(self._units)
-
-    def get(self, key: UnitKey) -> UUID | None:
-        """The stored variant, or None when the database has to be asked."""
-        found = self._units.get(key)
-        if found is None or found[1] < self._clock():
-            self._misses += 1
-            return None
-        self._hits += 1
-        self._units.move_to_end(key)
-        return found[0]
-
-    def put(self, key: UnitKey, variant_id: UUID) -> None:
-        """Remember a row. Only what is committed may be put here."""
-        if self._entries == 0:
-            return
-        self._units[key] = variant_id, self._clock() + self._seconds
-        self._units.move_to_end(key)
-        if len(self._units) > self._entries:
-            self._units.popitem(last=False)
-
-    def take_counts(self) -> tuple[int, int]:
-        """Hits and misses since the last call."""
-        counts = self._hits, self._misses
-        self._hits = self._misses = 0
-        return counts
-
-
-async def load_catalogue(connection: asyncpg.Connection) -> Catalogue:
-    """Every run with its variants and complete configs, as one consistent picture."""
+    A run of which nothing changed since `before` is the very same object, so that what is remembered with it stays good.
+    """
     rows = await connection.fetch(LOAD_CATALOGUE)
-    return Catalogue.of(_run(list(rows_of_run)) for _, rows_of_run in groupby(rows, key=lambda row: row["id"]))
+    known = {} if before is None else before.by_id
+    return Catalogue.of(_run(list(rows_of_run), known) for _, rows_of_run in groupby(rows, key=lambda row: row["id"]))
 
 
-async def read_stored(connection: asyncpg.Connection, keys: Iterable[UnitKey]) -> dict[UnitKey, UUID]:
-    """The stored variant of each of the keys that has a row."""
+async def read_stored(connection: asyncpg.Connection, keys: Iterable[UnitKey]) -> dict[UnitKey, StoredRow]:
+    """The row of each of the keys that has one."""
     experiments, units = zip(*keys, strict=True)
     rows = await connection.fetch(READ_STORED, experiments, units)
-    return {(row["experiment_id"], row["unit_id"]): row["variant_id"] for row in rows}
+    return {(row[0], row[1]): StoredRow(row[2]) for row in rows if row[2] is not None}
 
 
-async def store_new(
-    connection: asyncpg.Connection, rows: Sequence[NewRow]
-) -> tuple[dict[UnitKey, UUID], dict[UnitKey, UUID]]:
-    """Store the rows; return the variants that this call stored, and those of keys that another writer stored first.
+async def read_or_store(connection: asyncpg.Connection, rows: Sequence[NewRow]) -> dict[UnitKey, StoredRow]:
+    """The stored row of each key; a key that has none yet is stored, with what was decided for it.
 
-    Must not run inside a transaction: what it returns is committed. A key that is in neither result was decided with an outdated
-    catalogue, and is not stored.
+    Must not run inside a transaction: what it returns is committed. A key that is not in the result was decided with an outdated
+    catalogue, and is not stored. Of rows with the same key, the first that is stored counts.
     """
-    stored = await connection.fetch(
-        STORE_NEW,
+    found = await connection.fetch(
+        READ_OR_STORE,
         [row.experiment_id for row in rows],
         [row.unit_id for row in rows],
         [row.variant_id for row in rows],
         [row.epoch for row in rows],
         [row.propensity for row in rows],
     )
-    mine = {(row["experiment_id"], row["unit_id"]): row["variant_id"] for row in stored}
-    missing = [row.key for row in rows if row.key not in mine]
-    # A second statement: the snapshot of the first does not see the row of a writer who won while it ran.
-    return mine, await read_stored(connection, missing) if missing else {}
+    settled = {(row[0], row[1]): StoredRow(row[2], row[3]) for row in found}
+    missing = {row.key for row in rows if row.key not in settled}
+    if missing:
+        # A second statement: the snapshot of the first does not see the row of a writer who won while it ran.
+        settled |= await read_stored(connection, missing)
+    return settled
 
 
-async def assign(
-    acquire: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]],
-    catalogue: Catalogue,
-    stored_units: StoredUnits,
-    unit_type: str,
-    unit_id: str,
-    names: Sequence[str],
-    now: datetime,
-) -> list[Answer]:
-    """Answer each name, in order; newly enrolled units are committed when this returns. The database is asked only where it must be.
-
-    Raises StaleCatalogueError when the database has moved on: load the catalogue again and call again.
-    """
-    answers: list[Answer | None] = []
-    open_runs: dict[int, ServedRun] = {}
-    for name in names:
-        run = catalogue.runs.get(name)
-        decision = judge_run(run, unit_type, now)
-        if decision is None and run is not None:
-            variant_id = stored_units.get((run.id, unit_id))
-            decision = None if variant_id is None else judge_unit(run, unit_id, variant_id)
-        if decision is None and run is not None:
-            open_runs[len(answers)] = run
-            answers.append(None)
-        elif decision is not None:
-            answers.append(Answer(name, run, decision))
-    if open_runs:
-        async with acquire() as connection:
-            judged = await _judge_with_rows(connection, stored_units, unit_id, list(open_runs.values()))
-        for index, run in open_runs.items():
-            answers[index] = Answer(names[index], run, *judged[run.id])
-    return [answer for answer in answers if answer is not None]
+async def find_assignment(
+    connection: asyncpg.Connection, experiment_id: UUID, unit_id: str
+) -> Mapping[str, Any] | None:
+    """The unit's row (variant_id, epoch, propensity, assigned_at), where it has one."""
+    row = await connection.fetchrow(FIND_ASSIGNMENT, experiment_id, unit_id)
+    return None if row is None else dict(row)
 
 
-async def _judge_with_rows(
-    connection: asyncpg.Connection, stored_units: StoredUnits, unit_id: str, runs: Sequence[ServedRun]
-) -> dict[UUID, tuple[Decision, bool]]:
-    """By run id: the decision from the stored row, new units being stored first, and whether this call stored it."""
-    rows = await read_stored(connection, [(run.id, unit_id) for run in runs])
-    decisions = {run.id: judge_unit(run, unit_id, rows.get((run.id, unit_id))) for run in runs}
-    new = [
-        NewRow(run.id, unit_id, decision.variant.id, run.epoch, decision.variant.allocation)
-        for run in runs
-        if (decision := decisions[run.id]).new and decision.variant is not None
-    ]
-    mine: dict[UnitKey, UUID] = {}
-    if new:
-        mine, others = await store_new(connection, new)
-        rows |= mine | others
-    for row in new:
-        if row.key not in rows:
-            raise StaleCatalogueError(f"Experiment {row.experiment_id} changed while a unit was being enrolled.")
-    for key, variant_id in rows.items():
-        stored_units.put(key, variant_id)
-    return {
-        run.id: (
-            judge_unit(run, unit_id, rows[run.id, unit_id]) if decisions[run.id].new else decisions[run.id],
-            (run.id, unit_id) in mine,
-        )
-        for run in runs
-    }
+async def find_production_version(connection: asyncpg.Connection, policy_name: str) -> Mapping[str, Any] | None:
+    """The version of a policy that is in production: id, version, status, model and config_defaults."""
+    row = await connection.fetchrow(FIND_PRODUCTION_VERSION, policy_name)
+    return None if row is None else {**row, "config_defaults": msgspec.json.decode(row["config_defaults"])}
 
 
-def _run(rows: Sequence[asyncpg.Record]) -> ServedRun:
+def _run(rows: Sequence[asyncpg.Record], known: Mapping[UUID, ServedRun]) -> ServedRun:
     first = rows[0]
+    fingerprint = hashlib.sha256(repr([tuple(row) for row in rows]).encode()).hexdigest()[:12]
+    same = known.get(first["id"])
+    if same is not None and same.fingerprint == fingerprint:
+        return same
+    layer = None
+    if first["layer_id"] is not None:
+        layer = ServedLayer.of(first["layer_id"], first["holdout"], first["layer_from"], first["layer_to"])
     return ServedRun(
         id=first["id"],
         name=first["name"],
@@ -244,7 +175,23 @@ def _run(rows: Sequence[asyncpg.Record]) -> ServedRun:
         start_at=first["start_at"],
         end_at=first["end_at"],
         shipped_variant_id=first["shipped_variant_id"],
+        targeting=_targeting(first["targeting"]),
+        layer=layer,
+        overrides=msgspec.json.decode(first["overrides"]),
+        fingerprint=fingerprint,
     )
+
+
+def _targeting(rule: str | None) -> Targeting | None:
+    """The compiled rule. One that was written past `lifecycle sync` and can't work lets nobody in, rather than everybody."""
+    if rule is None:
+        return None
+    try:
+        return Targeting(rule)
+    except TargetingError:
+        nobody = Targeting("[][0]")
+        nobody.rule = rule
+        return nobody
 
 
 def _variant(row: asyncpg.Record) -> ServedVariant:

@@ -10,9 +10,18 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from experimentation.bucketing import VariantWalk, bucket_of
+from experimentation.bucketing import BUCKETS, VariantWalk, bucket_of
+from experimentation.targeting import Targeting
 
-ASSIGNED, SHIPPED, WITHDRAWN, REMAINDER = "assigned", "shipped", "withdrawn", "remainder"
+ASSIGNED, SHIPPED, WITHDRAWN, REMAINDER, OVERRIDE, NOT_ENROLLED = (
+    "assigned",
+    "shipped",
+    "withdrawn",
+    "remainder",
+    "override",
+    "not_enrolled",
+)
+ANSWERS = (ASSIGNED, SHIPPED, WITHDRAWN, REMAINDER, OVERRIDE, NOT_ENROLLED)
 NOT_FOUND, UNIT_TYPE_MISMATCH, NOT_ACTIVE, NOT_STARTED, ENDED, PAUSED = (
     "not_found",
     "unit_type_mismatch",
@@ -21,6 +30,15 @@ NOT_FOUND, UNIT_TYPE_MISMATCH, NOT_ACTIVE, NOT_STARTED, ENDED, PAUSED = (
     "ended",
     "paused",
 )
+HOLDOUT, LAYER_EXCLUDED, NOT_TARGETED, TARGETING_ERROR = (
+    "holdout",
+    "layer_excluded",
+    "not_targeted",
+    "targeting_error",
+)
+SKIPS = (
+    NOT_FOUND, UNIT_TYPE_MISMATCH, NOT_ACTIVE, NOT_STARTED, ENDED, PAUSED, HOLDOUT, LAYER_EXCLUDED, NOT_TARGETED, TARGETING_ERROR,
+)  # fmt: skip
 
 
 class StaleCatalogueError(Exception):
@@ -41,50 +59,25 @@ class ServedVariant:
 
 
 @dataclass(frozen=True)
-class ServedRun:
-    """One run of an experiment, with its variants in walking order, its current epoch (0: none yet) and its window (UTC, ends served)."""
+class ServedLayer:
+    """The buckets of a layer that a run may enrol: from `first` on and before `end`. Those below `holdout` get none of its runs."""
 
     id: UUID
-    name: str
-    run: int
-    status: str
-    unit_type: str
-    variants: tuple[ServedVariant, ...]
-    epoch: int = 1
-    start_at: datetime | None = None
-    end_at: datetime | None = None
-    shipped_variant_id: UUID | None = None
-    by_id: Mapping[UUID, ServedVariant] = field(init=False, repr=False, compare=False)
-    walk: VariantWalk | None = field(init=False, repr=False, compare=False)
-    control: ServedVariant | None = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        """Derive what each request would otherwise compute again. A run without any allocation gets no walk."""
-        roles = {variant.role: variant for variant in reversed(self.variants)}
-        allocations = [variant.allocation for variant in self.variants]
-        walk = VariantWalk(allocations) if any(allocation > 0 for allocation in allocations) else None
-        object.__setattr__(self, "by_id", {variant.id: variant for variant in self.variants})
-        object.__setattr__(self, "walk", walk)
-        object.__setattr__(self, "control", roles.get("control"))
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """What can be asked for: the run that answers for each name, and every variant there is with its run."""
-
-    runs: Mapping[str, ServedRun]
-    variants: Mapping[UUID, UUID]
-    run_ids: frozenset[UUID] = frozenset()
+    holdout: int
+    first: int
+    end: int
 
     @classmethod
-    def of(cls, runs: Iterable[ServedRun]) -> "Catalogue":
-        """From all runs of all names: the latest started one answers for its name, a draft only where none has started."""
-        every = sorted(runs, key=lambda run: (run.status != "draft", run.run))
-        return cls(
-            {run.name: run for run in every},
-            {variant.id: run.id for run in every for variant in run.variants},
-            frozenset(run.id for run in every),
-        )
+    def of(cls, layer_id: UUID, holdout: Decimal, first: int, end: int) -> "ServedLayer":
+        """`holdout` as a share."""
+        return cls(layer_id, int(holdout * BUCKETS), first, end)
+
+    def keeps_out(self, unit_id: str) -> str | None:
+        """Why the unit gets no experiment of this range, if so. Raises UnicodeEncodeError for a lone surrogate."""
+        bucket = bucket_of(self.id, unit_id)
+        if bucket < self.holdout:
+            return HOLDOUT
+        return None if self.first <= bucket < self.end else LAYER_EXCLUDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +90,77 @@ class Decision:
     new: bool = False
 
 
-def judge_run(run: ServedRun | None, unit_type: str, now: datetime) -> Decision | None:
-    """The rules that hold for every unit alike; None when the unit itself decides."""
+@dataclass(frozen=True)
+class ServedRun:
+    """One run of an experiment, with its variants in walking order, its current epoch (0: none yet) and its window (UTC, ends served).
+
+    `overrides` maps unit ids to names of variants. `fingerprint` differs wherever anything that is served does.
+    """
+
+    id: UUID
+    name: str
+    run: int
+    status: str
+    unit_type: str
+    variants: tuple[ServedVariant, ...]
+    epoch: int = 1
+    start_at: datetime | None = None
+    end_at: datetime | None = None
+    shipped_variant_id: UUID | None = None
+    targeting: Targeting | None = None
+    layer: ServedLayer | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
+    by_id: Mapping[UUID, ServedVariant] = field(init=False, repr=False, compare=False)
+    walk: VariantWalk | None = field(init=False, repr=False, compare=False)
+    control: ServedVariant | None = field(init=False, repr=False, compare=False)
+    overridden: Mapping[str, ServedVariant] = field(init=False, repr=False, compare=False)
+    as_stored: Mapping[UUID, Decision] = field(init=False, repr=False, compare=False)
+    cache_key: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Derive what each request would otherwise compute again. A run without any allocation gets no walk."""
+        roles = {variant.role: variant for variant in reversed(self.variants)}
+        allocations = [variant.allocation for variant in self.variants]
+        walk = VariantWalk(allocations) if any(allocation > 0 for allocation in allocations) else None
+        object.__setattr__(self, "by_id", {variant.id: variant for variant in self.variants})
+        object.__setattr__(self, "walk", walk)
+        object.__setattr__(self, "control", roles.get("control"))
+        by_name = {variant.name: variant for variant in self.variants if variant.servable}
+        overridden = {unit: by_name[name] for unit, name in self.overrides.items() if name in by_name}
+        object.__setattr__(self, "overridden", overridden)
+        as_stored = {
+            variant.id: Decision(ASSIGNED, variant, enrolled=True) if _is_served(variant) else _baseline(self)
+            for variant in self.variants
+        }
+        object.__setattr__(self, "as_stored", as_stored)
+        object.__setattr__(self, "cache_key", f"assignment:{self.id}:")
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What can be asked for: the run that answers for each name, every variant there is with its run, every run by its id,
+    and the overrides of the runs that have some."""
+
+    runs: Mapping[str, ServedRun]
+    variants: Mapping[UUID, UUID]
+    by_id: Mapping[UUID, ServedRun] = field(default_factory=dict)
+    overrides: Mapping[UUID, Mapping[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, runs: Iterable[ServedRun]) -> "Catalogue":
+        """From all runs of all names: the latest started one answers for its name, a draft only where none has started."""
+        every = sorted(runs, key=lambda run: (run.status != "draft", run.run))
+        return cls(
+            {run.name: run for run in every},
+            {variant.id: run.id for run in every for variant in run.variants},
+            {run.id: run for run in every},
+            {run.id: run.overrides for run in every if run.overrides},
+        )
+
+
+def judge_run(run: ServedRun | None, unit_type: str, unit_id: str, now: datetime) -> Decision | None:
+    """The rules that need no stored row; None when the row decides."""
     if run is None:
         return Decision(NOT_FOUND)
     if run.unit_type != unit_type:
@@ -108,29 +170,42 @@ def judge_run(run: ServedRun | None, unit_type: str, now: datetime) -> Decision 
     if run.status == "completed":
         shipped = run.by_id.get(run.shipped_variant_id) if run.shipped_variant_id else None
         return Decision(SHIPPED, shipped) if shipped is not None and shipped.servable else Decision(NOT_ACTIVE)
+    # Before the window: who looks at a variant wants to see it before its users do.
+    if run.overridden and unit_id in run.overridden:
+        return Decision(OVERRIDE, run.overridden[unit_id])
     return _outside_window(run, now)
 
 
-def judge_unit(run: ServedRun, unit_id: str, stored_variant_id: UUID | None) -> Decision:
-    """The rules that look at the unit and its stored row, for a run that `judge_run` left open.
+def judge_stored(run: ServedRun, stored_variant_id: UUID) -> Decision:
+    """The rules for a unit that has a row, for a run that `judge_run` left open.
 
     Raises StaleCatalogueError when the row names a variant that the run is not known to have.
     """
-    if stored_variant_id is not None:
-        stored = run.by_id.get(stored_variant_id)
-        if stored is None:
-            raise StaleCatalogueError(f"Variant {stored_variant_id} of {run.name} run {run.run} is not known yet.")
-        return Decision(ASSIGNED, stored, enrolled=True) if _is_served(stored) else _baseline(run)
-    if run.status == "paused":
-        return Decision(PAUSED)
-    if run.walk is None or run.epoch < 1:
-        return Decision(NOT_ACTIVE)
+    decision = run.as_stored.get(stored_variant_id)
+    if decision is None:
+        raise StaleCatalogueError(f"Variant {stored_variant_id} of {run.name} run {run.run} is not known yet.")
+    return decision
+
+
+def judge_new(run: ServedRun, unit_type: str, unit_id: str, context: Mapping[str, Any] | None) -> Decision:
+    """The rules for a unit without a row, for a run that `judge_run` left open.
+
+    `new` in the answer means: it holds only once its row is stored. Raises UnicodeEncodeError when `unit_id` holds a lone surrogate.
+    """
+    shut_out = _shut_out(run, unit_type, unit_id, context)
+    if shut_out is not None or run.walk is None:
+        return Decision(shut_out or NOT_ACTIVE)
     variant = run.variants[run.walk.choose(bucket_of(run.id, unit_id))]
     if not _is_served(variant):
         return _baseline(run)
     if variant.role == "remainder":
         return Decision(REMAINDER, variant)
     return Decision(ASSIGNED, variant, enrolled=True, new=True)
+
+
+def peeked(decision: Decision) -> Decision:
+    """The same answer for who only looks: what the unit would get, and it is not enrolled."""
+    return Decision(NOT_ENROLLED, decision.variant) if decision.new else decision
 
 
 def complete_config(
@@ -144,6 +219,21 @@ def complete_config(
         "mlflow_model_version": model_version,
         "mlflow_model_uri": f"models:/{model_name}/{model_version}",
     }
+
+
+def _shut_out(run: ServedRun, unit_type: str, unit_id: str, context: Mapping[str, Any] | None) -> str | None:
+    """Why a unit without a row is not looked at any further."""
+    if run.status == "paused":
+        return PAUSED
+    if run.walk is None or run.epoch < 1:
+        return NOT_ACTIVE
+    kept_out = None if run.layer is None else run.layer.keeps_out(unit_id)
+    if kept_out is not None or run.targeting is None:
+        return kept_out
+    targeted = run.targeting.holds(unit_type, context or {})
+    if targeted is None:
+        return TARGETING_ERROR
+    return None if targeted else NOT_TARGETED
 
 
 def _outside_window(run: ServedRun, now: datetime) -> Decision | None:

@@ -1,15 +1,30 @@
-"""The record of who changed what, and why. Belongs here: writing it. Does not belong here: deciding anything.
+"""The record of who changed what, and why. Belongs here: writing and reading it. Does not belong here: deciding anything.
 
 The table is append only: the database refuses to change or remove a row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import psycopg
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 WRITE = "INSERT INTO exp.audit_log (actor, action, subject, before, after, reason) VALUES (%s, %s, %s, %s, %s, %s)"
+LATEST = "SELECT at, actor, action, subject, reason FROM exp.audit_log WHERE subject = ANY (%s::text[]) ORDER BY id DESC LIMIT %s"
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """Who did what to which thing, when and why."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    reason: str
 
 
 def write_audit(
@@ -28,6 +43,12 @@ def write_audit(
     `before` and `after` hold plain JSON types.
     """
     connection.execute(WRITE, (actor, action, subject, _json(before), _json(after), reason))
+
+
+def latest_audit(connection: psycopg.Connection[Any], subjects: Sequence[str], most: int) -> list[AuditRow]:
+    """The latest rows about any of the subjects, the latest one first."""
+    with connection.cursor(row_factory=class_row(AuditRow)) as cursor:
+        return cursor.execute(LATEST, (list(subjects), most)).fetchall()
 
 
 def _json(fields: Mapping[str, Any] | None) -> Jsonb | None:

@@ -1,30 +1,34 @@
 """Reading experiments.yml and policies.yml: what they say, or every rule they break with its file and line.
 
-Belongs here: the rules that the files alone can break. Does not belong here: the database (sync.py), YAML itself (yaml_nodes.py).
+Belongs here: the rules that the files alone can break. Does not belong here: the database (sync.py), YAML itself (yaml_nodes.py),
+layers (config_layers.py).
 
 A variant called `control` is the control and one called `remainder` is not enrolled; without a `control` the first variant is it.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import yaml
 
 from experimentation.allocations import WHOLE
-from experimentation.records import PolicyVersionStatus, Role, RunStatus, UnitType
+from experimentation.config_layers import LayerEntry, RangeEntry, check_ranges, read_layer, read_range
+from experimentation.records import LayerRange, PolicyVersionStatus, Role, RunStatus, UnitType
+from experimentation.targeting import Targeting, TargetingError
 from experimentation.yaml_nodes import ConfigError, Place, Reader, UnusableValueError
 
 EXPERIMENTS, POLICIES = "experiments.yml", "policies.yml"
 UNIT_TYPES = ("user", "household", "session")
 RUN_STATUSES = ("draft", "active", "paused", "completed")
 VERSION_STATUSES = ("active", "deprecated", "archived")
+_LONGEST_UNIT_ID = 255
 _POLICY_VERSION = re.compile(r"(?P<policy>[^@\s]+)@(?P<version>[1-9]\d*)")
 
 
@@ -56,7 +60,7 @@ class VariantEntry:
 
 @dataclass(frozen=True)
 class ExperimentEntry:
-    """One experiment; `variants_place` is where its variants begin."""
+    """One experiment; `variants_place` is where its variants begin, `layer_place` where its layer does."""
 
     name: str
     unit_type: UnitType
@@ -67,6 +71,10 @@ class ExperimentEntry:
     end_at: datetime | None
     place: Place
     variants_place: Place
+    targeting: str | None = None
+    layer: LayerRange | None = None
+    layer_place: Place | None = None
+    overrides: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,29 +106,34 @@ class ConfigFiles:
 
     experiments: tuple[ExperimentEntry, ...] = field(default=())
     policies: tuple[PolicyEntry, ...] = field(default=())
+    layers: tuple[LayerEntry, ...] = field(default=())
 
 
 def read_config(folder: Path) -> ConfigFiles:
     """Read both files of a folder. Raises ConfigError with every problem of both."""
     experiments, policies = _Experiments(folder / EXPERIMENTS), _Policies(folder / POLICIES)
-    read = ConfigFiles(experiments.read(), policies.read())
+    read = ConfigFiles(experiments.read(), policies.read(), tuple(experiments.layers))
     if problems := [*policies.problems, *experiments.problems]:
         raise ConfigError(problems)
     return read
 
 
 class _File(Reader):
-    """What both files have in common: one list of named entries."""
+    """What both files have in common: lists of named entries."""
 
-    def entries(self, key: Literal["experiments", "policies"]) -> Iterator[yaml.Node]:
-        """The members of the file's one list."""
+    def lists(self, key: str, optional: Collection[str] = ()) -> dict[str, list[yaml.Node]]:
+        """The members of the file's lists."""
         root = self.document()
         if root is None:
             if not self.problems:
                 self._note(1, f"The file is empty: it needs a list `{key}`.")
-            return
+            return {}
+        found = {}
         with self.going_on():
-            yield from self.sequence(self.mapping(root, self.path.name, [key], [])[key], f"`{key}`")
+            for name, node in self.mapping(root, self.path.name, [key], optional).items():
+                with self.going_on():
+                    found[name] = self.sequence(node, f"`{name}`")
+        return found
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -138,18 +151,31 @@ class _File(Reader):
 
 
 class _Experiments(_File):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.layers: list[LayerEntry] = []
+        self.ranges: list[RangeEntry] = []
+
     def read(self) -> tuple[ExperimentEntry, ...]:
+        lists = self.lists("experiments", ["layers"])
+        listed: set[str] = set()
+        for node in lists.get("layers", ()):
+            with self.going_on():
+                self.layers.append(read_layer(self, node, listed))
         names: set[str] = set()
         found = []
-        for node in self.entries("experiments"):
+        for node in lists.get("experiments", ()):
             with self.going_on():
                 found.append(self._experiment(node, names))
+        check_ranges(self, listed, self.layers, self.ranges)
         return tuple(found)
 
     def _experiment(self, node: yaml.Node, names: set[str]) -> ExperimentEntry:
-        optional = ("description", "status", "start_at", "end_at")
+        optional = ("description", "status", "start_at", "end_at", "layer", "targeting", "overrides")
         values = self.mapping(node, "An experiment", ("name", "unit_type", "variants"), optional)
         name = self.name(values["name"], "The name of an experiment")
+        if "/" in name:
+            raise self.refuse(values["name"], f"The name of experiment {name} must have no /: it stands in URLs.")
         self.once(names, values["name"], name, "Experiment")
         status: RunStatus = "draft"
         if "status" in values:
@@ -158,11 +184,16 @@ class _Experiments(_File):
         start_at, end_at = times.get("start_at"), times.get("end_at")
         if start_at is not None and end_at is not None and end_at <= start_at:
             raise self.refuse(values["end_at"], f"end_at of {name} must be after its start_at.")
+        layer = None
+        if "layer" in values:
+            layer = read_range(self, values["layer"], name)
+            self.ranges.append(RangeEntry(name, status, layer, values["layer"]))
+        variants = self._variants(values["variants"], name)
         entry = ExperimentEntry(
             name=name,
             unit_type=self.choice(values["unit_type"], f"The unit_type of {name}", UNIT_TYPES),
             status=status,
-            variants=self._variants(values["variants"], name),
+            variants=variants,
             description=self.text(values["description"], f"The description of {name}")
             if "description" in values
             else None,
@@ -170,6 +201,12 @@ class _Experiments(_File):
             end_at=end_at,
             place=self.place(node),
             variants_place=self.place(values["variants"]),
+            targeting=self._targeting(values["targeting"], name) if "targeting" in values else None,
+            layer=layer,
+            layer_place=self.place(values["layer"]) if "layer" in values else None,
+            overrides=self._overrides(values["overrides"], name, {variant.name for variant in variants})
+            if "overrides" in values
+            else {},
         )
         total = sum(variant.allocation for variant in entry.variants)
         if status in ("active", "paused") and total != WHOLE:
@@ -177,6 +214,40 @@ class _Experiments(_File):
                 values["variants"], f"The allocations of {name} sum to {total}: they must sum to 1 when it is {status}."
             )
         return entry
+
+    def _targeting(self, node: yaml.Node, experiment: str) -> str:
+        rule = self.text(node, f"The targeting of {experiment}").strip()
+        try:
+            Targeting(rule)
+        except TargetingError as error:
+            raise self.refuse(node, f"The targeting of {experiment} can't be used: {error}.") from None
+        return rule
+
+    def _overrides(self, node: yaml.Node, experiment: str, variants: Collection[str]) -> dict[str, str]:
+        """Units whose variant is said. What is wrong with one of them does not hide what is wrong with the next."""
+        overrides: dict[str, str] = {}
+        for unit, variant in self.pairs(node, f"The overrides of {experiment}"):
+            with self.going_on():
+                unit_id = self._unit_id(unit, experiment)
+                if unit_id in overrides:
+                    raise self.refuse(unit, f"The overrides of {experiment} have the unit {unit_id} twice.")
+                name = self.text(variant, f"The variant of {unit_id} in the overrides of {experiment}")
+                if name not in variants:
+                    raise self.refuse(
+                        variant,
+                        f"The overrides of {experiment} give {unit_id} the variant {name}, which {experiment} does not have.",
+                    )
+                overrides[unit_id] = name
+        return overrides
+
+    def _unit_id(self, node: yaml.Node, experiment: str) -> str:
+        unit_id = self.text(node, f"A unit in the overrides of {experiment}")
+        if len(unit_id) > _LONGEST_UNIT_ID:
+            raise self.refuse(
+                node,
+                f"A unit in the overrides of {experiment} has {len(unit_id)} characters, of at most {_LONGEST_UNIT_ID}.",
+            )
+        return unit_id
 
     def _variants(self, node: yaml.Node, experiment: str) -> tuple[VariantEntry, ...]:
         members = self.sequence(node, f"The variants of {experiment}")
@@ -246,7 +317,7 @@ class _Policies(_File):
     def read(self) -> tuple[PolicyEntry, ...]:
         names: set[str] = set()
         found = []
-        for node in self.entries("policies"):
+        for node in self.lists("policies").get("policies", ()):
             with self.going_on():
                 found.append(self._policy(node, names))
         return tuple(found)

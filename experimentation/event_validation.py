@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
@@ -28,8 +29,15 @@ MAX_EVENT_BYTES = 1_048_576
 MAX_UNIT_ID = 255
 MAX_EVENT_TYPE = 100
 MAX_DEPTH = 64
+OVERRIDE = "override"
 FUTURE_TOLERANCE = timedelta(minutes=5)
 LATE_AFTER = timedelta(days=7)
+
+# What PostgreSQL can't hold, in a pattern: for the description alone, since judging by it would cost every request.
+NO_NUL = r"[^\u0000]"
+UnitId = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=MAX_UNIT_ID, extra_json_schema={"pattern": f"^{NO_NUL}+$"})
+]
 
 # What an event of a type is of little use without; looked for in the payload, then in the context.
 USUAL_CONTEXT: Mapping[str, tuple[str, ...]] = {
@@ -66,10 +74,16 @@ class IncomingEvent(msgspec.Struct):
     """An event as clients send it; fields beyond these are ignored."""
 
     event_type: Annotated[
-        str, msgspec.Meta(min_length=1, max_length=MAX_EVENT_TYPE, description="A known type, or `custom.` and a name.")
+        str,
+        msgspec.Meta(
+            min_length=1,
+            max_length=MAX_EVENT_TYPE,
+            description="A known type, or `custom.` and a name.",
+            extra_json_schema={"pattern": rf"^({'|'.join(sorted(EVENT_TYPES))}|custom\.{NO_NUL}+)$"},
+        ),
     ]
     unit_type: Literal["user", "household", "session"]
-    unit_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_UNIT_ID)]
+    unit_id: UnitId
     timestamp: Annotated[
         str, msgspec.Meta(description="ISO 8601 with an offset.", extra_json_schema={"format": "date-time"})
     ]
@@ -146,9 +160,21 @@ def read_event(raw: bytes | memoryview, now: datetime) -> Event:
     )
 
 
-def flags_of(event: Event, variants: Mapping[UUID, UUID], runs: Collection[UUID], now: datetime | None) -> list[str]:
-    """What an accepted event lacks. `variants`: each known variant's run; `runs`: the known runs; `now`: None leaves lateness out."""
+def flags_of(
+    event: Event,
+    variants: Mapping[UUID, UUID],
+    runs: Collection[UUID],
+    now: datetime | None,
+    overrides: Mapping[UUID, Collection[str]] = MappingProxyType({}),
+) -> list[str]:
+    """What is to be known of an accepted event.
+
+    `variants`: each known variant's run; `runs`: the known runs; `now`: None leaves lateness out; `overrides`: the units of each run
+    that are shown a variant for looking at it, whose events are not analysed.
+    """
     flags = []
+    if overrides and any(event.unit_id in overrides.get(ref.experiment_id, ()) for ref in event.experiments):
+        flags.append(OVERRIDE)
     if not event.experiments:
         flags.append("no_experiment_context")
     if not event.context.get("policy_version_id"):

@@ -4,7 +4,7 @@ Belongs here: what may happen to a run, with its epochs and audit rows. Does not
 (sync.py), who is assigned to what (assignments.py), when a run is ramped or ended.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -16,18 +16,21 @@ import psycopg
 from experimentation import run_store
 from experimentation.allocations import MOST_FOR_A_NEW_TREATMENT, WHOLE, candidate_split, shrunk
 from experimentation.audit import write_audit
-from experimentation.policies import production_version, version_by_id
+from experimentation.candidates import arm_config, baseline_of, compares, startable, tries
+from experimentation.layers import LayerError, check_range, lock_layer
+from experimentation.policies import version_by_id
 from experimentation.records import (
     CandidateRun,
     ExperimentationError,
+    LayerRange,
     MadeBy,
     NewVariant,
-    PolicyVersion,
     Run,
     RunStatus,
     UnitType,
 )
 from experimentation.run_store import load_run, runs_of
+from experimentation.targeting import Targeting, TargetingError
 
 __all__ = [
     "add_variant",
@@ -55,15 +58,27 @@ def create_run(
     policy_id: UUID | None = None,
     start_at: datetime | None = None,
     end_at: datetime | None = None,
+    targeting: str | None = None,
+    layer: LayerRange | None = None,
+    overrides: Mapping[str, str] | None = None,
+    leaving: Collection[UUID] = (),
     actor: str,
     reason: str,
 ) -> Run:
-    """Make the next run of a name, as a draft. Raises ExperimentationError when a run of it is not completed yet."""
+    """Make the next run of a name, as a draft. Runs `leaving` their range of the layer do so in this transaction.
+
+    Raises ExperimentationError when a run of it is not completed yet, `targeting` can't be used, an override names no variant of it,
+    or (LayerError) the range is not free.
+    """
     with connection.transaction():
         run_store.lock_name(connection, name)
         for run in runs_of(connection, name):
             if run.status != "completed":
                 raise ExperimentationError(f"{run.label} is {run.status}: complete it before {name} is tried anew.")
+        _check_targeting(name, targeting)
+        _check_overrides(name, overrides or {}, variants)
+        if layer is not None:
+            check_range(connection, layer, name, leaving=leaving)
         run_id = run_store.insert_run(
             connection,
             name=name,
@@ -73,6 +88,9 @@ def create_run(
             policy_id=policy_id,
             start_at=start_at,
             end_at=end_at,
+            targeting=targeting,
+            layer=layer,
+            overrides=overrides or {},
         )
         run_store.insert_variants(connection, run_id, variants)
         return _audited(connection, None, run_id, "experiment.created", actor, reason)
@@ -86,16 +104,51 @@ def update_run(
     unit_type: UnitType,
     start_at: datetime | None,
     end_at: datetime | None,
+    targeting: str | None,
+    layer: LayerRange | None,
+    overrides: Mapping[str, str],
+    leaving: Collection[UUID] = (),
     actor: str,
     reason: str,
 ) -> Run:
-    """Change what stands beside the variants. Raises ExperimentationError for another unit type in a run that was started."""
+    """Change what stands beside the variants; another `targeting` of a running run opens an epoch.
+
+    Raises ExperimentationError for another unit type, layer or range (LayerError) in a run that was started, and for another targeting
+    in a completed one; and as `create_run` does.
+    """
     with connection.transaction():
+        if layer is not None:
+            # Before the run, as whoever opens a candidate's run does.
+            lock_layer(connection, layer.layer)
         before = load_run(connection, run_id, hold=True)
         if unit_type != before.unit_type and before.status != "draft":
             raise ExperimentationError(f"{before.label} is {before.status}: only a draft's unit_type can be changed.")
-        after = replace(before, description=description, unit_type=unit_type, start_at=start_at, end_at=end_at)
+        if layer != before.layer and before.status != "draft":
+            raise LayerError(
+                f"{before.label} is {before.status}: only a draft's layer and range can be changed, or units would be in two "
+                "experiments of the layer."
+            )
+        if layer is not None and layer != before.layer:
+            check_range(connection, layer, before.label, leaving={*leaving, run_id})
+        if targeting != before.targeting:
+            if before.status == "completed":
+                raise ExperimentationError(f"{before.label} is completed, so its targeting can't change any more.")
+            _check_targeting(before.label, targeting)
+        if overrides != before.overrides:
+            _check_overrides(before.label, overrides, before.variants)
+        after = replace(
+            before,
+            description=description,
+            unit_type=unit_type,
+            start_at=start_at,
+            end_at=end_at,
+            targeting=targeting,
+            layer=layer,
+            overrides=overrides,
+        )
         run_store.set_details(connection, after)
+        if targeting != before.targeting and before.status != "draft":
+            run_store.open_epoch(connection, run_id)
         return _audited(connection, before, run_id, "experiment.updated", actor, reason)
 
 
@@ -108,14 +161,15 @@ def replace_variants(
     actor: str,
     reason: str,
 ) -> Run:
-    """Give a draft other variants. Raises ExperimentationError when it has been started."""
+    """Give a draft other variants; overrides to one that is gone go with it. Raises ExperimentationError when it has been started."""
     with connection.transaction():
         before = load_run(connection, run_id, hold=True)
         if before.status != "draft":
             raise ExperimentationError(f"{before.label} is {before.status}: only a draft's variants can be replaced.")
         run_store.delete_variants(connection, run_id)
         run_store.insert_variants(connection, run_id, variants)
-        run_store.set_details(connection, replace(before, policy_id=policy_id))
+        kept = _overrides_of(before, variants)
+        run_store.set_details(connection, replace(before, policy_id=policy_id, overrides=kept))
         return _audited(connection, before, run_id, "experiment.variants_replaced", actor, reason)
 
 
@@ -184,7 +238,8 @@ def complete_run(
     with connection.transaction():
         run = load_run(connection, run_id, hold=True)
         if shipped is not None and shipped not in {variant.name for variant in run.variants}:
-            raise ExperimentationError(f"{run.label} has no variant {shipped} to ship.")
+            names = ", ".join(variant.name for variant in run.variants)
+            raise ExperimentationError(f"{run.label} has no variant {shipped} to ship: it has {names}.")
         variant_id = None if shipped is None else run.variant(shipped).id
         return _set_status(
             connection, run, ("active", "paused"), "completed", variant_id, "experiment.completed", actor, reason
@@ -203,10 +258,12 @@ def open_candidate_run(
 ) -> CandidateRun:
     """Try a policy version: end the run before with its control shipped, and open the next run, all in one transaction.
 
-    The new run has two equal arms of `share` (control: the version in production; the treatment) and an un-enrolled remainder.
+    The new run has two equal arms of `share` (control: the version in production; the treatment) and an un-enrolled remainder. It is
+    for the same units: targeting and range of the layer are the last run's, as are the overrides to variants that it has too.
     Called again for the same version it returns the run that was opened for it, whatever became of that. While another run of the
     name compares something, nothing is changed and the candidate waits. Raises ExperimentationError for a share above 10 %, an
-    experiment that doesn't exist or was never started, and a version that can't be a candidate.
+    experiment that doesn't exist or was never started, a version that can't be a candidate, and (LayerError) a range that others have
+    taken since the last run was completed.
     """
     try:
         shares = candidate_split(share)
@@ -217,17 +274,24 @@ def open_candidate_run(
         runs = runs_of(connection, experiment_name)
         candidate = version_by_id(connection, policy_version_id)
         for run in runs:
-            if run.made_by == "promotion" and _tries(run, candidate):
+            if run.made_by == "promotion" and tries(run, candidate):
                 return CandidateRun(
                     "existing", run, f"{run.label} was opened for {candidate.label} and is {run.status}."
                 )
-        latest = _startable(runs, experiment_name)
-        production = _baseline_of(connection, candidate)
-        if latest.status != "completed" and _compares(latest):
+        latest = startable(runs, experiment_name)
+        production = baseline_of(connection, candidate)
+        if latest.status != "completed" and compares(latest):
             return CandidateRun("waits", latest, f"{candidate.label} waits until {latest.label} ends.")
+        if latest.layer is not None:
+            lock_layer(connection, latest.layer.layer)
         if latest.status != "completed":
             complete_run(connection, latest.id, shipped=latest.control.name, actor=actor, reason=reason)
-        baseline, trial = (_config(latest, version) for version in (production, candidate))
+        baseline, trial = (arm_config(latest, version) for version in (production, candidate))
+        arms = [
+            NewVariant("control", "control", shares[0], baseline, f"{production.label}, in production"),
+            NewVariant("remainder", "remainder", shares[1], baseline, "Not enrolled: served the baseline"),
+            NewVariant(treatment_name, "treatment", shares[2], trial, f"{candidate.label}, the candidate"),
+        ]
         opened = create_run(
             connection,
             name=experiment_name,
@@ -235,11 +299,10 @@ def open_candidate_run(
             description=f"{candidate.label} against {production.label}.",
             made_by="promotion",
             policy_id=candidate.policy_id,
-            variants=[
-                NewVariant("control", "control", shares[0], baseline, f"{production.label}, in production"),
-                NewVariant("remainder", "remainder", shares[1], baseline, "Not enrolled: served the baseline"),
-                NewVariant(treatment_name, "treatment", shares[2], trial, f"{candidate.label}, the candidate"),
-            ],
+            variants=arms,
+            targeting=latest.targeting,
+            layer=latest.layer,
+            overrides=_overrides_of(latest, arms),
             actor=actor,
             reason=reason,
         )
@@ -248,46 +311,26 @@ def open_candidate_run(
     return CandidateRun("opened", opened, f"{opened.label} gives {candidate.label} {percent} of the units.")
 
 
-def _tries(run: Run, version: PolicyVersion) -> bool:
-    named = {variant.config.get("policy_version_id") for variant in run.variants if variant.role == "treatment"}
-    return str(version.id) in named
+def _check_targeting(name: str, rule: str | None) -> None:
+    try:
+        if rule is not None:
+            Targeting(rule)
+    except TargetingError as error:
+        raise ExperimentationError(f"The targeting of {name} can't be used: {error}.") from None
 
 
-def _compares(run: Run) -> bool:
-    """Whether ending the run would end a comparison: one that serves its control alone can be closed at any time."""
-    return any(
-        variant.role == "treatment" and variant.withdrawn_at is None and variant.allocation for variant in run.variants
-    )
+def _check_overrides(name: str, overrides: Mapping[str, str], variants: Sequence[NewVariant]) -> None:
+    for unit_id, variant in overrides.items():
+        if variant not in {known.name for known in variants}:
+            raise ExperimentationError(
+                f"An override of {name} gives {unit_id} the variant {variant}, which it does not have."
+            )
 
 
-def _startable(runs: Sequence[Run], name: str) -> Run:
-    if not runs:
-        raise ExperimentationError(
-            f"No experiment is called {name}: add it to config/experiments.yml and run `lifecycle sync`."
-        )
-    if runs[-1].status == "draft":
-        raise ExperimentationError(f"{runs[-1].label} is a draft: set its status to active and run `lifecycle sync`.")
-    return runs[-1]
-
-
-def _baseline_of(connection: psycopg.Connection[Any], candidate: PolicyVersion) -> PolicyVersion:
-    production = production_version(connection, candidate.policy_name)
-    if candidate.status != "active":
-        raise ExperimentationError(
-            f"{candidate.label} is {candidate.status}: only an active version can be a candidate."
-        )
-    if production is None:
-        raise ExperimentationError(
-            f"{candidate.policy_name} has no version in production for {candidate.label} to be held against."
-        )
-    if production.id == candidate.id:
-        raise ExperimentationError(f"{candidate.label} is in production already, so there is nothing to try.")
-    return production
-
-
-def _config(latest: Run, version: PolicyVersion) -> dict[str, Any]:
-    """What the experiment served before, with this version in it: both arms get the same params."""
-    return {**(latest.shipped or latest.control).config, "policy_version_id": str(version.id)}
+def _overrides_of(run: Run, variants: Sequence[NewVariant]) -> dict[str, str]:
+    """The run's overrides that make sense with these variants."""
+    names = {variant.name for variant in variants}
+    return {unit_id: name for unit_id, name in run.overrides.items() if name in names}
 
 
 def _set_status(
@@ -331,6 +374,9 @@ def _picture(run: Run) -> dict[str, Any]:
         "unit_type": run.unit_type,
         "start_at": None if run.start_at is None else run.start_at.isoformat(),
         "end_at": None if run.end_at is None else run.end_at.isoformat(),
+        "targeting": run.targeting,
+        "layer": None if run.layer is None else {"name": run.layer.layer, "from": run.layer.first, "to": run.layer.end},
+        "overrides": dict(run.overrides),
         "allocations": {variant.name: str(variant.allocation) for variant in run.variants},
         "configs": {variant.name: variant.config for variant in run.variants},
     }

@@ -58,6 +58,25 @@ class PolicyVersion:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Experiments that exclude each other. Its first `holdout` × 10,000 buckets hold the units that get none of them."""
+
+    id: UUID
+    name: str
+    holdout: Decimal = Decimal(0)
+    description: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """The buckets of a layer, from `first` on and before `end`, whose units an experiment may enrol: 0 ≤ first < end ≤ 10,000."""
+
+    layer: str
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
 class NewVariant:
     """A variant that is to be made. `allocation` is an exact share of units in [0, 1], of at most 4 decimals."""
 
@@ -79,7 +98,10 @@ class Variant(NewVariant):
 
 @dataclass(frozen=True)
 class Run:
-    """One run of an experiment, with its variants in walking order."""
+    """One run of an experiment, with its variants in walking order.
+
+    `targeting` is a rule in CEL (targeting.py), `overrides` maps unit ids to names of variants.
+    """
 
     id: UUID
     name: str
@@ -93,6 +115,9 @@ class Run:
     shipped_variant_id: UUID | None = None
     start_at: datetime | None = None
     end_at: datetime | None = None
+    targeting: str | None = None
+    layer: LayerRange | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -4,7 +4,8 @@ Belongs here: the SQL of `exp.experiments`, `exp.variants` and `exp.allocation_e
 (experiments.py), the hot path that serves assignments (assignment_store.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -14,24 +15,37 @@ import psycopg
 from psycopg.rows import class_row, dict_row, scalar_row
 from psycopg.types.json import Jsonb
 
-from experimentation.records import ExperimentationError, MadeBy, NewVariant, Run, RunStatus, UnitType, Variant
+from experimentation.records import (
+    ExperimentationError,
+    LayerRange,
+    MadeBy,
+    NewVariant,
+    Run,
+    RunStatus,
+    UnitType,
+    Variant,
+)
 
 _SELECT_RUN = (
-    "SELECT id, name, run, status, unit_type, made_by, description, policy_id, shipped_variant_id, start_at, end_at "
-    "FROM exp.experiments "
+    "SELECT e.id, e.name, e.run, e.status, e.unit_type, e.made_by, e.description, e.policy_id, e.shipped_variant_id, e.start_at, "
+    "e.end_at, e.targeting, e.overrides, l.name AS layer_name, e.layer_from, e.layer_to "
+    "FROM exp.experiments e LEFT JOIN exp.layers l ON l.id = e.layer_id "
 )
-RUN_BY_ID = _SELECT_RUN + "WHERE id = %s"
-RUN_BY_ID_FOR_UPDATE = RUN_BY_ID + " FOR UPDATE"
-RUNS_OF_NAME = _SELECT_RUN + "WHERE name = %s ORDER BY run"
+RUN_BY_ID = _SELECT_RUN + "WHERE e.id = %s"
+RUN_BY_ID_FOR_UPDATE = RUN_BY_ID + " FOR UPDATE OF e"
+RUNS_OF_NAME = _SELECT_RUN + "WHERE e.name = %s ORDER BY e.run"
+NAMES_OF_RUNS = "SELECT DISTINCT name FROM exp.experiments ORDER BY name"
 NAMES_OF_OPEN_RUNS = "SELECT name FROM exp.experiments WHERE status <> 'completed' ORDER BY name"
 VARIANTS_OF_RUN = """
 SELECT id, name, position, role, allocation, config, description, withdrawn_at
 FROM exp.variants WHERE experiment_id = %s ORDER BY position
 """
 ADD_RUN = """
-INSERT INTO exp.experiments (name, run, description, unit_type, made_by, policy_id, start_at, end_at)
+INSERT INTO exp.experiments (name, run, description, unit_type, made_by, policy_id, start_at, end_at, targeting, layer_id, layer_from,
+                             layer_to, overrides)
 SELECT %(name)s::varchar, coalesce(max(run), 0) + 1, %(description)s, %(unit_type)s, %(made_by)s, %(policy_id)s::uuid,
-       %(start_at)s::timestamptz, %(end_at)s::timestamptz
+       %(start_at)s::timestamptz, %(end_at)s::timestamptz, %(targeting)s, (SELECT id FROM exp.layers WHERE name = %(layer)s::varchar),
+       %(layer_from)s::int, %(layer_to)s::int, %(overrides)s::jsonb
 FROM exp.experiments WHERE name = %(name)s::varchar
 RETURNING id
 """
@@ -44,15 +58,31 @@ REMOVE_VARIANTS = "DELETE FROM exp.variants WHERE experiment_id = %s"
 SET_STATUS = "UPDATE exp.experiments SET status = %s, shipped_variant_id = %s WHERE id = %s"
 # `updated_at` moves even when nothing else does: it tells readers that the experiment's variants changed.
 SET_DETAILS = """
-UPDATE exp.experiments SET description = %s, unit_type = %s, policy_id = %s, start_at = %s, end_at = %s WHERE id = %s
+UPDATE exp.experiments
+SET description = %(description)s, unit_type = %(unit_type)s, policy_id = %(policy_id)s, start_at = %(start_at)s, end_at = %(end_at)s,
+    targeting = %(targeting)s, layer_id = (SELECT id FROM exp.layers WHERE name = %(layer)s::varchar),
+    layer_from = %(layer_from)s::int, layer_to = %(layer_to)s::int, overrides = %(overrides)s::jsonb
+WHERE id = %(id)s
 """
 OPEN_EPOCH = """
-INSERT INTO exp.allocation_epochs (experiment_id, epoch, allocations)
-SELECT v.experiment_id, (SELECT coalesce(max(epoch), 0) + 1 FROM exp.allocation_epochs WHERE experiment_id = v.experiment_id),
-       jsonb_object_agg(v.id::text, v.allocation::text)
-FROM exp.variants v WHERE v.experiment_id = %s GROUP BY v.experiment_id
+INSERT INTO exp.allocation_epochs (experiment_id, epoch, allocations, targeting)
+SELECT e.id, (SELECT coalesce(max(epoch), 0) + 1 FROM exp.allocation_epochs WHERE experiment_id = e.id),
+       jsonb_object_agg(v.id::text, v.allocation::text), e.targeting
+FROM exp.experiments e JOIN exp.variants v ON v.experiment_id = e.id WHERE e.id = %s GROUP BY e.id
 """
+EPOCHS_OF_RUN = "SELECT epoch, started_at, allocations, targeting FROM exp.allocation_epochs WHERE experiment_id = %s ORDER BY epoch"
+ENROLLED = "SELECT variant_id, count(*) AS units FROM exp.assignments WHERE experiment_id = %s GROUP BY variant_id"
 LOCK_NAME = "SELECT pg_advisory_xact_lock(hashtextextended('exp.experiments ' || %s, 0))"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A period of a run in which allocations (by variant id, as text) and targeting stayed as they were."""
+
+    epoch: int
+    started_at: datetime
+    allocations: Mapping[str, str]
+    targeting: str | None
 
 
 def load_run(connection: psycopg.Connection[Any], run_id: UUID, *, hold: bool = False) -> Run:
@@ -86,6 +116,9 @@ def insert_run(
     policy_id: UUID | None,
     start_at: datetime | None,
     end_at: datetime | None,
+    targeting: str | None,
+    layer: LayerRange | None,
+    overrides: Mapping[str, str],
 ) -> UUID:
     """Add the next run of a name, as a draft without variants. Returns its id."""
     fields = {
@@ -96,6 +129,7 @@ def insert_run(
         "policy_id": policy_id,
         "start_at": start_at,
         "end_at": end_at,
+        **_narrowing(targeting, layer, overrides),
     }
     with connection.cursor(row_factory=scalar_row) as cursor:
         (run_id,) = cursor.execute(ADD_RUN, fields).fetchall()
@@ -134,14 +168,40 @@ def set_status(
 
 
 def set_details(connection: psycopg.Connection[Any], run: Run) -> None:
-    """Write what stands beside a run's status: description, unit type, policy, start and end."""
-    fields = (run.description, run.unit_type, run.policy_id, run.start_at, run.end_at)
-    connection.execute(SET_DETAILS, (*fields, run.id))
+    """Write what stands beside a run's status: description, unit type, policy, start and end, targeting, layer, overrides."""
+    fields = {
+        "id": run.id,
+        "description": run.description,
+        "unit_type": run.unit_type,
+        "policy_id": run.policy_id,
+        "start_at": run.start_at,
+        "end_at": run.end_at,
+        **_narrowing(run.targeting, run.layer, run.overrides),
+    }
+    connection.execute(SET_DETAILS, fields)
 
 
 def open_epoch(connection: psycopg.Connection[Any], run_id: UUID) -> None:
-    """Record the run's allocations, as they are now, as its next epoch."""
+    """Record the run's allocations and targeting, as they are now, as its next epoch."""
     connection.execute(OPEN_EPOCH, (run_id,))
+
+
+def epochs_of(connection: psycopg.Connection[Any], run_id: UUID) -> list[Epoch]:
+    """A run's epochs, the first one first."""
+    with connection.cursor(row_factory=class_row(Epoch)) as cursor:
+        return cursor.execute(EPOCHS_OF_RUN, (run_id,)).fetchall()
+
+
+def enrolled_units(connection: psycopg.Connection[Any], run_id: UUID) -> dict[UUID, int]:
+    """How many units each variant was given; one without any is left out."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return {row["variant_id"]: row["units"] for row in cursor.execute(ENROLLED, (run_id,))}
+
+
+def names_of_runs(connection: psycopg.Connection[Any]) -> list[str]:
+    """Every name that has a run, in order."""
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        return cursor.execute(NAMES_OF_RUNS).fetchall()
 
 
 def names_of_open_runs(connection: psycopg.Connection[Any]) -> list[str]:
@@ -154,4 +214,22 @@ def _runs(connection: psycopg.Connection[Any], query: str, key: object) -> list[
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(query, (key,)).fetchall()
     with connection.cursor(row_factory=class_row(Variant)) as cursor:
-        return [Run(**row, variants=tuple(cursor.execute(VARIANTS_OF_RUN, (row["id"],)))) for row in rows]
+        return [_run(row, tuple(cursor.execute(VARIANTS_OF_RUN, (row["id"],)))) for row in rows]
+
+
+def _run(row: dict[str, Any], variants: tuple[Variant, ...]) -> Run:
+    """From the columns of `_SELECT_RUN`, of which three make the range."""
+    layer, first, end = (row.pop(column) for column in ("layer_name", "layer_from", "layer_to"))
+    return Run(**row, layer=None if layer is None else LayerRange(layer, first, end), variants=variants)
+
+
+def _narrowing(targeting: str | None, layer: LayerRange | None, overrides: Mapping[str, str]) -> dict[str, Any]:
+    """The columns that say which units a run is for."""
+    first, end = (None, None) if layer is None else (layer.first, layer.end)
+    return {
+        "targeting": targeting,
+        "layer": None if layer is None else layer.layer,
+        "layer_from": first,
+        "layer_to": end,
+        "overrides": Jsonb(dict(overrides)),
+    }

@@ -4,23 +4,30 @@ Belongs here: names, defaults, and the addresses derived from them. Does not bel
 creates a folder or starts a process. Environment variables win over the file.
 """
 
+import difflib
 import os
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED_USER = "lifecycle"
+PREFIX = "LIFECYCLE_"
+# Variables with our prefix that are no settings: a person's, and those that one of our processes gives another.
+OTHER_VARIABLES = ("LIFECYCLE_DEBUG", "LIFECYCLE_API_KEY")
+INTERNAL_VARIABLES = ("LIFECYCLE_START", "LIFECYCLE_DBT_")
 
 
 class Settings(BaseSettings):
     """What a user can set. Field `x` is read from `LIFECYCLE_X`, and from the usual name where one exists."""
 
-    model_config = SettingsConfigDict(env_prefix="LIFECYCLE_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", populate_by_name=True)
 
     home: Path = Field(default=PROJECT_ROOT / ".lifecycle", description="Folder of all local state.")
     database_url: str | None = Field(
@@ -65,6 +72,21 @@ class Settings(BaseSettings):
         default=False,
         description="Let the gate pass a model although no replayed row has a constraint (a diary has none).",
     )
+    assignment_service_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("ASSIGNMENT_SERVICE_URL", "assignment_service_url"),
+        description="Where clients ask for assignments; unset: the API's address on this machine.",
+    )
+    event_service_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("EVENT_SERVICE_URL", "event_service_url"),
+        description="Where clients send events; unset: the API's address on this machine.",
+    )
+    redis_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("REDIS_URL", "redis_url"),
+        description="Redis that the API's instances share for limits and stored assignments; unset: each keeps its own.",
+    )
     api_host: str = Field(default="127.0.0.1", description="Address that the API listens on; 0.0.0.0 means every one.")
     assignment_max_age_seconds: int = Field(default=300, ge=0, description="How long clients may hold an assignment.")
     assignment_cache_entries: int = Field(
@@ -74,6 +96,16 @@ class Settings(BaseSettings):
     experiments_refresh_seconds: float = Field(
         default=0.5, ge=0, description="How old the API's picture of experiments may be; 0: read for every request."
     )
+    rate_limit_unit_per_minute: int = Field(
+        default=100, ge=0, description="Assignment requests a minute for one unit; 0: no limit."
+    )
+    rate_limit_key_per_minute: int = Field(
+        default=10_000, ge=0, description="Requests a minute with one API key; 0: no limit."
+    )
+    api_log_format: Literal["json", "text"] = Field(
+        default="json", description="How the API logs: a JSON object a line, or text for people."
+    )
+    api_access_log: bool = Field(default=False, description="Whether the API logs a line for each request.")
     api_key_cache_seconds: float = Field(
         default=5.0,
         ge=0,
@@ -145,8 +177,51 @@ class Settings(BaseSettings):
         return self.first_day or (datetime.now(UTC).date() - timedelta(days=63))
 
 
+def home_folder() -> Path:
+    """The home that the environment names."""
+    return Path(os.environ.get("LIFECYCLE_HOME", PROJECT_ROOT / ".lifecycle")).resolve()
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The settings of this process. Tests call `settings.cache_clear()` after changing the environment."""
-    home = Path(os.environ.get("LIFECYCLE_HOME", PROJECT_ROOT / ".lifecycle")).resolve()
+    home = home_folder()
     return Settings(_env_file=home / "settings.env", home=home)  # type: ignore[call-arg]
+
+
+def variable_names(field: str) -> tuple[str, ...]:
+    """The environment variables that a setting is read from: the usual name first where there is one."""
+    alias = Settings.model_fields[field].validation_alias
+    usual = [str(alias.choices[0])] if isinstance(alias, AliasChoices) else []
+    return (*usual, f"{PREFIX}{field.upper()}")
+
+
+def unknown_names(environ: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that has our prefix and is read by nobody, with the name that was likely meant."""
+    known = {name for field in Settings.model_fields for name in variable_names(field)} | {*OTHER_VARIABLES}
+    # Compared without the prefix, which would make everything look alike.
+    by_end = {name.removeprefix(PREFIX): name for name in sorted(known, reverse=True)}
+    sentences = []
+    for name in sorted(environ):
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper in known or upper.startswith(INTERNAL_VARIABLES):
+            continue
+        near = difflib.get_close_matches(upper.removeprefix(PREFIX), by_end, n=1)
+        hint = f"did you mean {by_end[near[0]]}?" if near else "docs/settings.md lists what there is."
+        sentences.append(f"{name} is no setting: {hint}")
+    return sentences
+
+
+def invalid_settings(error: Exception) -> str:
+    """What pydantic says of a value that can't be used, as a sentence."""
+    if not isinstance(error, ValidationError):
+        said = str(error).strip().splitlines()[0].rstrip(".")
+        return f"A setting can't be read ({said}): correct it in the environment or in settings.env."
+    told = []
+    for item in error.errors():
+        place = str(item["loc"][0]) if item["loc"] else ""
+        name = variable_names(place.lower())[0] if place.lower() in Settings.model_fields else place
+        told.append(
+            f"{name}={item['input']} can't be used ({item['msg']}): correct it in the environment or in settings.env."
+        )
+    return "; ".join(told)

@@ -1,22 +1,20 @@
 """Bringing the database to what the configuration files say: the difference as readable lines, applied in one transaction or not at all.
 
 Belongs here: what files and database together can break, and the order of changes. Does not belong here: reading files
-(config_files.py), SQL, MLflow (its answer comes in as a callable).
+(config_files.py), what differs and how it is said (sync_diff.py), SQL, MLflow (its answer comes in as a callable).
 
 What promotion made is not the files': its policy versions and runs are left alone, and so is an experiment from its first such run on.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
-from experimentation import experiments, policies, run_store
-from experimentation.allocations import MOST_FOR_A_NEW_TREATMENT, shrunk
+from experimentation import experiments, layers, policies, run_store
 from experimentation.config_files import (
     ConfigFiles,
     ExperimentEntry,
@@ -24,7 +22,18 @@ from experimentation.config_files import (
     VariantEntry,
     VersionEntry,
 )
-from experimentation.records import ExperimentationError, Json, NewVariant, PolicyVersion, Run, RunStatus, Variant
+from experimentation.config_layers import LayerEntry
+from experimentation.records import ExperimentationError, NewVariant, PolicyVersion, Run, RunStatus
+from experimentation.sync_diff import (
+    Refused,
+    added_variant,
+    narrowing_lines,
+    narrowing_of,
+    override_changes,
+    same,
+    shares_of,
+    substance,
+)
 from experimentation.yaml_nodes import ConfigError, Place, Problem
 
 ModelStage = Callable[[str, int], str | None]
@@ -60,6 +69,9 @@ def sync(
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         for policy in files.policies:
             work.policy(policy)
+        work.look_who_leaves(files)
+        for layer in files.layers:
+            work.layer(layer)
         for experiment in files.experiments:
             work.experiment(experiment)
         work.tell_of_others(files)
@@ -68,29 +80,26 @@ def sync(
     return SyncReport(tuple(work.changes), tuple(work.notes), applied=not check)
 
 
-class _Refused(ExperimentationError):
-    """A broken rule, with the line that breaks it."""
-
-    def __init__(self, place: Place, rule: str) -> None:
-        super().__init__(rule)
-        self.place = place
-
-
 class _Sync:
     def __init__(self, connection: psycopg.Connection[Any], model_stage: ModelStage, actor: str) -> None:
         self.connection, self.model_stage, self.actor = connection, model_stage, actor
         self.changes: list[str] = []
         self.notes: list[str] = []
         self.problems: list[Problem] = []
+        self.leaving: set[UUID] = set()
 
     @contextmanager
-    def attempt(self, place: Place) -> Iterator[None]:
+    def attempt(self, place: Place, layer_place: Place | None = None) -> Iterator[None]:
         """What the ground refuses is a problem of this place; what was done for it is undone, and the rest is still looked at."""
         try:
             with self.connection.transaction():
                 yield
         except ExperimentationError as error:
-            self.problems.append(Problem(error.place if isinstance(error, _Refused) else place, str(error)))
+            if isinstance(error, Refused):
+                place = error.place
+            elif isinstance(error, layers.LayerError):
+                place = layer_place or place
+            self.problems.append(Problem(place, str(error)))
 
     # policies
 
@@ -129,7 +138,7 @@ class _Sync:
             raise ExperimentationError(
                 f"{found.label} is {found.model_uri} for good, not {pin}: add a version instead."
             )
-        if not _same(found.config_defaults, entry.config_defaults):
+        if not same(found.config_defaults, entry.config_defaults):
             raise ExperimentationError(f"The config_defaults of {found.label} can't change: add a version instead.")
         if found.status != entry.status:
             if found.status == "archived":
@@ -149,6 +158,36 @@ class _Sync:
         if stage == "archived" and entry.status != "archived":
             raise ExperimentationError(f"{label} names {pin}, which is archived in MLflow: name another model version.")
 
+    # layers
+
+    def look_who_leaves(self, files: ConfigFiles) -> None:
+        """Note runs that these files take out of their range, so that others may have it whatever the order in the file."""
+        for entry in files.experiments:
+            runs = experiments.runs_of(self.connection, entry.name)
+            if not runs or runs[-1].layer is None or any(run.made_by == "promotion" for run in runs):
+                continue
+            if entry.status == "completed" or entry.layer != runs[-1].layer:
+                self.leaving.add(runs[-1].id)
+
+    def layer(self, entry: LayerEntry) -> None:
+        why: Mapping[str, str] = {"actor": self.actor, "reason": REASON}
+        with self.attempt(entry.place):
+            # All layers are locked before any run is, as whoever opens a candidate's run does.
+            layers.lock_layer(self.connection, entry.name)
+            found = layers.find_layer(self.connection, entry.name)
+            if found is None:
+                self.changes.append(f"+ layer {entry.name}: holdout {entry.holdout}")
+                layers.ensure_layer(
+                    self.connection, entry.name, holdout=entry.holdout, description=entry.description, **why
+                )
+                return
+            if found.holdout != entry.holdout:
+                self.changes.append(f"~ layer {entry.name}: holdout {found.holdout} → {entry.holdout}")
+                found = layers.set_holdout(self.connection, found, entry.holdout, leaving=self.leaving, **why)
+            if found.description != entry.description:
+                self.changes.append(f"~ layer {entry.name}: description")
+                layers.describe_layer(self.connection, found, entry.description, **why)
+
     # experiments
 
     def experiment(self, entry: ExperimentEntry) -> None:
@@ -164,7 +203,7 @@ class _Sync:
         elif not runs and entry.status == "completed":
             self.notes.append(f"{entry.name} is completed and never ran here: nothing is made for it")
         else:
-            with self.attempt(entry.place):
+            with self.attempt(entry.place, entry.layer_place):
                 variants, control = self.resolved(entry)
                 if not runs:
                     self.new_run(entry, variants, control)
@@ -181,10 +220,15 @@ class _Sync:
             policy_id=None if control is None else control.policy_id,
             start_at=entry.start_at,
             end_at=entry.end_at,
+            targeting=entry.targeting,
+            layer=entry.layer,
+            overrides=entry.overrides,
+            leaving=self.leaving,
             actor=self.actor,
             reason=REASON,
         )
-        self.changes.append(f"+ experiment {run.label} ({entry.unit_type}, {entry.status}): {_shares(run.variants)}")
+        told = "; ".join([shares_of(run.variants), *narrowing_of(run)])
+        self.changes.append(f"+ experiment {run.label} ({entry.unit_type}, {entry.status}): {told}")
         self.move(run, entry.status, tell=False)
 
     def change_run(
@@ -195,34 +239,50 @@ class _Sync:
             for key in ("description", "unit_type", "start_at", "end_at")
             if getattr(run, key) != getattr(entry, key)
         ]
-        if changed:
-            run = experiments.update_run(
-                self.connection,
-                run.id,
-                description=entry.description,
-                unit_type=entry.unit_type,
-                start_at=entry.start_at,
-                end_at=entry.end_at,
-                actor=self.actor,
-                reason=REASON,
-            )
-            self.changes.append(f"~ experiment {run.label}: {', '.join(changed)}")
+        narrowed = narrowing_lines(run, entry)
+        if changed or narrowed:
+            run = self.update(run, entry, run.overrides)
+            if changed:
+                self.changes.append(f"~ experiment {run.label}: {', '.join(changed)}")
+            self.changes += narrowed
+            if entry.status != "completed":
+                self.leaving.discard(run.id)
         if run.status == "draft":
-            if [_substance(old) for old in run.variants] != [_substance(new) for new in variants]:
+            if [substance(old) for old in run.variants] != [substance(new) for new in variants]:
                 policy_id = None if control is None else control.policy_id
                 run = experiments.replace_variants(
                     self.connection, run.id, variants, policy_id, actor=self.actor, reason=REASON
                 )
-                self.changes.append(f"~ experiment {run.label}, a draft: {_shares(run.variants)}")
-        elif added := self.added_variant(entry, run, variants):
-            before = _shares(run.variants)
+                self.changes.append(f"~ experiment {run.label}, a draft: {shares_of(run.variants)}")
+        elif added := added_variant(entry, run, variants):
+            before = shares_of(run.variants)
             run = experiments.add_variant(self.connection, run.id, added, actor=self.actor, reason=REASON)
-            self.changes.append(f"~ experiment {run.label} gets {added.name}: {before} → {_shares(run.variants)}")
+            self.changes.append(f"~ experiment {run.label} gets {added.name}: {before} → {shares_of(run.variants)}")
         for old, new in zip(run.variants, variants, strict=True):
             if old.description != new.description:
                 run_store.describe_variant(self.connection, old.id, new.description)
                 self.changes.append(f"~ experiment {run.label}: description of {old.name}")
+        if told := override_changes(run.overrides, entry.overrides):
+            self.update(run, entry, entry.overrides)
+            self.changes.append(f"~ experiment {run.label}: overrides {told}")
         self.move(run, entry.status, tell=True)
+
+    def update(self, run: Run, entry: ExperimentEntry, overrides: Mapping[str, str]) -> Run:
+        """What the file says beside the variants. Overrides come after the variants that they name."""
+        return experiments.update_run(
+            self.connection,
+            run.id,
+            description=entry.description,
+            unit_type=entry.unit_type,
+            start_at=entry.start_at,
+            end_at=entry.end_at,
+            targeting=entry.targeting,
+            layer=entry.layer,
+            overrides=overrides,
+            leaving=self.leaving,
+            actor=self.actor,
+            reason=REASON,
+        )
 
     def move(self, run: Run, status: RunStatus, *, tell: bool) -> None:
         """Take the run to a status by the steps that lead there."""
@@ -263,96 +323,31 @@ class _Sync:
         if variant.policy is not None:
             found = policies.get_version(self.connection, variant.policy.policy, variant.policy.version)
             if found is None:
-                raise _Refused(
+                raise Refused(
                     variant.place,
                     f"{variant.name} names {variant.policy.label}, which is neither in policies.yml nor in the database.",
                 )
         elif given is not None:
             found = policies.find_version(self.connection, given)
             if found is None:
-                raise _Refused(
+                raise Refused(
                     variant.place, f"{variant.name} names the policy version {given}, which the database does not have."
                 )
         else:
             return None
         if found.status == "archived":
-            raise _Refused(variant.place, f"{variant.name} names {found.label}, which is archived and can't be served.")
+            raise Refused(variant.place, f"{variant.name} names {found.label}, which is archived and can't be served.")
         if found.status == "deprecated":
             self.notes.append(
                 f"{variant.name} names {found.label}, which is deprecated: it works, and should be replaced"
             )
         return found
 
-    def added_variant(self, entry: ExperimentEntry, run: Run, variants: list[NewVariant]) -> NewVariant | None:
-        """The one variant that the file adds to a running experiment; any other change of its variants is refused."""
-        places = {variant.name: variant.place for variant in entry.variants}
-        new = variants[len(run.variants) :]
-        if [old.name for old in run.variants] != [kept.name for kept in variants[: len(run.variants)]]:
-            raise _Refused(
-                entry.variants_place,
-                f"{run.label} is {run.status} with the variants {', '.join(old.name for old in run.variants)}: "
-                "they stay, in this order, and a new one comes last.",
-            )
-        for old, kept in zip(run.variants, variants, strict=False):
-            if old.role != kept.role or not _same(old.config, kept.config):
-                raise _Refused(
-                    places[old.name],
-                    f"{old.name} of {run.label} can't change while it is {run.status}: complete it first.",
-                )
-        if not new:
-            shares = [old.allocation for old in run.variants]
-        elif len(new) > 1:
-            raise _Refused(places[new[1].name], f"{run.label} is {run.status}: add one variant at a time.")
-        elif new[0].allocation > MOST_FOR_A_NEW_TREATMENT:
-            raise _Refused(
-                places[new[0].name],
-                f"{new[0].name} starts with {new[0].allocation} while {run.label} is {run.status}: a new treatment gets at most "
-                f"{MOST_FOR_A_NEW_TREATMENT}.",
-            )
-        else:
-            shares = list(shrunk([old.allocation for old in run.variants], new[0].allocation))
-        for old, kept, share in zip(run.variants, variants, shares, strict=False):
-            if kept.allocation != share and new:
-                raise _Refused(
-                    places[old.name],
-                    f"{new[0].name} makes {old.name} shrink in proportion, to {share}, not {kept.allocation}.",
-                )
-            if kept.allocation != share:
-                raise _Refused(
-                    places[old.name],
-                    f"{old.name} of {run.label} has {share} while it is {run.status}, not {kept.allocation}: allocations of a running "
-                    "experiment change through promotion.",
-                )
-        return new[0] if new else None
-
     def tell_of_others(self, files: ConfigFiles) -> None:
         named = {entry.name for entry in files.experiments}
         for name in run_store.names_of_open_runs(self.connection):
             if name not in named:
                 self.notes.append(f"{name} is in the database only, and is left alone")
-
-
-def _shares(variants: Sequence[Variant]) -> str:
-    return ", ".join(f"{variant.name} {variant.allocation}" for variant in variants)
-
-
-def _substance(variant: NewVariant) -> tuple[str, str, Decimal, str]:
-    """What makes two variants the same, whatever is said about them."""
-    return variant.name, variant.role, variant.allocation, _canonical(variant.config)
-
-
-def _canonical(config: Json) -> str:
-    """Text that is equal for equal JSON. Python takes True for 1, and PostgreSQL gives some floats back as integers."""
-    return json.dumps(_plain_numbers(config), sort_keys=True)
-
-
-def _plain_numbers(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain_numbers(member) for key, member in value.items()}
-    if isinstance(value, list):
-        return [_plain_numbers(member) for member in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _same(one: Json, other: Json) -> bool:
-    return _canonical(one) == _canonical(other)
+        for name in layers.names_of_layers(self.connection):
+            if name not in {entry.name for entry in files.layers}:
+                self.notes.append(f"layer {name} is in the database only, and is left alone")

@@ -113,6 +113,12 @@ class Reader:
             raise self.refuse(node, f"{what} needs {' and '.join(missing)}.")
         return values
 
+    def pairs(self, node: yaml.Node, what: str) -> list[tuple[yaml.Node, yaml.Node]]:
+        """Keys and values of a mapping whose keys are not known beforehand."""
+        if not isinstance(node, yaml.MappingNode):
+            raise self.refuse(node, f"{what} must be a mapping, not {_kind(node)}.")
+        return list(node.value)
+
     def sequence(self, node: yaml.Node, what: str) -> list[yaml.Node]:
         """The members of a list."""
         if not isinstance(node, yaml.SequenceNode):
@@ -125,6 +131,8 @@ class Reader:
             raise self.refuse(node, f"{what} must be text, not {_kind(node)}: put it in quotes.")
         if not str(node.value).strip():
             raise self.refuse(node, f"{what} is empty.")
+        if "\0" in node.value or _has_surrogate(node.value):
+            raise self.refuse(node, f"{what} holds a character that PostgreSQL can't keep: NUL, or half of one.")
         return str(node.value)
 
     def name(self, node: yaml.Node, what: str) -> str:
@@ -143,11 +151,13 @@ class Reader:
             raise self.refuse(node, f"{what} must be one of {', '.join(choices)}, not {given}.")
         return node.value
 
-    def number(self, node: yaml.Node, what: str) -> int:
-        """A whole number from 1 on."""
-        if node.tag != "tag:yaml.org,2002:int" or (number := _scalar(node)) < 1:
+    def number(self, node: yaml.Node, what: str, least: int = 1, most: int | None = None) -> int:
+        """A whole number from `least` on, up to and including `most`."""
+        number = _scalar(node) if node.tag == "tag:yaml.org,2002:int" else None
+        if number is None or number < least or (most is not None and number > most):
             given = node.value if isinstance(node, yaml.ScalarNode) else _kind(node)
-            raise self.refuse(node, f"{what} must be a whole number from 1 on, not {given}.")
+            reach = f"{least} on" if most is None else f"{least} to {most}"
+            raise self.refuse(node, f"{what} must be a whole number from {reach}, not {given}.")
         return int(number)
 
     def share(self, node: yaml.Node, what: str) -> Decimal:
@@ -199,6 +209,10 @@ class Reader:
 
 def _kind(node: yaml.Node) -> str:
     return _KINDS.get(node.tag, node.tag)
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _scalar(node: yaml.Node) -> Any:

@@ -4,6 +4,7 @@ Belongs here: registering commands, turning errors into one sentence and an exit
 Modules of commands import what they need when they run, so that `lifecycle --help` answers at once.
 """
 
+import contextlib
 import os
 import sys
 from typing import Annotated
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from orchestration.bench import command as bench_command
-from orchestration.commands import configuration, database, docs, keys, modules, services
+from orchestration.commands import configuration, database, docs, experiments, keys, modules, services
 from orchestration.commands.console import console
 from orchestration.commands.failures import sentence
 from orchestration.demo import command as demo_command
@@ -40,6 +41,7 @@ app.command(rich_help_panel=DATA)(demo_command.import_history)
 app.command(rich_help_panel=DATA, context_settings=modules.PASSED_ON, add_help_option=False)(modules.train)
 app.command(rich_help_panel=DATA, context_settings=modules.PASSED_ON, add_help_option=False)(modules.replay)
 app.command(rich_help_panel=CONFIGURATION)(configuration.sync)
+app.add_typer(experiments.app, name="experiment", rich_help_panel=CONFIGURATION)
 app.add_typer(database.app, name="db", rich_help_panel=CONFIGURATION)
 app.add_typer(keys.app, name="keys", rich_help_panel=CONFIGURATION)
 
@@ -53,6 +55,19 @@ def options(
     """Options before the verb."""
     if debug:
         os.environ["LIFECYCLE_DEBUG"] = "1"
+    _tell_of_unknown_settings()
+
+
+def _tell_of_unknown_settings() -> None:
+    """A misspelt variable would be read by nobody, and its default taken."""
+    from experimentation.settings import home_folder, unknown_names
+    from orchestration.local.home import recorded_settings
+
+    recorded: dict[str, str] = {}
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # told by whoever needs the home
+        recorded = recorded_settings(home_folder())
+    for said in unknown_names({**recorded, **os.environ}):
+        console(stderr=True).print(said, markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -1,26 +1,59 @@
-"""`python -m serving`: the API on uvicorn. Belongs here: starting it. Does not belong here: the application (app.py)."""
+"""`python -m serving`: the API on uvicorn.
+
+Belongs here: starting it, and what keeps it from starting as one sentence. Does not belong here: the application (app.py).
+"""
 
 import logging
+import os
 import sys
 
 import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from starlette.types import ASGIApp
 
-from experimentation.settings import settings
+from experimentation.settings import invalid_settings, settings, unknown_names
 from serving.app import create_app
+from serving.logs import AccessLog, configure_logging
+from serving.tracing import traced
+
+log = logging.getLogger("serving")
 
 
 def main() -> int:
-    """Serve until a signal ends it; 1 when there is no database to serve from."""
-    chosen = settings()
+    """Serve until a signal ends it; 1 when a setting is no good or there is no database to serve from."""
     try:
-        app = create_app(chosen)
+        chosen = settings()
+        configure_logging(chosen.api_log_format)
+        app: ASGIApp = create_app(chosen)
+    except (ValidationError, SettingsError) as error:
+        return _refuse(invalid_settings(error))
     except FileNotFoundError as error:
-        print(error, file=sys.stderr)
-        return 1
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    # Metrics count requests; a log line each would cost as much as answering.
-    uvicorn.run(app, host=chosen.api_host, port=chosen.api_port, access_log=False, server_header=False, log_config=None)
+        return _refuse(str(error))
+    except ValueError as error:
+        return _refuse(str(error))
+    for sentence in unknown_names(os.environ):
+        log.warning(sentence)
+    # Outside of the front door, which answers before any middleware of the application.
+    if chosen.api_access_log:
+        app = AccessLog(app)
+    # uvicorn's access log is off: it has neither request ids nor durations.
+    uvicorn.run(
+        traced(app),
+        host=chosen.api_host,
+        port=chosen.api_port,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        server_header=False,
+        log_config=None,
+    )
     return 0
+
+
+def _refuse(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

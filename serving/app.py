@@ -2,68 +2,122 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from experimentation.assignment_store import StoredUnits
 from experimentation.settings import Settings
+from serving.api_docs import add_docs
 from serving.assignments import AssignmentEndpoint
 from serving.auth import KeyRing
-from serving.database import CatalogueCache, Database, PartitionKeeper
+from serving.catalogue import CatalogueCache, ChangeListener
+from serving.database import Database, PartitionKeeper
+from serving.deciding import Assigner
 from serving.endpoint import Endpoint
 from serving.errors import ApiError, on_api_error, on_http_exception, on_request_validation, on_unexpected
 from serving.events import BatchEndpoint, EventEndpoint, EventStore
 from serving.health import health_router
+from serving.limits import Limits
 from serving.measures import Measures
 from serving.middleware import FrontDoor
+from serving.ofrep import FlagEndpoint, FlagsEndpoint
 from serving.openapi import describe
+from serving.reads import reads_router
+from serving.redis_link import RedisLink
+from serving.shared_units import SharedUnits
+from serving.unit_cache import UnitCache
 
 DESCRIPTION = "Which variant a unit is served, and what happened to it: assignments and events of experiments."
+
+
+class Service(FastAPI):
+    """FastAPI behind a front door: hot routes are answered before its middleware and routing, which cost more than their answers."""
+
+    def __init__(self, hot: Mapping[str, ASGIApp], **options: Any) -> None:
+        """`hot`: path → endpoint of POST requests."""
+        super().__init__(**options)
+        self._front_door = FrontDoor(super().__call__, {("POST", path): endpoint for path, endpoint in hot.items()})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection."""
+        await self._front_door(scope, receive, send)
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The API over the platform's database; nothing connects before its lifespan starts.
 
-    Raises FileNotFoundError when the embedded server was never started.
+    Raises FileNotFoundError when the embedded server was never started, ValueError when REDIS_URL is no address of a Redis.
     """
     database = Database(settings)
+    redis = RedisLink(settings.redis_url) if settings.redis_url else None
     catalogue = CatalogueCache(database, settings.experiments_refresh_seconds)
-    keys = KeyRing(database, settings.api_key_cache_seconds)
+    limits = Limits(settings.rate_limit_unit_per_minute, settings.rate_limit_key_per_minute, redis)
+    keys = KeyRing(database, settings.api_key_cache_seconds, limits)
+    listener = ChangeListener(database, catalogue, keys.forget, settings.experiments_refresh_seconds)
     partitions = PartitionKeeper(settings, database.url)
     measures = Measures()
-    stored_units = StoredUnits(settings.assignment_cache_entries, settings.assignment_cache_seconds)
+    assigner = Assigner(
+        database,
+        catalogue,
+        UnitCache(settings.assignment_cache_entries, settings.assignment_cache_seconds),
+        SharedUnits(redis, settings.assignment_cache_seconds),
+        measures.assignments,
+    )
     events = EventStore(database, catalogue, partitions)
     hot: dict[str, Endpoint] = {
         "/api/v1/assignments": AssignmentEndpoint(
-            keys, database, catalogue, stored_units, measures, settings.assignment_max_age_seconds
+            keys, assigner, limits, measures.assignments, settings.assignment_max_age_seconds
         ),
         "/api/v1/events": EventEndpoint(keys, events, measures),
         "/api/v1/events/batch": BatchEndpoint(keys, events, measures),
+    }
+
+    ofrep = (keys, database, catalogue, assigner, limits, measures.assignments)
+    cold: dict[str, Endpoint] = {
+        "/ofrep/v1/evaluate/flags": FlagsEndpoint(*ofrep),
+        "/ofrep/v1/evaluate/flags/{key}": FlagEndpoint(*ofrep),
     }
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         # Before the first request: an event must find the partition of its day.
-        keeper = asyncio.create_task(partitions.keep(await partitions.try_make()))
+        tasks = [
+            asyncio.create_task(partitions.keep(await partitions.try_make())),
+            asyncio.create_task(listener.listen()),
+        ]
         try:
             yield
         finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await database.close()
+            if redis is not None:
+                await redis.close()
 
-    app = FastAPI(
-        title="lifecycle", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False
+    app = Service(
+        hot,
+        title="lifecycle",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        # Traces are tracing.py's.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    add_docs(app)
     app.include_router(health_router(database.url, measures))
+    app.include_router(reads_router(keys, database, catalogue, assigner))
     # Also with the router, which answers other methods with 405.
-    app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in hot.items()]
-    app.add_middleware(FrontDoor, hot_routes={("POST", path): endpoint for path, endpoint in hot.items()})
+    app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in {**hot, **cold}.items()]
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_request_validation)

@@ -1,36 +1,37 @@
-"""`POST /api/v1/assignments`. Belongs here: reading the request, shaping the answer. Does not belong here: rules, SQL."""
+"""`POST /api/v1/assignments`. Belongs here: reading the request, shaping the answer. Does not belong here: deciding (deciding.py)."""
 
 import re
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
+from starlette.types import Scope
 
-from experimentation.assignment_store import Answer, StoredUnits, assign
-from experimentation.assignments import StaleCatalogueError
-from experimentation.event_validation import MAX_UNIT_ID, UNIT_TYPES, FieldError
+from experimentation.assignments import ANSWERS, SKIPS, Decision, ServedRun
+from experimentation.event_validation import MAX_UNIT_ID, UNIT_TYPES, FieldError, UnitId
 from serving.auth import KeyRing
-from serving.database import CatalogueCache, Database
-from serving.endpoint import Endpoint
-from serving.errors import ApiError, service_unavailable, validation_error
-from serving.measures import OTHER, Measures
+from serving.deciding import Answer, Assigner, Question
+from serving.endpoint import Endpoint, Headers, encode
+from serving.errors import ApiError, rate_limited, validation_error
+from serving.limits import Limits
+from serving.measures import OTHER, AssignmentMeasures
 
 MAX_REQUESTED = 100
 MAX_BODY_BYTES = 1_048_576
-# Each try reads the experiments anew, so a second is rare and a third means that they change all the time.
-MAX_DECISIONS = 5
+# Answers of variants are encoded once; more than this are never in use at once.
+MAX_PIECES = 10_000
 
 
 class AssignmentRequest(msgspec.Struct):
-    """Who asks for which experiments."""
+    """Who asks for which experiments. `context` is what targeting rules read; with `enroll` false nothing is stored."""
 
     unit_type: Literal["user", "household", "session"]
-    unit_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_UNIT_ID)]
+    unit_id: UnitId
     requested_experiments: Annotated[list[str], msgspec.Meta(max_length=MAX_REQUESTED)]
     context: dict[str, Any] | None = None
+    enroll: bool = True
 
 
 class Assignment(msgspec.Struct):
@@ -42,7 +43,7 @@ class Assignment(msgspec.Struct):
     variant_id: UUID
     variant_name: str
     enrolled: bool
-    reason: Annotated[str, msgspec.Meta(description="assigned, remainder, shipped or withdrawn")]
+    reason: Annotated[str, msgspec.Meta(description=", ".join(ANSWERS))]
     config: Mapping[str, Any]
 
 
@@ -50,9 +51,7 @@ class SkippedExperiment(msgspec.Struct):
     """An experiment without an answer for the unit."""
 
     experiment_name: str
-    reason: Annotated[
-        str, msgspec.Meta(description="not_found, unit_type_mismatch, not_active, not_started, ended or paused")
-    ]
+    reason: Annotated[str, msgspec.Meta(description=", ".join(SKIPS))]
 
 
 class AssignmentResponse(msgspec.Struct):
@@ -66,6 +65,45 @@ _request = msgspec.json.Decoder(AssignmentRequest)
 _PLACE = re.compile(r"at `\$\.(\w+)")
 
 
+class Pieces:
+    """Parts of answers as JSON, encoded once for each variant and reason."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        self._pieces: dict[tuple[str, str, str, str], bytes] = {}
+
+    def of(self, run: ServedRun, decision: Decision) -> bytes:
+        """One member of `assignments`."""
+        variant = decision.variant
+        assert variant is not None
+        key = (run.cache_key, run.fingerprint, variant.name, decision.reason)
+        piece = self._pieces.get(key)
+        if piece is None:
+            if len(self._pieces) >= MAX_PIECES:
+                self._pieces.clear()
+            piece = self._pieces[key] = encode(
+                Assignment(
+                    experiment_id=run.id,
+                    experiment_name=run.name,
+                    run=run.run,
+                    variant_id=variant.id,
+                    variant_name=variant.name,
+                    enrolled=decision.enrolled,
+                    reason=decision.reason,
+                    config=variant.config,
+                )
+            )
+        return piece
+
+    def response(self, answers: Sequence[Answer]) -> bytes:
+        """The whole answer, an `AssignmentResponse`."""
+        served = [self.of(run, decision) for _, run, decision, _ in answers if run is not None and decision.variant]
+        skipped = [
+            encode(SkippedExperiment(name, decision.reason)) for name, _, decision, _ in answers if not decision.variant
+        ]
+        return b'{"assignments":[%b],"skipped_experiments":[%b]}' % (b",".join(served), b",".join(skipped))
+
+
 class AssignmentEndpoint(Endpoint):
     """Answers assignments; a newly enrolled unit is committed before it is answered."""
 
@@ -73,66 +111,53 @@ class AssignmentEndpoint(Endpoint):
     limit = MAX_BODY_BYTES
 
     def __init__(
-        self,
-        keys: KeyRing,
-        database: Database,
-        catalogue: CatalogueCache,
-        stored_units: StoredUnits,
-        measures: Measures,
-        max_age: int,
+        self, keys: KeyRing, assigner: Assigner, limits: Limits, measures: AssignmentMeasures, max_age: int
     ) -> None:
         """`max_age`: seconds that a client may hold an answer."""
         super().__init__(keys)
-        self._database, self._catalogue, self._stored_units, self._measures = (
-            database,
-            catalogue,
-            stored_units,
-            measures,
-        )
+        self._assigner, self._limits, self._measures = assigner, limits, measures
+        self._pieces = Pieces()
         self._headers = ((b"cache-control", f"max-age={max_age}".encode()),)
 
-    async def answer(self, body: bytes) -> tuple[int, Any, tuple[tuple[bytes, bytes], ...]]:
-        """Raises ApiError: 400, or 503 when the database is away."""
+    async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
+        """Raises ApiError: 400, 429, or 503 when the database is away."""
         started = time.perf_counter()
         try:
-            request = read_request(body)
-            names = list(dict.fromkeys(request.requested_experiments))
-            answers = await self._database.retrying(lambda: self._decide(request, names))
+            asked = read_request(body)
+            await limit_unit(self._limits, asked.unit_type, asked.unit_id)
+            names = asked.requested_experiments
+            if len(names) > 1:
+                names = list(dict.fromkeys(names))
+            question = Question(asked.unit_type, asked.unit_id, names, asked.context, asked.enroll)
+            answers = self._assigner.at_once(question)
+            if answers is None:
+                answers = await self._assigner.answers(question)
         except ApiError as error:
-            self._measures.assignment_requests.labels(error.body.error, OTHER).inc()
+            self._measures.count_request(error.body.error, OTHER)
             raise
-        self._count(answers, time.perf_counter() - started)
-        return 200, _response(answers), self._headers
+        count_answers(self._measures, answers, time.perf_counter() - started)
+        return 200, self._pieces.response(answers), self._headers
 
-    async def _decide(self, request: AssignmentRequest, names: list[str]) -> list[Answer]:
-        catalogue = await self._catalogue.current()
-        for _ in range(MAX_DECISIONS):
-            decided_at = time.monotonic()
-            try:
-                return await assign(
-                    self._database.acquire,
-                    catalogue,
-                    self._stored_units,
-                    request.unit_type,
-                    request.unit_id,
-                    names,
-                    datetime.now(UTC),
-                )
-            except StaleCatalogueError:
-                catalogue = await self._catalogue.newer_than(decided_at)
-        raise service_unavailable("The experiments are changing too fast to decide; try again shortly.")
 
-    def _count(self, answers: list[Answer], seconds: float) -> None:
-        measures = self._measures
-        for answer in answers:
-            label = OTHER if answer.run is None else answer.run.name
-            measures.assignment_requests.labels(answer.decision.reason, label).inc()
-            measures.assignment_latency.labels(label).observe(seconds)
-            if answer.stored_now:
-                measures.new_assignments.labels(label).inc()
-        hits, misses = self._stored_units.take_counts()
-        measures.cache_hits.inc(hits)
-        measures.cache_misses.inc(misses)
+async def limit_unit(limits: Limits, unit_type: str, unit_id: str) -> None:
+    """Count a request for the unit. Raises ApiError (429)."""
+    limit = limits.unit
+    if not limit.on:
+        return
+    key = limit.key(f"{unit_type}/{unit_id}")
+    wait = await limits.wait_shared(limit, key) if limits.shared else limits.wait(limit, key)
+    if wait:
+        raise rate_limited(f"A {unit_type}", limit.amount, wait)
+
+
+def count_answers(measures: AssignmentMeasures, answers: Sequence[Answer], seconds: float) -> None:
+    """Tell Prometheus of one request's answers."""
+    for _, run, decision, made in answers:
+        label = OTHER if run is None else run.name
+        measures.count_request(decision.reason, label)
+        measures.observe_latency(label, seconds)
+        if made:
+            measures.count_new(label)
 
 
 def read_request(body: bytes) -> AssignmentRequest:
@@ -144,28 +169,6 @@ def read_request(body: bytes) -> AssignmentRequest:
     if "\0" in request.unit_id:
         raise validation_error([FieldError("unit_id", "invalid_unit_id")])
     return request
-
-
-def _response(answers: list[Answer]) -> AssignmentResponse:
-    response = AssignmentResponse([], [])
-    for answer in answers:
-        run, variant = answer.run, answer.decision.variant
-        if run is None or variant is None:
-            response.skipped_experiments.append(SkippedExperiment(answer.name, answer.decision.reason))
-        else:
-            response.assignments.append(
-                Assignment(
-                    experiment_id=run.id,
-                    experiment_name=run.name,
-                    run=run.run,
-                    variant_id=variant.id,
-                    variant_name=variant.name,
-                    enrolled=answer.decision.enrolled,
-                    reason=answer.decision.reason,
-                    config=variant.config,
-                )
-            )
-    return response
 
 
 def _explain(body: bytes, said: str) -> list[FieldError]:
@@ -184,6 +187,8 @@ def _explain(body: bytes, said: str) -> list[FieldError]:
     ]
     if not isinstance(request.get("context"), dict | None):
         errors.append(FieldError("context", "invalid_context"))
+    if not isinstance(request.get("enroll", True), bool):
+        errors.append(FieldError("enroll", "invalid_enroll"))
     return errors or [FieldError("body", "invalid_body")]
 
 

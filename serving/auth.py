@@ -1,4 +1,4 @@
-"""Bearer keys and scopes.
+"""Bearer keys, scopes, and how many requests a minute a key has.
 
 Belongs here: the header, and the short memory of checked keys. Does not belong here: hashing, SQL (experimentation/api_keys.py).
 """
@@ -7,42 +7,68 @@ import time
 from collections import OrderedDict
 from hashlib import sha256
 
-from starlette.types import Scope
-
 from experimentation.api_keys import ApiKey, find_api_key, parse_api_key
 from serving.database import Database
-from serving.errors import forbidden, unauthorized
+from serving.errors import forbidden, rate_limited, unauthorized
+from serving.limits import Limits
 
 MAX_REMEMBERED = 1_000
 MAX_HEADER_BYTES = 512
+WHAT_A_KEY_HAS = "This API key"
 
 
 class KeyRing:
     """Checks keys, and trusts a checked one for a few seconds, so that most requests cost no query. Only valid keys are remembered."""
 
-    def __init__(self, database: Database, seconds: float) -> None:
-        """A revoked key keeps working for up to `seconds`."""
-        self._database, self._seconds = database, seconds
-        self._checked: OrderedDict[bytes, tuple[ApiKey, float]] = OrderedDict()
+    def __init__(self, database: Database, seconds: float, limits: Limits) -> None:
+        """Where changes are not notified, a revoked key keeps working for up to `seconds`."""
+        self._database, self._seconds, self._limits = database, seconds, limits
+        # By digest of the whole header, so that a dump of this process's memory gives no key away: key, good until, its counter.
+        self._checked: OrderedDict[bytes, tuple[ApiKey, float, str]] = OrderedDict()
+        self._forgotten_at = float("-inf")
 
-    async def check(self, request: Scope, scope: str) -> ApiKey:
-        """The key of a request that may do what `scope` says. Raises ApiError: 401, 403, or 503 when the database is away."""
-        key = await self._key(_bearer(request))
+    def let_in_at_once(self, credentials: bytes, scope: str) -> bool:
+        """Whether a remembered key may do what `scope` says; False says nothing yet. Raises ApiError (403, 429)."""
+        found = self._checked.get(sha256(credentials).digest())
+        if found is None or time.monotonic() >= found[1] or self._limits.shared:
+            return False
+        if scope not in found[0].scopes:
+            raise forbidden(scope)
+        wait = self._limits.wait(self._limits.api_key, found[2])
+        if wait:
+            raise rate_limited(WHAT_A_KEY_HAS, self._limits.api_key.amount, wait)
+        return True
+
+    async def let_in(self, credentials: bytes, *scopes: str) -> ApiKey:
+        """The key of a request that may do what one of `scopes` says; `credentials` is its header Authorization.
+
+        Raises ApiError: 401, 403, 429, or 503 when the database is away.
+        """
+        key = await self._key(credentials)
         if key is None:
             raise unauthorized()
-        if scope not in key.scopes:
-            raise forbidden(scope)
+        if not key.scopes.intersection(scopes):
+            raise forbidden(*scopes)
+        limit = self._limits.api_key
+        wait = await self._limits.wait_shared(limit, limit.key(key.id.hex))
+        if wait:
+            raise rate_limited(WHAT_A_KEY_HAS, limit.amount, wait)
         return key
 
-    async def _key(self, token: bytes) -> ApiKey | None:
-        if not token:
+    def forget(self) -> None:
+        """Check every key anew: one of them was changed."""
+        self._checked.clear()
+        self._forgotten_at = time.monotonic()
+
+    async def _key(self, header: bytes) -> ApiKey | None:
+        scheme, _, token = header.partition(b" ")
+        if scheme.lower() != b"bearer" or len(header) > MAX_HEADER_BYTES:
             return None
-        # Kept by digest: a dump of this process's memory gives no key away.
-        digest = sha256(token).digest()
+        digest = sha256(header).digest()
         found = self._checked.get(digest)
         if found is not None and time.monotonic() < found[1]:
             return found[0]
-        plaintext = token.decode("latin-1")
+        plaintext = token.strip().decode("latin-1")
         if parse_api_key(plaintext) is None:
             return None
 
@@ -53,17 +79,8 @@ class KeyRing:
         asked_at = time.monotonic()
         key = await self._database.retrying(find)
         self._checked.pop(digest, None)
-        if key is not None:
-            self._checked[digest] = key, asked_at + self._seconds
+        if key is not None and asked_at > self._forgotten_at:
+            self._checked[digest] = key, asked_at + self._seconds, self._limits.api_key.key(key.id.hex)
             if len(self._checked) > MAX_REMEMBERED:
                 self._checked.popitem(last=False)
         return key
-
-
-def _bearer(request: Scope) -> bytes:
-    """The key in the Authorization header; empty when there is none."""
-    for name, value in request["headers"]:
-        if name == b"authorization":
-            scheme, _, token = value.partition(b" ")
-            return token.strip() if scheme.lower() == b"bearer" and len(value) <= MAX_HEADER_BYTES else b""
-    return b""

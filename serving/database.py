@@ -1,11 +1,10 @@
-"""The API's way to PostgreSQL: the pool, tries again after a failure, and the picture of experiments that requests share.
+"""The API's way to PostgreSQL: the pool, tries again after a failure, partitions kept ahead.
 
-Belongs here: connections, retries, freshness, partitions kept ahead. Does not belong here: SQL.
+Belongs here: connections and retries. Does not belong here: SQL, and what is known of experiments meanwhile (catalogue.py).
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
@@ -13,8 +12,6 @@ from typing import Any, TypeVar
 import asyncpg
 import psycopg
 
-from experimentation.assignment_store import load_catalogue
-from experimentation.assignments import Catalogue
 from experimentation.events import make_partitions
 from experimentation.settings import Settings
 from serving.errors import service_unavailable, validation_error
@@ -80,6 +77,12 @@ class Database:
         pool_acquire: Any = self._pool.acquire(timeout=self._settings.api_database_timeout_seconds)
         return pool_acquire
 
+    async def connect(self) -> asyncpg.Connection:
+        """A connection beside the pool, for who keeps it."""
+        return await asyncpg.connect(
+            self.url, timeout=CONNECT_SECONDS, command_timeout=self._settings.api_database_timeout_seconds
+        )
+
     async def retrying(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run an operation that may safely run again; wait and repeat while the database is away.
 
@@ -103,33 +106,6 @@ class Database:
                 log.error("The database refuses the API's user: %s", error)
                 raise service_unavailable("The database refuses the API's user.") from error
         raise AssertionError("the last delay is None")
-
-
-class CatalogueCache:
-    """The experiments as they were at most `seconds` ago, read once for all requests that wait for it."""
-
-    def __init__(self, database: Database, seconds: float) -> None:
-        """Nothing is read yet; with 0 seconds each call reads."""
-        self._database, self._seconds = database, seconds
-        self._catalogue: Catalogue | None = None
-        self._read_at = float("-inf")
-        self._lock = asyncio.Lock()
-
-    async def current(self) -> Catalogue:
-        """A fresh enough picture."""
-        if self._catalogue is not None and time.monotonic() < self._read_at + self._seconds:
-            return self._catalogue
-        return await self.newer_than(time.monotonic() - self._seconds)
-
-    async def newer_than(self, moment: float) -> Catalogue:
-        """A picture whose reading began at or after `moment` (monotonic clock)."""
-        async with self._lock:
-            if self._catalogue is None or self._read_at < moment:
-                began = time.monotonic()
-                async with self._database.acquire() as connection:
-                    self._catalogue = await load_catalogue(connection)
-                self._read_at = began
-            return self._catalogue
 
 
 class PartitionKeeper:

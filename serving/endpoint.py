@@ -1,18 +1,23 @@
-"""What the hot endpoints have in common: key first, then the body within its limit, then one answer.
+"""What the hot endpoints have in common: key and limit first, then the body within its size, then one answer.
 
 Belongs here: plain ASGI reading and writing. Does not belong here: what is answered (assignments.py, events.py).
 """
 
+import logging
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serving.auth import KeyRing
-from serving.errors import ApiError, payload_too_large
+from serving.errors import ApiError, payload_too_large, unexpected
 
-_JSON = (b"content-type", b"application/json")
+log = logging.getLogger(__name__)
+
+Headers = tuple[tuple[bytes, bytes], ...]
+JSON = (b"content-type", b"application/json")
+encode = msgspec.json.Encoder().encode
 
 
 class ClientLeftError(Exception):
@@ -26,39 +31,60 @@ class Endpoint(ABC):
     limit: ClassVar[int]
 
     def __init__(self, keys: KeyRing) -> None:
-        """`keys` tells who may call."""
+        """`keys` tells who may call, and how often."""
         self._keys = keys
 
     @abstractmethod
-    async def answer(self, body: bytes) -> tuple[int, Any, tuple[tuple[bytes, bytes], ...]]:
-        """Status, body and headers for a request. Raises ApiError."""
+    async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
+        """Status, JSON and headers for a request. Raises ApiError."""
+
+    def credentials(self, headers: dict[bytes, bytes]) -> bytes:
+        """The header that holds the key."""
+        return headers.get(b"authorization", b"")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request; the header X-Request-ID is `scope["request_id"]`, which the front door has set."""
+        headers = dict(scope["headers"])
+        request_id = (b"x-request-id", scope["request_id"].encode())
         try:
-            await self._keys.check(scope, self.scope)
-            body = await read_body(scope, receive, self.limit)
-            status, content, headers = await self.answer(body)
+            credentials = self.credentials(headers)
+            if not self._keys.let_in_at_once(credentials, self.scope):
+                await self._keys.let_in(credentials, self.scope)
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                body = message["body"]
+                if len(body) > self.limit:
+                    raise payload_too_large(self.limit)
+            else:
+                body = await _rest_of_body(message, headers, receive, self.limit)
+            status, content, more = await self.answer(body, scope)
         except ApiError as error:
+            error.headers["X-Request-ID"] = scope["request_id"]
             await error.response()(scope, receive, send)
             return
         except ClientLeftError:
             return
-        encoded = msgspec.json.encode(content)
-        length = (b"content-length", str(len(encoded)).encode())
-        await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *headers]})
-        await send({"type": "http.response.body", "body": encoded})
+        except Exception:  # the front door stands before Starlette's own handling of what nobody expected
+            log.exception("A defect: %s %s failed.", scope["method"], scope["path"])
+            await unexpected(scope["request_id"]).response()(scope, receive, send)
+            return
+        length = (b"content-length", b"%d" % len(content))
+        await send({"type": "http.response.start", "status": status, "headers": [JSON, length, request_id, *more]})
+        await send({"type": "http.response.body", "body": content})
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
     """The whole body. Raises ApiError (413) as soon as it is known to exceed `limit` bytes, ClientLeftError."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise payload_too_large(limit)
+    return await _rest_of_body(await receive(), headers, receive, limit)
+
+
+async def _rest_of_body(message: Message, headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+    announced = headers.get(b"content-length", b"")
+    if announced.isdigit() and int(announced) > limit:
+        raise payload_too_large(limit)
     chunks: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeftError
         chunk = message.get("body", b"")
@@ -67,4 +93,5 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             raise payload_too_large(limit)
         chunks.append(chunk)
         if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            return b"".join(chunks)
+        message = await receive()

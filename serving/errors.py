@@ -56,9 +56,22 @@ def unauthorized() -> ApiError:
     return ApiError(401, body, {"WWW-Authenticate": "Bearer"})
 
 
-def forbidden(scope: str) -> ApiError:
-    """403, naming the scope that the key lacks."""
-    return ApiError(403, ErrorBody("forbidden", f"This API key lacks the scope `{scope}`."))
+def forbidden(*scopes: str) -> ApiError:
+    """403, naming the scope that the key lacks, or those of which it has none."""
+    return ApiError(
+        403, ErrorBody("forbidden", f"This API key lacks the scope {' or '.join(f'`{scope}`' for scope in scopes)}.")
+    )
+
+
+def not_found(message: str) -> ApiError:
+    """404."""
+    return ApiError(404, ErrorBody("not_found", message))
+
+
+def rate_limited(who: str, amount: int, wait: int) -> ApiError:
+    """429, with the seconds after which to come back."""
+    said = f"{who} has {amount:,} requests a minute and used them; come back in {wait} s."
+    return ApiError(429, ErrorBody("rate_limited", said, retry_after=wait), {"Retry-After": str(wait)})
 
 
 def payload_too_large(limit: int) -> ApiError:
@@ -94,8 +107,12 @@ async def on_api_error(request: Request, error: Exception) -> Response:
     return error.response()
 
 
-async def on_unexpected(request: Request, error: Exception) -> Response:
+def unexpected(request_id: str) -> ApiError:
     """500; the server logs the traceback, the client gets none."""
-    request_id = request.scope.get("request_id", "")
     body = ErrorBody("internal_error", f"Something went wrong on our side; our log has it as request {request_id}.")
-    return ApiError(500, body, {"X-Request-ID": request_id}).response()
+    return ApiError(500, body, {"X-Request-ID": request_id})
+
+
+async def on_unexpected(request: Request, error: Exception) -> Response:
+    """A defect behind a FastAPI route."""
+    return unexpected(request.scope.get("request_id", "")).response()

@@ -4,11 +4,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
 import psycopg
+from starlette.types import Scope
 
 from experimentation.assignments import Catalogue
 from experimentation.event_validation import (
@@ -21,8 +22,9 @@ from experimentation.event_validation import (
 )
 from experimentation.events import NoPartitionError, insert_events
 from serving.auth import KeyRing
-from serving.database import CatalogueCache, Database, PartitionKeeper
-from serving.endpoint import Endpoint
+from serving.catalogue import CatalogueCache
+from serving.database import Database, PartitionKeeper
+from serving.endpoint import Endpoint, Headers, encode
 from serving.errors import ApiError, payload_too_large, service_unavailable, validation_error
 from serving.measures import OTHER, Measures, event_label
 
@@ -101,7 +103,7 @@ class EventEndpoint(Endpoint):
         super().__init__(keys)
         self._store, self._measures = store, measures
 
-    async def answer(self, body: bytes) -> tuple[int, Any, tuple[tuple[bytes, bytes], ...]]:
+    async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
         """Raises ApiError: 400, 413, 503."""
         started, now = time.perf_counter(), datetime.now(UTC)
         try:
@@ -111,7 +113,7 @@ class EventEndpoint(Endpoint):
             self._measures.validation_errors.labels(error.errors[0].error).inc()
             raise validation_error(error.errors) from None
         await _store_counted(self._store, [event], now, self._measures, started)
-        return 200, EventAccepted(event.event_id), ()
+        return 200, encode(EventAccepted(event.event_id)), ()
 
 
 class BatchEndpoint(Endpoint):
@@ -125,7 +127,7 @@ class BatchEndpoint(Endpoint):
         super().__init__(keys)
         self._store, self._measures = store, measures
 
-    async def answer(self, body: bytes) -> tuple[int, Any, tuple[tuple[bytes, bytes], ...]]:
+    async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
         """Raises ApiError: 400, 413, 503."""
         started, now = time.perf_counter(), datetime.now(UTC)
         raws = read_batch(body)
@@ -144,7 +146,7 @@ class BatchEndpoint(Endpoint):
             raise _all_refused(refused, errors)
         await _store_counted(self._store, events, now, self._measures, started)
         accepted = BatchAccepted(len(events), len(errors), [event.event_id for event in events], errors)
-        return 207 if errors else 200, accepted, ()
+        return 207 if errors else 200, encode(accepted), ()
 
 
 def read_batch(body: bytes) -> list[msgspec.Raw]:
@@ -194,4 +196,4 @@ async def _store_counted(
 
 def _flag(events: Sequence[Event], catalogue: Catalogue, now: datetime) -> None:
     for event in events:
-        event.flags = flags_of(event, catalogue.variants, catalogue.run_ids, now)
+        event.flags = flags_of(event, catalogue.variants, catalogue.by_id.keys(), now, catalogue.overrides)

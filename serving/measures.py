@@ -1,6 +1,12 @@
 """What the API counts for Prometheus. Belongs here: names and labels, all bounded. Does not belong here: when to count."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from experimentation.event_validation import EVENT_TYPES
 
@@ -9,24 +15,63 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
+class AssignmentMeasures(Collector):
+    """What each assignment counts, as plain numbers that Prometheus is given when it asks: its own counters take a lock each."""
+
+    def __init__(self) -> None:
+        """All at zero."""
+        self.hits = self.misses = 0
+        self._requests: dict[tuple[str, str], int] = {}
+        self._new: dict[str, int] = {}
+        # For each experiment: answers in each bucket, the last being all that took longer, and the sum of seconds.
+        self._latencies: dict[str, tuple[list[int], list[float]]] = {}
+
+    def count_request(self, status: str, experiment: str) -> None:
+        """One experiment asked for; `status` is the reason of its answer, or the error of the whole request."""
+        key = (status, experiment)
+        self._requests[key] = self._requests.get(key, 0) + 1
+
+    def count_new(self, experiment: str) -> None:
+        """One unit enrolled."""
+        self._new[experiment] = self._new.get(experiment, 0) + 1
+
+    def observe_latency(self, experiment: str, seconds: float) -> None:
+        """The time of one answer."""
+        seen = self._latencies.get(experiment)
+        if seen is None:
+            seen = self._latencies[experiment] = [0] * (len(_SECONDS) + 1), [0.0]
+        seen[0][bisect_left(_SECONDS, seconds)] += 1
+        seen[1][0] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they are now."""
+        requests = CounterMetricFamily(
+            "assignment_requests", "Experiments asked for, by outcome.", labels=["status", "experiment"]
+        )
+        for labels, count in self._requests.items():
+            requests.add_metric(labels, count)
+        yield requests
+        latency = HistogramMetricFamily("assignment_latency_seconds", "Time to answer.", labels=["experiment"])
+        for experiment, (counts, total) in self._latencies.items():
+            upper = [*(str(float(end)) for end in _SECONDS), "+Inf"]
+            latency.add_metric([experiment], list(zip(upper, accumulate(counts), strict=True)), total[0])
+        yield latency
+        yield CounterMetricFamily("cache_hits", "Stored assignments found in memory or in Redis.", self.hits)
+        yield CounterMetricFamily("cache_misses", "Assignments the database was asked for.", self.misses)
+        new = CounterMetricFamily("new_assignments", "Units enrolled.", labels=["experiment"])
+        for experiment, count in self._new.items():
+            new.add_metric([experiment], count)
+        yield new
+
+
 class Measures:
     """The metrics of one application, in a registry of its own, so that two applications in a process don't collide."""
 
     def __init__(self) -> None:
         """All at zero."""
         self.registry = CollectorRegistry()
-        self.assignment_requests = Counter(
-            "assignment_requests",
-            "Experiments asked for, by outcome.",
-            ["status", "experiment"],
-            registry=self.registry,
-        )
-        self.assignment_latency = Histogram(
-            "assignment_latency_seconds", "Time to answer.", ["experiment"], registry=self.registry, buckets=_SECONDS
-        )
-        self.cache_hits = Counter("cache_hits", "Stored assignments found in memory.", registry=self.registry)
-        self.cache_misses = Counter("cache_misses", "Assignments the database was asked for.", registry=self.registry)
-        self.new_assignments = Counter("new_assignments", "Units enrolled.", ["experiment"], registry=self.registry)
+        self.assignments = AssignmentMeasures()
+        self.registry.register(self.assignments)
         self.events_received = Counter(
             "events_received", "Events by outcome.", ["event_type", "status"], registry=self.registry
         )

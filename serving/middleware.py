@@ -4,11 +4,14 @@ Belongs here: nothing that reads a body. Does not belong here: keys (auth.py). S
 what answering an assignment does.
 """
 
+import itertools
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.logs import request_id as current_request_id
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -17,8 +20,10 @@ class FrontDoor:
     """Gives each request its id (the client's `X-Request-ID`, where it is printable), and answers hot routes without FastAPI's routing."""
 
     def __init__(self, app: ASGIApp, hot_routes: Mapping[tuple[str, str], ASGIApp]) -> None:
-        """`hot_routes`: (method, path) → endpoint; anything else goes on to `app`."""
+        """`hot_routes`: (method, path) → endpoint, which sends the id itself; anything else goes on to `app`."""
         self._app, self._hot_routes = app, hot_routes
+        # Unique by 64 random bits a process and a count, at a tenth of a UUID's price.
+        self._prefix, self._count = secrets.token_hex(8), itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one connection on."""
@@ -30,9 +35,14 @@ class FrontDoor:
             if name == b"x-request-id":
                 request_id = value
                 break
-        if not _REQUEST_ID.fullmatch(request_id):
-            request_id = uuid.uuid4().hex.encode()
-        scope["request_id"] = request_id.decode()
+        if not request_id or not _REQUEST_ID.fullmatch(request_id):
+            request_id = b"%b%016x" % (self._prefix.encode(), next(self._count))
+        scope["request_id"] = text = request_id.decode()
+        current_request_id.set(text)
+        hot = self._hot_routes.get((scope["method"], scope["path"]))
+        if hot is not None:
+            await hot(scope, receive, send)
+            return
         header = (b"x-request-id", request_id)
 
         async def with_id(message: Message) -> None:
@@ -40,4 +50,4 @@ class FrontDoor:
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
-        await self._hot_routes.get((scope["method"], scope["path"]), self._app)(scope, receive, with_id)
+        await self._app(scope, receive, with_id)

@@ -3,32 +3,70 @@
 Belongs here: the description. Does not belong here: the routes.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from experimentation.event_validation import IncomingEvent
+from experimentation.event_validation import IncomingEvent, UnitId
 from serving.assignments import AssignmentRequest, AssignmentResponse
 from serving.errors import ErrorBody
 from serving.events import MAX_BATCH, BatchAccepted, EventAccepted
+from serving.ofrep import BulkEvaluation, Evaluation, EvaluationFailure
 
 Schema = dict[str, Any]
 _REFUSALS = {
-    "400": "The body is not valid; `details` says where.",
+    "400": "The request is not valid; `details` says where.",
     "401": "No valid API key.",
     "403": "The key lacks the scope.",
+    "404": "There is no such thing.",
     "413": "The body is too large.",
+    "429": "Too many requests a minute; come back after `retry_after` seconds.",
     "503": "The database is away; come back after `retry_after` seconds.",
 }
 _REQUEST_ID = {
     "name": "X-Request-ID",
     "in": "header",
     "required": False,
-    "description": "Echoed; made where it is absent.",
-    "schema": {"type": "string", "maxLength": 128},
+    "description": "Echoed where it is printable ASCII of at most 128 characters; else made.",
+    "schema": {"type": "string"},
 }
+_FLAG_KEY = {
+    "name": "key",
+    "in": "path",
+    "required": True,
+    "description": "The experiment's name.",
+    "schema": {"type": "string"},
+}
+_ENROLL = {
+    "name": "X-Enroll",
+    "in": "header",
+    "required": False,
+    "description": "Whether the unit is enrolled. Unset: one flag enrols, all flags at once do not.",
+    "schema": {"type": "string", "enum": ["true", "false"]},
+}
+_IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "description": "The ETag of an earlier answer: 304 when nothing changed.",
+    "schema": {"type": "string"},
+}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+
+
+class OfrepContext(msgspec.Struct, rename="camel"):
+    """Who is asked for, and anything that targeting rules read. `unitType` is only needed to enrol in every experiment at once."""
+
+    targeting_key: UnitId
+    unit_type: Literal["user", "household", "session"] | msgspec.UnsetType = msgspec.UNSET
+
+
+class OfrepRequest(msgspec.Struct):
+    """What OFREP sends."""
+
+    context: OfrepContext
 
 
 class EventBatch(msgspec.Struct):
@@ -50,65 +88,127 @@ def describe(app: FastAPI) -> Schema:
             EventBatch,
             EventAccepted,
             BatchAccepted,
+            OfrepRequest,
+            Evaluation,
+            EvaluationFailure,
+            BulkEvaluation,
             ErrorBody,
         )
-        schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-        by_type = dict(zip(types, schemas, strict=True))
+        _, components = msgspec.json.schema_components(types, ref_template=_REF)
         components["EventBatch"]["properties"]["events"] |= {"minItems": 1, "maxItems": MAX_BATCH}
+        flags = components["BulkEvaluation"]["properties"]["flags"]
+        flags["items"] = {"anyOf": [_schema(Evaluation), _schema(EvaluationFailure)]}
+        # OFREP itself reads more of a context than is named here.
+        components["OfrepContext"]["additionalProperties"] = True
         document.setdefault("components", {}).setdefault("schemas", {}).update(components)
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        refused = by_type[ErrorBody]
-        document["paths"] |= {
-            "/api/v1/assignments": _post(
-                "assignments",
-                "assign",
-                "Variants and configs of a unit (scope `assign`)",
-                by_type[AssignmentRequest],
-                {"200": ("One entry a requested name.", by_type[AssignmentResponse])},
-                refused,
-            ),
-            "/api/v1/events": _post(
-                "events",
-                "store_event",
-                "Store one event (scope `ingest`)",
-                by_type[IncomingEvent],
-                {"200": ("Stored.", by_type[EventAccepted])},
-                refused,
-            ),
-            "/api/v1/events/batch": _post(
-                "events",
-                "store_events",
-                "Store up to 1,000 events (scope `ingest`)",
-                by_type[EventBatch],
-                {
-                    "200": ("All stored.", by_type[BatchAccepted]),
-                    "207": ("Some refused, listed in `errors`; the others stored.", by_type[BatchAccepted]),
-                },
-                refused,
-            ),
-        }
+        document["paths"] |= _hot_paths()
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation.setdefault("parameters", []).append(_REQUEST_ID)
+                if path.startswith(("/api/", "/ofrep/")):
+                    operation["security"] = [{"key": []}]
+                    # FastAPI's own shape of a refusal is never sent.
+                    operation["responses"].pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(unused, None)
         app.openapi_schema = document
     return app.openapi_schema
 
 
-def _post(
-    tag: str, operation: str, summary: str, body: Schema, answers: dict[str, tuple[str, Schema]], refused: Schema
-) -> Schema:
-    responses = {
-        status: {"description": description, "content": {"application/json": {"schema": schema}}}
-        for status, (description, schema) in (
-            *answers.items(),
-            *((status, (description, refused)) for status, description in _REFUSALS.items()),
-        )
+def refusals(*statuses: str) -> dict[int | str, dict[str, Any]]:
+    """What an operation may be refused with, for its `responses`."""
+    return {
+        status: {
+            "description": _REFUSALS[status],
+            "content": {"application/json": {"schema": _schema(ErrorBody)}},
+            **({"headers": _RETRY_AFTER} if status in ("429", "503") else {}),
+        }
+        for status in statuses
     }
+
+
+_REF = "#/components/schemas/{name}"
+_ALL = ("400", "401", "403", "413", "429", "503")
+
+
+def _schema(shape: type) -> Schema:
+    return {"$ref": _REF.format(name=shape.__name__)}
+
+
+def _content(shape: type) -> Schema:
+    return {"application/json": {"schema": _schema(shape)}}
+
+
+def _hot_paths() -> Schema:
+    etag = {"ETag": {"description": "For If-None-Match.", "schema": {"type": "string"}}}
+    failed = {"description": "What of the context can't be used.", "content": _content(EvaluationFailure)}
+    unknown = {"description": "There is no such experiment.", "content": _content(EvaluationFailure)}
+    return {
+        "/api/v1/assignments": _post(
+            "assignments",
+            "assign",
+            "Variants and configs of a unit (scope `assign`)",
+            AssignmentRequest,
+            {"200": {"description": "One entry a requested name.", "content": _content(AssignmentResponse)}},
+        ),
+        "/api/v1/events": _post(
+            "events",
+            "store_event",
+            "Store one event (scope `ingest`)",
+            IncomingEvent,
+            {"200": {"description": "Stored.", "content": _content(EventAccepted)}},
+        ),
+        "/api/v1/events/batch": _post(
+            "events",
+            "store_events",
+            "Store up to 1,000 events (scope `ingest`)",
+            EventBatch,
+            {
+                "200": {"description": "All stored.", "content": _content(BatchAccepted)},
+                "207": {
+                    "description": "Some refused, listed in `errors`; the others stored.",
+                    "content": _content(BatchAccepted),
+                },
+            },
+        ),
+        "/ofrep/v1/evaluate/flags/{key}": _post(
+            "OFREP",
+            "evaluate_flag",
+            "One experiment as a flag; enrols the unit (scope `assign`)",
+            OfrepRequest,
+            {
+                "200": {"description": "Evaluated.", "content": _content(Evaluation)},
+                "400": failed,
+                "404": unknown,
+            },
+            [_FLAG_KEY, _ENROLL],
+        ),
+        "/ofrep/v1/evaluate/flags": _post(
+            "OFREP",
+            "evaluate_flags",
+            "Every experiment as flags; enrols nobody (scope `assign`)",
+            OfrepRequest,
+            {
+                "200": {"description": "Evaluated.", "content": _content(BulkEvaluation), "headers": etag},
+                "304": {"description": "Nothing changed since the answer with that ETag."},
+                "400": failed,
+            },
+            [_ENROLL, _IF_NONE_MATCH],
+        ),
+    }
+
+
+def _post(
+    tag: str, operation: str, summary: str, body: type, answers: Schema, parameters: list[Schema] | None = None
+) -> Schema:
     return {
         "post": {
             "tags": [tag],
             "summary": summary,
             "operationId": operation,
-            "security": [{"key": []}],
-            "parameters": [_REQUEST_ID],
-            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-            "responses": responses,
+            "parameters": list(parameters or ()),
+            "requestBody": {"required": True, "content": _content(body)},
+            "responses": {**refusals(*_ALL), **answers},
         }
     }

@@ -57,24 +57,24 @@ class Api:
     connection: psycopg.Connection[Any]
     database_url: str
 
-    def assign(self, unit_id: str, *names: str, unit_type: str = "household") -> dict[str, Any]:
+    def assign(self, unit_id: str, *names: str, unit_type: str = "household", **more: Any) -> dict[str, Any]:
         """The answer's body; fails unless it is 200."""
-        body = {"unit_type": unit_type, "unit_id": unit_id, "requested_experiments": list(names)}
+        body = {"unit_type": unit_type, "unit_id": unit_id, "requested_experiments": list(names), **more}
         response = self.client.post("/api/v1/assignments", json=body)
         assert response.status_code == 200, response.text
         return dict(response.json())
 
-    def skipped(self, unit_id: str, name: str, unit_type: str = "household") -> str:
+    def skipped(self, unit_id: str, name: str, unit_type: str = "household", **more: Any) -> str:
         """Why the name is skipped."""
-        answer = self.assign(unit_id, name, unit_type=unit_type)
+        answer = self.assign(unit_id, name, unit_type=unit_type, **more)
         assert answer["assignments"] == []
         (skipped,) = answer["skipped_experiments"]
         assert skipped["experiment_name"] == name
         return str(skipped["reason"])
 
-    def assigned(self, unit_id: str, name: str) -> dict[str, Any]:
+    def assigned(self, unit_id: str, name: str, **more: Any) -> dict[str, Any]:
         """The one assignment."""
-        answer = self.assign(unit_id, name)
+        answer = self.assign(unit_id, name, **more)
         assert answer["skipped_experiments"] == []
         (assignment,) = answer["assignments"]
         return dict(assignment)
@@ -101,15 +101,19 @@ def make_run(
     run_id, made = uuid4(), {}
     with connection.transaction():
         connection.execute(
-            "INSERT INTO exp.experiments (id, name, run, status, unit_type, start_at, end_at) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            "INSERT INTO exp.experiments (id, name, run, status, unit_type, start_at, end_at, targeting, layer_id, layer_from, layer_to, "
+            "overrides) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 run_id,
                 name,
                 run,
                 status,
                 columns.get("unit_type", "household"),
-                columns.get("start_at"),
-                columns.get("end_at"),
+                *(
+                    columns.get(key)
+                    for key in ("start_at", "end_at", "targeting", "layer_id", "layer_from", "layer_to")
+                ),
+                json.dumps(columns.get("overrides", {})),
             ),
         )
         for position, (variant, (role, allocation, config)) in enumerate(variants.items()):

@@ -61,12 +61,14 @@ def event(event_type: str, at: datetime, variants: list[str], **more: Any) -> Ev
         "metrics": more.pop("metrics", {}),
         "payload": more.pop("payload", None),
         "timestamp": at,
+        "flags": more.pop("flags", []),
         "created_at": more.pop("created_at", datetime.now(UTC) - timedelta(hours=3)),
     }
 
 
-def is_reconstructed(one: Event) -> bool:
-    return bool((one["payload"] or {}).get("reconstructed"))
+def counts(one: Event) -> bool:
+    """Whether anything is to be made of it: it was not reconstructed, nor made while looking at an override."""
+    return not (one["payload"] or {}).get("reconstructed") and "override" not in one["flags"]
 
 
 def ordinary_events(seed: int = 7) -> list[Event]:
@@ -113,6 +115,7 @@ def odd_events() -> list[Event]:
             payload={"reconstructed": True},
         ),
         event("plan_generated", noon, [], metrics={"latency_ms": 1e6}),
+        event("plan_generated", noon, [CONTROL], metrics={"latency_ms": 1e6}, flags=["override"]),
         unknown,
         named_twice,
         event("custom.large_offset", noon, [OTHER], metrics={"offset_metric": 1e15 + 1}),
@@ -146,7 +149,7 @@ def expected(events: list[Event]) -> dict[Key, Moments]:
         }
         hour = one["timestamp"].replace(minute=0, second=0, microsecond=0)
         for variant, run in RUN_OF.items():
-            if (variant, run) in named and not is_reconstructed(one):
+            if (variant, run) in named and counts(one):
                 buckets[variant, "hourly", hour].append(one)
                 buckets[variant, "daily", hour.replace(hour=0)].append(one)
     return {
@@ -211,15 +214,26 @@ class Warehouse:
 
     def store(self, events: list[Event]) -> None:
         self.events += events
-        columns = ["id", "event_type", "unit_id", "experiments", "metrics", "payload", "timestamp", "created_at"]
+        columns = [
+            "id",
+            "event_type",
+            "unit_id",
+            "experiments",
+            "metrics",
+            "payload",
+            "timestamp",
+            "created_at",
+            "flags",
+        ]
         values = [
             [json.dumps(one[name]) if name in {"experiments", "metrics", "payload"} else one[name] for name in columns]
             for one in events
         ]
         with self.connect() as connection, connection.cursor() as cursor:
             cursor.executemany(
-                "INSERT INTO exp.events (unit_type, id, event_type, unit_id, experiments, metrics, payload, timestamp, created_at) "
-                "VALUES ('household', %s, %s, %s, %s, %s, nullif(%s::jsonb, 'null'), %s, %s)",
+                "INSERT INTO exp.events "
+                "(unit_type, id, event_type, unit_id, experiments, metrics, payload, timestamp, created_at, flags) "
+                "VALUES ('household', %s, %s, %s, %s, %s, nullif(%s::jsonb, 'null'), %s, %s, %s)",
                 values,
             )
 

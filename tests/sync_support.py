@@ -80,7 +80,15 @@ def files(connection: psycopg.Connection[Any], tmp_path: Path) -> Files:
 def everything(connection: psycopg.Connection[Any]) -> list[Any]:
     return [
         connection.execute(f"SELECT * FROM exp.{table} ORDER BY 1, 2").fetchall()
-        for table in ("experiments", "variants", "allocation_epochs", "audit_log", "policy_versions", "policies")
+        for table in (
+            "experiments",
+            "variants",
+            "allocation_epochs",
+            "audit_log",
+            "policy_versions",
+            "policies",
+            "layers",
+        )
     ]
 
 

@@ -1,175 +1,126 @@
-"""The measurements of storing and archiving events, each beside the least that PostgreSQL itself needs for the same rows.
+"""`lifecycle bench`: what is measured is chosen, shown while it runs, printed as a table, written as JSON.
 
-Belongs here: floors, ratios, the table. Does not belong here: limits that a test would fail on.
+Belongs here: options, the PostgreSQL server that lives as long as the measurement, what a person sees. Does not belong here: measuring;
+limits that a test would fail on.
 """
 
-import io
 import json
-import statistics
-import time
-from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
 
-import psycopg
 import typer
-from rich.table import Table
+from rich.console import Console
 
 from orchestration.commands.console import console
 
-ROUNDS = 3
-EVENTS_DAY = date(2026, 1, 5)
-COLUMNS = "id, event_type, unit_type, unit_id, experiments, context, metrics, payload, timestamp"
+
+class What(StrEnum):
+    """What can be measured."""
+
+    ASSIGNMENTS = "assignments"
+    EVENTS = "events"
+    ALL = "all"
+
+
+class Only(StrEnum):
+    """The paths of assignments (assignments.NAMES), written out so that `--help` loads nothing else."""
+
+    HIT = "hit"
+    NO_CACHE = "no-cache"
+    NEW = "new"
+    NEW_4 = "new-4"
+    NEW_1 = "new-1"
+    MEMORY = "memory"
 
 
 def bench(
+    what: Annotated[What, typer.Argument(help="Requests for assignments, storing and archiving events, or both.")] = (
+        What.ALL
+    ),
+    only: Annotated[
+        list[Only] | None, typer.Option(help="Of the assignments, only this path; may be given again for another.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Alternating rounds; the median counts.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.1, max=60, help="Length of a round of requests.")] = 2.0,
+    units: Annotated[int, typer.Option(min=100, max=1_000_000, help="Distinct units that memory is measured with.")] = (
+        100_000
+    ),
     events: Annotated[int, typer.Option(min=1000, max=200_000, help="Events of each measurement.")] = 20_000,
     output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
 ) -> None:
-    """Measure storing and archiving events against bare PostgreSQL, as ratios in one run, on a database of its own."""
-    import tempfile
-
-    from experimentation.migrate import migrate
-    from experimentation.partitions import ensure_event_partitions
-    from orchestration.local.ports import free_port
-    from orchestration.local.postgres import EmbeddedPostgres
+    """Measure the API and the events as ratios to a floor, in one run, on a database of its own."""
+    from orchestration.bench.figures import Figure, Memory, table
 
     out = console()
-    with tempfile.TemporaryDirectory(prefix="lifecycle-bench-") as folder:
-        server = EmbeddedPostgres(Path(folder) / "postgres", free_port())
-        server.start()
-        try:
-            migrate(server.url)
-            with psycopg.connect(server.url) as connection:
-                ensure_event_partitions(connection, EVENTS_DAY, 0)
-                connection.commit()
-                figures = _measure(connection, made_up_events(events), Path(folder) / "store")
-        finally:
-            server.stop()
-    table = Table("path", "events/s", "floor", "floor's events/s", "ratio")
-    for figure in figures:
-        table.add_row(
-            figure["path"],
-            f"{figure['per_second']:,.0f}",
-            figure["floor"],
-            f"{figure['floor_per_second']:,.0f}",
-            f"{figure['ratio']:.2f}",
-        )
-    out.print(table)
-    out.print(f"{events:,} events a round, median of {ROUNDS} rounds.", highlight=False)
+    figures: list[Figure] = []
+    memory: Memory | None = None
+    with _server() as (new_database, folder), _progress(out) as say:
+        if what is not What.EVENTS:
+            from orchestration.bench.assignments import NAMES, AssignmentBench, Plan
+
+            names = [one.value for one in only] if only else NAMES
+            plan = Plan(names=names, rounds=rounds, seconds=seconds, memory_units=units)
+            figures, memory = AssignmentBench(new_database("assignments"), folder, plan, say).measure()
+        if what is What.EVENTS or (what is What.ALL and not only):
+            from orchestration.bench.events import measure_events
+
+            figures += measure_events(new_database("events"), folder, events, rounds, say)
+    if figures:
+        out.print(table(figures))
+    if any(figure.disturbed for figure in figures):
+        out.print("Other programs took the processor meanwhile (disturbed): trust the CPU ratio, or measure again.")
+    if memory is not None:
+        out.print(str(memory))
+    out.print(f"Medians of {rounds} rounds. Ratios are to the floor on the same machine in the same run.")
     if output is not None:
-        output.write_text(json.dumps(figures, indent=2) + "\n")
+        output.write_text(json.dumps(_as_json(figures, memory, rounds, seconds, events), indent=2) + "\n")
 
 
-def made_up_events(count: int) -> list[dict[str, Any]]:
-    """Events of about 500 bytes over one day, the same each time."""
-    start = datetime(EVENTS_DAY.year, EVENTS_DAY.month, EVENTS_DAY.day, tzinfo=UTC)
-    return [
-        {
-            "event_id": f"00000000-0000-4000-8000-{number:012x}",
-            "event_type": "plan_generated",
-            "unit_type": "household",
-            "unit_id": f"h{number % 5000}",
-            "experiments": [],
-            "context": {
-                "policy_version_id": "00000000-0000-4000-8000-000000000001",
-                "mode": "autopilot",
-                "region": "north",
-            },
-            "metrics": {"latency_ms": number % 977, "token_count": number % 13, "cost_usd": 0.0},
-            "payload": {
-                "plan_id": f"p{number}",
-                "meals": [{"day": day, "recipe_id": f"r{number % 97 + day}", "servings": 2} for day in range(5)],
-            },
-            "timestamp": start + timedelta(seconds=86_400 * number / count),
-        }
-        for number in range(count)
-    ]
-
-
-def _measure(connection: psycopg.Connection[Any], events: list[dict[str, Any]], store: Path) -> list[dict[str, Any]]:
-    from assets.events.archive import archive_hours
-    from assets.object_store import ObjectStore
-    from experimentation.events import store_events
-
-    day = datetime(EVENTS_DAY.year, EVENTS_DAY.month, EVENTS_DAY.day, tzinfo=UTC)
-    lines = _copy_text(events)
-
-    def empty() -> None:
-        connection.execute("TRUNCATE exp.events")
-        connection.commit()
-
-    def ours_store() -> None:
-        store_events(connection, events)
-        connection.commit()
-
-    def floor_store() -> None:
-        with connection.cursor().copy(f"COPY exp.events ({COLUMNS}) FROM STDIN") as copy:
-            copy.write(lines)
-        connection.commit()
-
-    def floor_read() -> None:
-        with connection.cursor().copy(
-            f"COPY (SELECT {COLUMNS} FROM exp.events ORDER BY timestamp, id) TO STDOUT"
-        ) as copy:
-            for _ in copy:
-                pass
-        connection.commit()
-
-    rounds = iter(range(100))
-
-    def ours_archive() -> None:
-        archive_hours(connection, ObjectStore(str(store / str(next(rounds)))), day, day + timedelta(days=1))
-        connection.commit()
-
-    count = len(events)
-    stored, floor = _median(ours_store, empty), _median(floor_store, empty)
-    archived, read = _median(ours_archive), _median(floor_read)
-    return [
-        _figure(
-            "store a batch: flags, idempotent, committed",
-            stored,
-            "COPY of the same rows into the same table",
-            floor,
-            count,
-        ),
-        _figure(
-            "archive a day: Parquet, read back, counted",
-            archived,
-            "COPY of the same rows out of the table",
-            read,
-            count,
-        ),
-    ]
-
-
-def _median(work: Callable[[], None], before: Callable[[], None] = lambda: None) -> float:
-    seconds = []
-    for _ in range(ROUNDS):
-        before()
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
-def _figure(path: str, ours: float, floor: str, floor_seconds: float, count: int) -> dict[str, Any]:
+def _as_json(figures: list[Any], memory: Any, rounds: int, seconds: float, events: int) -> dict[str, Any]:
     return {
-        "path": path,
-        "per_second": count / ours,
-        "floor": floor,
-        "floor_per_second": count / floor_seconds,
-        "ratio": floor_seconds / ours,
+        "rounds": rounds,
+        "seconds": seconds,
+        "events": events,
+        "figures": [figure.as_json() for figure in figures],
+        "memory": None if memory is None else memory.as_json(),
     }
 
 
-def _copy_text(events: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    for event in events:
-        values = [
-            event["event_id"], event["event_type"], event["unit_type"], event["unit_id"], json.dumps(event["experiments"]),
-            json.dumps(event["context"]), json.dumps(event["metrics"]), json.dumps(event["payload"]), event["timestamp"].isoformat(),
-        ]  # fmt: skip
-        text.write("\t".join(values) + "\n")
-    return text.getvalue().encode()
+@contextmanager
+def _server() -> Iterator[tuple[Callable[[str], str], Path]]:
+    """What makes a migrated database and returns its address, on a server of its own, and a folder; all goes when the block ends."""
+    from experimentation.migrate import migrate
+    from orchestration.local.ports import free_port
+    from orchestration.local.postgres import EmbeddedPostgres, make_databases
+
+    with tempfile.TemporaryDirectory(prefix="lifecycle-bench-") as name:
+        folder = Path(name)
+        server = EmbeddedPostgres(folder / "postgres", free_port())
+        server.start()
+
+        def new_database(database: str) -> str:
+            make_databases(server.url, [database])
+            url = urlunsplit(urlsplit(server.url)._replace(path=f"/{database}"))
+            migrate(url)
+            return url
+
+        try:
+            yield new_database, folder
+        finally:
+            server.stop()
+
+
+@contextmanager
+def _progress(out: Console) -> Iterator[Callable[[str], None]]:
+    """What to call with the step that runs now; where nobody looks, nothing is drawn, and each step is a line."""
+    if not out.is_terminal:
+        yield lambda step: out.print(f"· {step}", markup=False)
+        return
+    # Drawn twice a second: every frame takes time from what is measured.
+    with out.status("starting", refresh_per_second=2) as status:
+        yield status.update

@@ -4,12 +4,12 @@ Does not belong here: what the files may say and what is changed (experimentatio
 """
 
 import logging
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from experimentation.settings import Settings, settings
+from orchestration.commands.access import actor
 from orchestration.commands.console import say
 from orchestration.local.databases import database
 
@@ -51,7 +51,7 @@ def synchronise(current: Settings, *, check: bool = False) -> "SyncReport":
 
     files = read_config(current.config_dir)
     with psycopg.connect(current.platform_url, connect_timeout=10) as connection:
-        return apply(connection, files, model_stage=model_stage(current), actor=_actor(), check=check)
+        return apply(connection, files, model_stage=model_stage(current), actor=actor("lifecycle sync"), check=check)
 
 
 def model_stage(current: Settings) -> "ModelStage":
@@ -73,8 +73,3 @@ def model_stage(current: Settings) -> "ModelStage":
         return str(found.tags.get(STAGE_TAG, "none"))
 
     return stage
-
-
-def _actor() -> str:
-    """Who the audit log names: the login, or the number of a user who has none, as in a container."""
-    return f"lifecycle sync by {os.environ.get('USER') or f'user {os.getuid()}'}"

@@ -1,4 +1,6 @@
-"""What all commands share: the two consoles, and sizes for people. Belongs here: printing. Does not belong here: any command."""
+"""What all commands share: the two consoles, sizes and times for people. Belongs here: printing. Does not belong here: any command."""
+
+from datetime import UTC, datetime
 
 from rich.console import Console
 
@@ -20,3 +22,8 @@ def say(sentence: str) -> None:
 def human_size(size: int) -> str:
     """Bytes as MB or GB."""
     return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
+
+
+def moment(at: datetime | None) -> str:
+    """A point in time to the minute, in UTC; empty when there is none."""
+    return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -1,17 +1,18 @@
 """`lifecycle keys …`: API keys of clients. Belongs here: options, printing. Does not belong here: making and checking (experimentation)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any
+from datetime import timedelta
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from experimentation.settings import settings
-from orchestration.commands.console import console, say
-from orchestration.local.databases import database
+from orchestration.commands.access import actor, connection_for
+from orchestration.commands.console import console, moment, say
 
-app = typer.Typer(no_args_is_help=True, help="API keys of clients: make, list, revoke.")
+app = typer.Typer(no_args_is_help=True, help="API keys of clients: make, list, rotate, revoke.")
+
+PURPOSE = "lifecycle keys"
+WEEK_IN_MINUTES = 7 * 24 * 60
 
 DEFAULT_SCOPES = ["assign", "ingest"]
 SCOPES_HELP = "What the key may do, once for each: assign, ingest, read or admin."
@@ -25,10 +26,14 @@ def make(
     """Make a key and print it, alone on stdout. It is stored as a hash, so this is the only time that it is seen."""
     from experimentation.api_keys import make_api_key
 
-    with _connection() as connection:
-        key, plaintext = make_api_key(connection, name, scope or DEFAULT_SCOPES)
+    with connection_for(PURPOSE) as connection:
+        key, plaintext = make_api_key(
+            connection, name, scope or DEFAULT_SCOPES, actor=actor(PURPOSE), reason="Made by hand."
+        )
     console(stderr=True).print(
-        f"Key {key.name} may {', '.join(sorted(key.scopes))}. Keep it now: it is not shown again.", soft_wrap=True
+        f"Key {key.name} may {', '.join(sorted(key.scopes))}. Keep it now: it is not shown again.",
+        soft_wrap=True,
+        markup=False,
     )
     typer.echo(plaintext)
 
@@ -38,18 +43,42 @@ def list_keys() -> None:
     """List every key by name, without the keys themselves."""
     from experimentation.api_keys import list_api_keys
 
-    with _connection() as connection:
+    with connection_for(PURPOSE) as connection:
         keys = list_api_keys(connection)
     if not keys:
         say("There are no keys yet: `lifecycle keys make NAME` makes one.")
         return
     table = Table()
-    for heading in ("name", "may", "made", "revoked"):
+    for heading in ("name", "may", "made", "old key works until", "revoked"):
         table.add_column(heading, overflow="fold")
     for key in keys:
-        revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
-        table.add_row(key.name, ", ".join(sorted(key.scopes)), f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
-    console().print(table)
+        times = [moment(at) for at in (key.created_at, key.previous_until, key.revoked_at)]
+        table.add_row(key.name, ", ".join(sorted(key.scopes)), *times)
+    console().print(table, markup=False)
+
+
+@app.command()
+def rotate(
+    name: Annotated[str, typer.Argument(help="The key's name.")],
+    grace_minutes: Annotated[
+        int,
+        typer.Option(min=0, max=WEEK_IN_MINUTES, help="For how long the old key goes on working beside the new one."),
+    ] = 0,
+) -> None:
+    """Give a key a new secret and print it, alone on stdout. A key from before the one that is replaced ends at once."""
+    from experimentation.api_keys import rotate_api_key
+
+    with connection_for(PURPOSE) as connection:
+        key, plaintext = rotate_api_key(
+            connection, name, timedelta(minutes=grace_minutes), actor=actor(PURPOSE), reason="Rotated by hand."
+        )
+    old = f"works until {moment(key.previous_until)}" if key.previous_until else "does not work any more"
+    console(stderr=True).print(
+        f"Key {key.name} is new, and the old one {old}. Keep it now: it is not shown again.",
+        soft_wrap=True,
+        markup=False,
+    )
+    typer.echo(plaintext)
 
 
 @app.command()
@@ -57,22 +86,8 @@ def revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) -> None
     """Revoke a key for good."""
     from experimentation.api_keys import revoke_api_key
 
-    with _connection() as connection:
-        was_valid = revoke_api_key(connection, name)
+    with connection_for(PURPOSE) as connection:
+        was_valid = revoke_api_key(connection, name, actor=actor(PURPOSE), reason="Revoked by hand.")
     if not was_valid:
         raise typer.BadParameter(f"There is no valid key named {name}: `lifecycle keys list` shows them.")
     say(f"Key {name} is revoked.")
-
-
-@contextmanager
-def _connection() -> Iterator[Any]:
-    """A connection to a migrated database, in one transaction."""
-    import psycopg
-
-    from experimentation.migrate import migrate
-
-    current = settings()
-    with database(current, "lifecycle keys"):
-        migrate(current.platform_url)
-        with psycopg.connect(current.platform_url, connect_timeout=10) as connection:
-            yield connection

@@ -17,7 +17,8 @@ pytest_plugins = ["api_service"]
 
 FOLDER = SHARED_DATA / "hostile_input"
 PATHS = ("/api/v1/assignments", "/api/v1/events", "/api/v1/events/batch")
-ASSIGNMENT = {"unit_type": "user", "unit_id": "u", "context": {}, "requested_experiments": ["x"]}
+ASSIGNMENT = {"unit_type": "user", "unit_id": "u", "context": {}, "requested_experiments": ["x"], "enroll": True}
+OFREP = "/ofrep/v1/evaluate/flags"
 EVENT = {
     "event_type": "custom.x", "unit_type": "user", "unit_id": "u", "experiments": [], "context": {}, "metrics": {}, "payload": {},
     "timestamp": "2025-01-01T00:00:00Z", "event_id": "0b9a7a3e-5f5b-4b6e-9d0a-5b8d5a0c1f00",
@@ -128,6 +129,57 @@ def test_hostile_values_inside_data_are_refused_and_not_stored(api: Api, raw: by
     for field in ("unit_id", "unit_type", "requested_experiments"):
         assert api.client.post(PATHS[0], content=with_value(ASSIGNMENT, field, raw)).status_code == 400
     assert api.rows("SELECT count(DISTINCT id) <= 1 FROM exp.events") == [(True,)]
+
+
+def is_refused_well_by_ofrep(answer: httpx.Response) -> bool:
+    assert answer.status_code < 500, answer.text
+    if answer.status_code >= 400:
+        assert set(answer.json()) >= {"errorCode", "errorDetails"} or set(answer.json()) >= {"error", "message"}
+        return True
+    return False
+
+
+def test_ofrep_refuses_or_takes_as_data(api: Api, hostile: Path) -> None:
+    run_id, _ = make_run(api.connection, "planner", unit_type="user", targeting="context.platform != 'none'")
+    files = [file.read_bytes() for file in sorted((hostile / "json_bodies").iterdir())]
+    for raw in [*files, *HOSTILE.values()]:
+        for path in (OFREP, f"{OFREP}/planner"):
+            assert is_refused_well_by_ofrep(api.client.post(path, content=raw))
+            for field in ("context", "unitType", "platform"):
+                context = {"context": {"targetingKey": "u", "platform": "web", field: "@here@"}}
+                body = {"context": "@here@"} if field == "context" else context
+                is_refused_well_by_ofrep(
+                    api.client.post(path, content=json.dumps(body).encode().replace(b'"@here@"', raw))
+                )
+    api.connection.execute("DELETE FROM exp.assignments")
+    legal = {text for text in naughty(hostile) if 1 <= len(text) <= 255 and "\0" not in text}
+    for text in naughty(hostile):
+        body = {"context": {"targetingKey": text, "platform": text}}
+        assert is_refused_well_by_ofrep(api.client.post(f"{OFREP}/planner", json=body)) is (text not in legal), repr(
+            text
+        )
+    stored = api.rows("SELECT unit_id FROM exp.assignments WHERE experiment_id = %s", run_id)
+    assert {text for (text,) in stored} == legal - {"none"}
+
+
+def test_hostile_contexts_meet_a_rule(api: Api, hostile: Path) -> None:
+    make_run(
+        api.connection,
+        "planner",
+        unit_type="user",
+        targeting="context.a.b == 1 || context.a > 3 || size(context.a) > 1",
+    )
+    files = [file.read_bytes() for file in sorted((hostile / "json_bodies").iterdir())]
+    body = {**ASSIGNMENT, "requested_experiments": ["planner"]}
+    for raw in [*files, *HOSTILE.values(), b'{"b":' + b"[" * 400 + b"]" * 400 + b"}", b'"' + b"a" * 900_000 + b'"']:
+        answer = api.client.post(PATHS[0], content=with_value(body, "context", b'{"a":' + raw + b"}"))
+        if not is_refused_well(answer):
+            assert len(answer.json()["assignments"]) + len(answer.json()["skipped_experiments"]) == 1
+    # A key that stands there twice: the last one counts, as everywhere.
+    twice = b'{"unit_type":"user","unit_id":"u1","unit_id":"u2","requested_experiments":["planner"],"context":{"a":4}}'
+    assert api.client.post(PATHS[0], content=twice).json()["assignments"][0]["enrolled"] is True
+    assert ("u2",) in api.rows("SELECT unit_id FROM exp.assignments")
+    assert ("u1",) not in api.rows("SELECT unit_id FROM exp.assignments")
 
 
 def test_ten_megabytes_are_refused_before_they_are_read(api: Api) -> None:

@@ -149,12 +149,13 @@ def test_errors_have_one_shape(api: Api) -> None:
 def test_a_mistake_of_ours_is_a_500_without_its_traceback(
     database_url: str, make_client: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(*arguments: Any) -> None:
+    def broken(*arguments: Any) -> None:
         raise RuntimeError("a secret of the house")
 
-    monkeypatch.setattr("serving.assignments.assign", broken)
+    monkeypatch.setattr("serving.deciding.judge_run", broken)
+    body = {"unit_type": "user", "unit_id": "u", "requested_experiments": ["any"]}
     with running_api(database_url) as url:
-        answer = make_client(url, "assign").post(ASSIGN[0], json=ASSIGN[1], headers={"X-Request-ID": "mine-7"})
+        answer = make_client(url, "assign").post(ASSIGN[0], json=body, headers={"X-Request-ID": "mine-7"})
     assert (answer.status_code, answer.json()["error"], answer.headers["x-request-id"]) == (
         500,
         "internal_error",
@@ -168,6 +169,8 @@ def test_openapi_describes_the_hot_routes(api: Api) -> None:
     document = api.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/api/v1/assignments", "/api/v1/events", "/api/v1/events/batch", "/healthz", "/readyz", "/metrics",
+        "/ofrep/v1/evaluate/flags", "/ofrep/v1/evaluate/flags/{key}", "/api/v1/policies/{name}", "/api/v1/experiments",
+        "/api/v1/experiments/{name}", "/api/v1/experiments/{name}/assignments/{unit_id}",
     }  # fmt: skip
     for path in ("/api/v1/assignments", "/api/v1/events", "/api/v1/events/batch"):
         post = document["paths"][path]["post"]

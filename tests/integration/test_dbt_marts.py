@@ -20,6 +20,7 @@ from dbt_support import (
     Warehouse,
     assert_numbers,
     carried,
+    counts,
     expected,
     fill,
     new_warehouse,
@@ -49,11 +50,7 @@ def test_variant_performance_tells_each_variant_as_it_was(built: Warehouse) -> N
     marts = {str(row["variant_id"]): row for row in built.rows("SELECT * FROM analytics.mart_variant_performance")}
     assert set(marts) == set(RUN_OF)
     for variant in (CONTROL, TREATMENT):
-        mine = [
-            one
-            for one in built.events
-            if carried(variant) in one["experiments"] and not (one["payload"] or {}).get("reconstructed")
-        ]
+        mine = [one for one in built.events if carried(variant) in one["experiments"] and counts(one)]
         of = {kind: [one for one in mine if one["event_type"] == kind] for kind in PLANNING}
         generated, accepted = len(of["plan_generated"]), len(of["plan_accepted"])
         row = marts[variant]

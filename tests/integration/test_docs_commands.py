@@ -59,7 +59,7 @@ def test_the_request_bodies_of_the_api_page_are_answered(api: Api) -> None:
     make_run(api.connection, "weekly_planner")
     bodies = [json.loads(text) for text in snippets("docs/api.md", "json")]
     assert [sorted(body) for body in bodies] == [
-        ["requested_experiments", "unit_id", "unit_type"],
+        ["context", "requested_experiments", "unit_id", "unit_type"],
         ["context", "event_id", "event_type", "experiments", "metrics", "payload", "timestamp", "unit_id", "unit_type"],
     ]
     assignment, event = bodies

@@ -17,7 +17,8 @@ from experimentation.migrate import MigrationError, migrate, schema_state
 
 TABLES = {
     "exp.experiments": "id name run description status unit_type made_by policy_id shipped_variant_id start_at end_at created_at "
-    "updated_at",
+    "updated_at targeting layer_id layer_from layer_to overrides",
+    "exp.layers": "id name description holdout created_at",
     "exp.variants": "id experiment_id name position role description allocation config withdrawn_at created_at",
     "exp.assignments": "id experiment_id unit_type unit_id variant_id epoch propensity assigned_at",
     "exp.events": "id event_type unit_type unit_id experiments context metrics payload flags timestamp created_at",
@@ -27,9 +28,9 @@ TABLES = {
     "plan_alignment_score constraint_respect_score edit_distance_score diversity_score leftovers_score offline_eval_score "
     "baseline_version_id baseline_model_version is_better_than_baseline verdict anchored reasons details status error_message "
     "created_at",
-    "exp.allocation_epochs": "experiment_id epoch started_at allocations",
+    "exp.allocation_epochs": "experiment_id epoch started_at allocations targeting",
     "exp.audit_log": "id at actor action subject before after reason",
-    "exp.api_keys": "id name salt hash scopes created_at revoked_at",
+    "exp.api_keys": "id name salt hash scopes created_at revoked_at previous_salt previous_hash previous_until",
     "exp.imports": "id kind source digest counts created_at",
     "exp.alembic_version": "version_num",
     "planner.recipes": "id title ingredients prep_minutes dietary_tags servings cost submitted",
@@ -48,9 +49,14 @@ TYPES = {
     ("events", "flags"): "text[]",
     ("offline_replay_results", "offline_eval_score"): "numeric(10,6)",
     ("allocation_epochs", "allocations"): "jsonb",
+    ("layers", "holdout"): "numeric(5,4)",
+    ("experiments", "targeting"): "text",
+    ("experiments", "layer_from"): "integer",
+    ("experiments", "overrides"): "jsonb",
+    ("api_keys", "previous_until"): "timestamp with time zone",
 }
 INDEXED = {
-    "experiments": ["(name, run)", "(status)"],
+    "experiments": ["(name, run)", "(status)", "(layer_id)"],
     "variants": ["(experiment_id, name)"],
     "assignments": ["(experiment_id, unit_id)", "(unit_type, unit_id)"],
     "events": ["(event_type, \"timestamp\")", "(unit_type, unit_id, \"timestamp\")", "(experiments jsonb_path_ops)"],
@@ -144,14 +150,14 @@ def test_a_newer_database_is_refused_with_one_sentence(database_url: str) -> Non
         with pytest.raises(MigrationError) as caught:
             migrate(database_url)
         assert str(caught.value) == (
-            "The database is at schema version 9999, and this installation knows up to 0001: "
+            "The database is at schema version 9999, and this installation knows up to 0002: "
             "upgrade the installation, or use another database."
         )
         assert connection.execute("SELECT version_num FROM exp.alembic_version").fetchone() == ("9999",)
 
 
 def test_an_older_database_is_behind(connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate_module, "_revisions", lambda: ("0002", "0001"))
+    monkeypatch.setattr(migrate_module, "_revisions", lambda: ("0003", "0002", "0001"))
     assert schema_state(connection) == "behind"
 
 
@@ -214,6 +220,15 @@ def test_updated_at_is_kept_by_the_database(connection: psycopg.Connection[Any])
         ("UPDATE exp.experiments SET status = 'live'", errors.CheckViolation),
         ("UPDATE exp.experiments SET unit_type = 'person'", errors.CheckViolation),
         ("UPDATE exp.experiments SET shipped_variant_id = gen_random_uuid()", errors.ForeignKeyViolation),
+        ("UPDATE exp.experiments SET targeting = ''", errors.CheckViolation),
+        ("UPDATE exp.experiments SET overrides = '[]'", errors.CheckViolation),
+        ("UPDATE exp.experiments SET layer_from = 0, layer_to = 100", errors.CheckViolation),
+        (
+            "WITH l AS (INSERT INTO exp.layers (name) VALUES ('l') RETURNING id) "
+            "INSERT INTO exp.experiments (name, unit_type, layer_id, layer_from, layer_to) SELECT 'x', 'user', id, 5, 5 FROM l",
+            errors.CheckViolation,
+        ),
+        ("INSERT INTO exp.layers (name, holdout) VALUES ('l', 1.0001)", errors.CheckViolation),
         ("UPDATE exp.policy_versions SET status = 'gone'", errors.CheckViolation),
         (
             "INSERT INTO exp.experiments (name, run, unit_type) SELECT name, 2, unit_type FROM exp.experiments",

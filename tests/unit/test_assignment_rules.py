@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -10,14 +11,18 @@ import pytest
 from experimentation.assignments import (
     Catalogue,
     Decision,
+    ServedLayer,
     ServedRun,
     ServedVariant,
     StaleCatalogueError,
     complete_config,
+    judge_new,
     judge_run,
-    judge_unit,
+    judge_stored,
+    peeked,
 )
 from experimentation.bucketing import bucket_of
+from experimentation.targeting import Targeting
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 CONTROL = ServedVariant(uuid4(), "control", "control", Decimal("0.1"), {"params": {"a": 1}})
@@ -27,13 +32,17 @@ RUN = ServedRun(uuid4(), "planner", 1, "active", "household", (CONTROL, REST, TR
 
 
 def decide(
-    run: ServedRun | None, unit_id: str = "h1", stored: UUID | None = None, unit_type: str = "household"
+    run: ServedRun | None,
+    unit_id: str = "h1",
+    stored: UUID | None = None,
+    unit_type: str = "household",
+    context: dict[str, Any] | None = None,
 ) -> Decision:
-    early = judge_run(run, unit_type, NOW)
+    early = judge_run(run, unit_type, unit_id, NOW)
     if early is not None:
         return early
     assert run is not None
-    return judge_unit(run, unit_id, stored)
+    return judge_new(run, unit_type, unit_id, context) if stored is None else judge_stored(run, stored)
 
 
 def unit_in(run: ServedRun, low: int, high: int) -> str:
@@ -136,7 +145,7 @@ def test_the_latest_started_run_answers_and_a_draft_only_where_none_started() ->
     other = replace(RUN, id=uuid4(), name="other", status="draft")
     catalogue = Catalogue.of([draft, second, other, first])
     assert catalogue.runs == {"planner": second, "other": other}
-    assert catalogue.run_ids == {first.id, second.id, draft.id, other.id}
+    assert set(catalogue.by_id) == {first.id, second.id, draft.id, other.id}
 
 
 def test_a_complete_config_overlays_the_defaults_and_names_the_model() -> None:
@@ -149,3 +158,57 @@ def test_a_complete_config_overlays_the_defaults_and_names_the_model() -> None:
         "mlflow_model_version": "4",
         "mlflow_model_uri": "models:/planner_model/4",
     }
+
+
+IOS = Targeting('context.platform == "ios"')
+LAYER = ServedLayer.of(uuid4(), Decimal("0.1"), 1000, 6000)
+
+
+def test_an_override_comes_before_the_window_the_row_and_a_pause_and_after_the_end() -> None:
+    looked_at = replace(RUN, overrides={"qa": "treatment"}, start_at=NOW + timedelta(days=1))
+    override = Decision("override", TREATMENT)
+    assert decide(looked_at, "qa") == override
+    assert decide(looked_at, "h1") == Decision("not_started")
+    for status in ("active", "paused"):
+        assert decide(replace(RUN, status=status, overrides={"qa": "treatment"}), "qa", stored=CONTROL.id) == override
+    assert decide(replace(looked_at, status="draft"), "qa") == Decision("not_active")
+    over = replace(looked_at, status="completed", shipped_variant_id=CONTROL.id)
+    assert decide(over, "qa") == Decision("shipped", CONTROL)
+    assert decide(looked_at, "qa", unit_type="user") == Decision("unit_type_mismatch")
+
+
+def test_an_override_to_what_cannot_be_served_is_none() -> None:
+    gone = replace(TREATMENT, servable=False)
+    run = replace(RUN, variants=(CONTROL, REST, gone), overrides={"qa": "treatment", "qb": "no_such"})
+    for unit in ("qa", "qb"):
+        assert decide(run, unit, stored=CONTROL.id).variant == CONTROL
+
+
+def test_layer_and_targeting_are_judged_for_new_units_before_the_bucket() -> None:
+    run = replace(RUN, layer=LAYER, targeting=IOS)
+    for unit in (f"u{n}" for n in range(400)):
+        bucket = bucket_of(LAYER.id, unit)
+        told = decide(run, unit, context={"platform": "ios"}).reason
+        if bucket < 1000:
+            assert told == "holdout"
+        elif not 1000 <= bucket < 6000:
+            assert told == "layer_excluded"
+        else:
+            assert told in ("assigned", "remainder")
+            assert decide(run, unit, context={"platform": "web"}) == Decision("not_targeted")
+            assert decide(run, unit) == Decision("not_targeted")
+            assert decide(run, unit, context={"platform": "ios"}) == decide(RUN, unit)
+        assert decide(run, unit, stored=CONTROL.id) == Decision("assigned", CONTROL, enrolled=True)
+        assert decide(replace(run, status="paused"), unit) == Decision("paused")
+
+
+def test_a_rule_that_cannot_judge_is_told() -> None:
+    run = replace(RUN, targeting=Targeting("context.age > 18"))
+    assert decide(run, context={"age": "old"}) == Decision("targeting_error")
+
+
+def test_who_peeks_is_shown_what_a_unit_would_get() -> None:
+    unit = unit_in(RUN, 0, 1000)
+    assert peeked(decide(RUN, unit)) == Decision("not_enrolled", CONTROL)
+    for decision in (decide(RUN, unit, stored=CONTROL.id), decide(RUN, unit_in(RUN, 1000, 9000)), Decision("paused")):
+        assert peeked(decision) is decision

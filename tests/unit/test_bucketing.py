@@ -91,6 +91,23 @@ def test_ramping_with_a_remainder_moves_no_enrolled_unit(arms: list[int], bucket
         seen = variant if variant != 1 else None
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, BUCKETS), st.integers(0, BUCKETS)), min_size=2, max_size=8),
+    st.integers(0, BUCKETS - 1),
+)
+def test_arms_that_grow_each_on_its_own_move_no_enrolled_unit(steps: list[tuple[int, int]], bucket: int) -> None:
+    """Control fills the buckets from below and the treatment from above, whatever the steps; the remainder is what is left, even none."""
+    control = treatment = 0
+    enrolled: int | None = None
+    for more_control, more_treatment in steps:
+        control = min(BUCKETS - treatment, max(control, more_control))
+        treatment = min(BUCKETS - control, max(treatment, more_treatment))
+        shares = [Decimal(part) / BUCKETS for part in (control, BUCKETS - control - treatment, treatment)]
+        variant = VariantWalk(shares).choose(bucket)
+        assert enrolled in (None, variant)
+        enrolled = None if variant == 1 else variant
+
+
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())
 def test_units_are_spread_as_allocated(split: list[str]) -> None:
     """χ² over 100,000 units; the bound is exceeded by chance once in 10,000 times, and the units are always the same."""

@@ -112,12 +112,14 @@ def test_times_are_taken_to_utc(tmp_path: Path) -> None:
         (
             "status: active",
             "stat: active",
-            "4: An experiment has no key 'stat': it may have name, unit_type, variants, description, status, start_at, end_at.",
+            "4: An experiment has no key 'stat': it may have name, unit_type, variants, description, status, start_at, end_at, "
+            "layer, targeting, overrides.",
         ),
         ("status: active", "name: again", "4: An experiment has the key 'name' twice."),
         ("name: cards", "name: 7", "2: The name of an experiment must be text, not a number: put it in quotes."),
         ("name: cards", "name: on", "2: The name of an experiment must be text, not yes or no: put it in quotes."),
         ("name: cards", 'name: ""', "2: The name of an experiment is empty."),
+        ("name: cards", "name: cards/new", "2: The name of experiment cards/new must have no /: it stands in URLs."),
         (
             "name: cards",
             'name: " cards"',
@@ -167,7 +169,7 @@ def test_times_are_taken_to_utc(tmp_path: Path) -> None:
             "11: The policy of cards's variant with_cards must be like planner_policy@3, not planner_policy.",
         ),
         ("  - name: cards", "  - nothing\n  - name: cards", "2: An experiment must be a mapping, not text."),
-        ("experiments:", "experiment:", "1: experiments.yml has no key 'experiment': it may have experiments."),
+        ("experiments:", "experiment:", "1: experiments.yml has no key 'experiment': it may have experiments, layers."),
         ("    status: active", "  status: active", "4: This is not YAML: expected <block end>, but found '?'."),
     ],
 )

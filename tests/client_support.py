@@ -1,0 +1,155 @@
+"""A scripted assignment service without a network, a clock that is set by hand, and both clients behind one surface.
+
+Belongs here: what tests of serving.client share. Does not belong here: expectations, the real API (api_support.py).
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import httpx
+
+from serving.client import AssignmentClient, Assignments, AsyncAssignmentClient
+
+KEY = "lc_test_key"
+URL = "http://assignments.test"
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+
+class Service:
+    """Answers each name with a variant called after the number of the request; or does as told in `then`.
+
+    `then`: a response, an exception to raise, or a function of the request.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.seen: list[httpx.Request] = []
+        self.headers: dict[str, str] = {"cache-control": "max-age=300"}
+        self.skips: dict[str, str] = {}
+        self.then: httpx.Response | Exception | Callable[[httpx.Request], httpx.Response] | None = None
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.seen.append(request)
+        self.requests.append(json.loads(request.content))
+        if isinstance(self.then, Exception):
+            raise self.then
+        if isinstance(self.then, httpx.Response):
+            return httpx.Response(self.then.status_code, headers=self.then.headers, content=self.then.content)
+        return self.then(request) if self.then is not None else self.answer(request)
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        """What a healthy service says, with fields that the client does not know."""
+        body, number = json.loads(request.content), len(self.requests)
+        served = [
+            {
+                "experiment_id": "7a3c1c52-0f6c-4b0e-9a52-5d0c7f3f0a01",
+                "experiment_name": name,
+                "run": 2,
+                "variant_id": "7a3c1c52-0f6c-4b0e-9a52-5d0c7f3f0a02",
+                "variant_name": f"v{number}",
+                "enrolled": body.get("enroll", True),
+                "reason": "invented_tomorrow",
+                "config": {"number": number, "list": [1]},
+                "colour": "blue",
+            }
+            for name in body["requested_experiments"]
+            if name not in self.skips
+        ]
+        skipped = [
+            {"experiment_name": name, "reason": self.skips[name], "since": "today"}
+            for name in body["requested_experiments"]
+            if name in self.skips
+        ]
+        content = {"assignments": served, "skipped_experiments": skipped, "epoch": 7}
+        return httpx.Response(200, json=content, headers=self.headers)
+
+    def names(self) -> list[list[str]]:
+        """The names that each request asked for."""
+        return [request["requested_experiments"] for request in self.requests]
+
+
+def refusal(status: int, error: str, message: str, **more: Any) -> httpx.Response:
+    """A refusal in the service's shape."""
+    headers = {"x-request-id": "r-1", "cache-control": "no-store"}
+    return httpx.Response(status, json={"error": error, "message": message, **more}, headers=headers)
+
+
+class Driver(Protocol):
+    """Either client, called in the same way."""
+
+    client: Any
+
+    def assign(self, unit_id: str, *names: str, **options: Any) -> Assignments:
+        """For a user."""
+
+    def variant(self, unit_id: str, name: str, default: str) -> str:
+        """For a user."""
+
+    def config(self, unit_id: str, name: str, default: Mapping[str, Any]) -> Mapping[str, Any]:
+        """For a user."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+def _defaults(service: Callable[[httpx.Request], Any] | None) -> dict[str, Any]:
+    given: dict[str, Any] = {"api_key": KEY, "base_url": URL}
+    return given if service is None else {**given, "make_transport": lambda: httpx.MockTransport(service)}
+
+
+class SyncDriver:
+    """AssignmentClient over a scripted service, or none."""
+
+    def __init__(self, service: Callable[[httpx.Request], Any] | None, **options: Any) -> None:
+        self.client = AssignmentClient(**{**_defaults(service), **options})
+
+    def assign(self, unit_id: str, *names: str, **options: Any) -> Assignments:
+        return self.client.assign("user", unit_id, names, **options)
+
+    def variant(self, unit_id: str, name: str, default: str) -> str:
+        return self.client.variant("user", unit_id, name, default)
+
+    def config(self, unit_id: str, name: str, default: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self.client.config("user", unit_id, name, default)
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class AsyncDriver:
+    """AsyncAssignmentClient in a loop of its own."""
+
+    def __init__(self, service: Callable[[httpx.Request], Any] | None, **options: Any) -> None:
+        self.runner = asyncio.Runner()
+        self.client = AsyncAssignmentClient(**{**_defaults(service), **options})
+
+    def assign(self, unit_id: str, *names: str, **options: Any) -> Assignments:
+        return self.runner.run(self.client.assign("user", unit_id, names, **options))
+
+    def variant(self, unit_id: str, name: str, default: str) -> str:
+        return self.runner.run(self.client.variant("user", unit_id, name, default))
+
+    def config(self, unit_id: str, name: str, default: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self.runner.run(self.client.config("user", unit_id, name, default))
+
+    def close(self) -> None:
+        self.runner.run(self.client.aclose())
+        self.runner.close()
+
+
+DRIVERS: dict[str, Callable[..., Driver]] = {"sync": SyncDriver, "async": AsyncDriver}

@@ -1,0 +1,127 @@
+"""API keys in a real database: rotation with and without grace, both secrets revoked together, and an audit log without secrets."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import psycopg
+import pytest
+
+from experimentation.api_keys import (
+    ApiKey,
+    find_api_key,
+    list_api_keys,
+    make_api_key,
+    parse_api_key,
+    revoke_api_key,
+    rotate_api_key,
+)
+from experimentation.records import ExperimentationError
+
+BY = {"actor": "test", "reason": "Because of the test."}
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a database of this test's own."""
+    with psycopg.connect(database_url, autocommit=True) as opened:
+        yield opened
+
+
+def found(url: str, *plaintexts: str) -> list[ApiKey | None]:
+    """What a service finds for each of these keys."""
+
+    async def ask() -> list[ApiKey | None]:
+        connection = await asyncpg.connect(url)
+        try:
+            return [await find_api_key(connection, plaintext) for plaintext in plaintexts]
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())
+
+
+def works(url: str, *plaintexts: str) -> list[bool]:
+    return [key is not None for key in found(url, *plaintexts)]
+
+
+def test_without_grace_the_old_key_ends_at_once(connection: psycopg.Connection[Any], database_url: str) -> None:
+    made, old = make_api_key(connection, "shop", ["assign", "read"], **BY)
+    rotated, new = rotate_api_key(connection, "shop", **BY)
+    assert works(database_url, old, new) == [False, True]
+    assert (rotated, rotated.previous_until) == (made, None)
+    assert new != old and new.rpartition("_")[0] == old.rpartition("_")[0], "the same row, so the key starts the same"
+    kept = connection.execute("SELECT previous_salt, previous_hash, previous_until FROM exp.api_keys").fetchone()
+    assert kept == (None, None, None), "a hash that nothing can match is not kept"
+
+
+def test_with_grace_both_work_until_it_is_over(connection: psycopg.Connection[Any], database_url: str) -> None:
+    _, old = make_api_key(connection, "shop", ["assign"], **BY)
+    rotated, new = rotate_api_key(connection, "shop", HOUR, **BY)
+    by_old, by_new = found(database_url, old, new)
+    assert by_old == by_new == rotated
+    assert rotated.previous_until is not None
+    assert abs(rotated.previous_until - datetime.now(UTC) - HOUR) < timedelta(minutes=1)
+    assert list_api_keys(connection) == [rotated]
+
+    connection.execute("UPDATE exp.api_keys SET previous_until = now() - interval '1 second'")
+    assert works(database_url, old, new) == [False, True]
+    assert [key.previous_until for key in list_api_keys(connection)] == [None]
+
+
+def test_of_three_secrets_two_work_at_most(connection: psycopg.Connection[Any], database_url: str) -> None:
+    _, first = make_api_key(connection, "shop", ["assign"], **BY)
+    _, second = rotate_api_key(connection, "shop", HOUR, **BY)
+    _, third = rotate_api_key(connection, "shop", HOUR, **BY)
+    assert works(database_url, first, second, third) == [False, True, True]
+    _, fourth = rotate_api_key(connection, "shop", **BY)
+    assert works(database_url, second, third, fourth) == [False, False, True]
+
+
+def test_revoking_ends_both(connection: psycopg.Connection[Any], database_url: str) -> None:
+    _, old = make_api_key(connection, "shop", ["assign"], **BY)
+    _, new = rotate_api_key(connection, "shop", HOUR, **BY)
+    assert revoke_api_key(connection, "shop", **BY)
+    assert works(database_url, old, new) == [False, False]
+    assert not revoke_api_key(connection, "shop", **BY)
+
+
+def test_a_key_without_an_old_secret_is_not_opened_by_nothing(
+    connection: psycopg.Connection[Any], database_url: str
+) -> None:
+    _, plaintext = make_api_key(connection, "shop", ["assign"], **BY)
+    parsed = parse_api_key(plaintext)
+    assert parsed is not None
+    assert works(database_url, f"lc_{parsed[0].hex}_{'0' * 64}", f"lc_{'0' * 32}_{'0' * 64}") == [False, False]
+
+
+def test_what_can_not_be_rotated_is_refused(connection: psycopg.Connection[Any], database_url: str) -> None:
+    with pytest.raises(ExperimentationError, match="There is no API key named shop: `lifecycle keys list` shows them"):
+        rotate_api_key(connection, "shop", **BY)
+    _, old = make_api_key(connection, "shop", ["assign"], **BY)
+    for grace in (timedelta(seconds=-1), timedelta(days=7, seconds=1)):
+        with pytest.raises(ExperimentationError, match="The old secret of shop can work for 0 to 7 days longer, not"):
+            rotate_api_key(connection, "shop", grace, **BY)
+    assert works(database_url, old) == [True]
+    revoke_api_key(connection, "shop", **BY)
+    with pytest.raises(ExperimentationError, match=r"API key shop was revoked on 2\d{3}-\d\d-\d\d: make one with"):
+        rotate_api_key(connection, "shop", **BY)
+
+
+def test_every_change_is_audited_without_a_secret(connection: psycopg.Connection[Any]) -> None:
+    made, old = make_api_key(connection, "shop", ["read", "assign"], **BY)
+    _, new = rotate_api_key(connection, "shop", HOUR, **BY)
+    revoke_api_key(connection, "shop", **BY)
+    revoke_api_key(connection, "shop", **BY)
+    rows = connection.execute("SELECT actor, action, subject, after FROM exp.audit_log ORDER BY id").fetchall()
+    assert [row[:3] for row in rows] == [
+        ("test", f"api_key.{what}", "API key shop") for what in ("created", "rotated", "revoked")
+    ]
+    assert rows[0][3] == {"id": str(made.id), "scopes": ["assign", "read"]}
+    everything = str(connection.execute("SELECT to_jsonb(l)::text FROM exp.audit_log l").fetchall())
+    stored = connection.execute("SELECT encode(hash, 'hex'), encode(salt, 'hex') FROM exp.api_keys").fetchall()[0]
+    for secret in (old.rpartition("_")[2], new.rpartition("_")[2], *stored):
+        assert secret not in everything

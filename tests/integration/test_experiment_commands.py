@@ -1,0 +1,206 @@
+"""`lifecycle experiment …` and `lifecycle keys rotate` as a person runs them: one line, one sentence, and what the files make of it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from ground_support import config_of, every_model_exists, next_planner_version, sync_project_config
+from sync_support import BY
+
+from experimentation.config_files import read_config
+from experimentation.experiments import complete_run, open_candidate_run, pause_run, resume_run, runs_of, start_run
+from experimentation.sync import sync
+from experimentation.sync_outlook import sync_outlook
+from experimentation.yaml_nodes import ConfigError
+
+FILE = """\
+experiments:
+  - name: cards
+    unit_type: user
+    status: active
+    targeting: context.tags.exists(t, t == "[new]")
+    variants:
+      - {name: control, allocation: 0.5, config: {shown: [bold]}}
+      - {name: with_cards, allocation: 0.5}
+"""
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a database of this test's own."""
+    with psycopg.connect(database_url, autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def lifecycle(home: Path, tmp_path: Path, database_url: str) -> Any:
+    """Runs a command on that database, with the configuration files of `tmp_path`."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "orchestration.cli", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            env={**os.environ, "DATABASE_URL": database_url, "LIFECYCLE_CONFIG_DIR": str(tmp_path), "USER": "ann"},
+            check=False, timeout=120,
+        )  # fmt: skip
+
+    return run
+
+
+def apply(connection: psycopg.Connection[Any], folder: Path, text: str = FILE) -> None:
+    sync(connection, config_of(folder, text), model_stage=every_model_exists, actor="test")
+
+
+def test_a_run_is_led_through_its_life_by_hand(
+    lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    apply(connection, tmp_path, FILE.replace("active", "draft"))
+    (tmp_path / "experiments.yml").write_text(FILE)
+    said = []
+    for words in (["start"], ["pause"], ["resume"], ["complete", "--ship", "with_cards"]):
+        done = lifecycle("experiment", words[0], "cards", *words[1:], "--reason", f"To {words[0]} [it].")
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        said.append(done.stdout.replace(str(tmp_path), "config"))
+    assert said == [
+        "cards run 1 is active: units are assigned from now on.\n",
+        "cards run 1 is paused: units that have a variant keep it, new ones get none. config/experiments.yml:2 says active, so the next "
+        "`lifecycle sync` makes it active: change the file too.\n",
+        "cards run 1 is active again: new units are assigned, too.\n",
+        "cards run 1 is completed: every unit gets with_cards from now on. config/experiments.yml:2 says active, but `lifecycle sync` "
+        "leaves a completed run as it is.\n",
+    ]
+    (run,) = runs_of(connection, "cards")
+    assert (run.status, run.shipped and run.shipped.name) == ("completed", "with_cards")
+    rows = connection.execute("SELECT action, actor, reason FROM exp.audit_log ORDER BY id DESC LIMIT 4").fetchall()
+    assert rows == [
+        (f"experiment.{did}", "lifecycle experiment by ann", f"To {word} [it].")
+        for word, did in (
+            ("complete", "completed"), ("resume", "resumed"), ("pause", "paused"), ("start", "started"),
+        )
+    ]  # fmt: skip
+
+    shown = lifecycle("experiment", "show", "cards").stdout
+    for told in (
+        "completed, shipped with_cards; user; made by the file; no window; targeting context.tags.exists(t, t == \"[new]\")",
+        '{"shown": ["bold"]}',
+        "To complete [it].",
+        "units enrolled",
+        "control 0.5000, with_cards 0.5000",
+    ):  # fmt: skip
+        assert told in shown, f"{told} is not in\n{shown}"
+    assert lifecycle("experiment", "list").stdout == (
+        "cards run 1: completed, shipped with_cards (user): control 0.5000, with_cards 0.5000\n"
+    )
+
+
+def test_what_can_not_be_done_is_one_sentence(
+    lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    assert lifecycle("experiment", "list").stdout.startswith("There are no experiments yet: ")
+    apply(connection, tmp_path)
+    for words, sentence in (
+        (["resume", "cards"], "cards run 1 is active, so it can't become active."),
+        (["pause", "nobody"], "No experiment is called nobody: `lifecycle experiment list` shows them."),
+        (
+            ["complete", "cards", "--ship", "red"],
+            "cards run 1 has no variant red to ship: it has control, with_cards.",
+        ),
+    ):
+        refused = lifecycle("experiment", *words, "--reason", "Why not.")
+        assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", f"lifecycle: {sentence}\n")
+    refused = lifecycle("experiment", "show", "nobody")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert [lifecycle("experiment", "pause", "cards", *words).returncode for words in ([], ["--reason", " "])] == [2, 2]
+    assert runs_of(connection, "cards")[0].status == "active"
+
+
+def test_files_that_can_not_be_read_do_not_keep_anybody_from_pausing(
+    lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    apply(connection, tmp_path)
+    (tmp_path / "experiments.yml").write_text("experiments: 3\n")
+    done = lifecycle("experiment", "pause", "cards", "--reason", "At once.")
+    assert done.returncode == 0 and done.stdout.startswith("cards run 1 is paused: ")
+    assert "so the next `lifecycle sync` changes nothing: " in done.stdout and "must be a list" in done.stdout
+    assert runs_of(connection, "cards")[0].status == "paused"
+
+
+def test_show_names_policy_versions_and_enrolled_units(lifecycle: Any, connection: psycopg.Connection[Any]) -> None:
+    sync_project_config(connection)
+    version = next_planner_version(connection)
+    run = open_candidate_run(
+        connection, experiment_name="weekly_planner", policy_version_id=version.id, treatment_name="candidate_v2", **BY
+    ).run
+    connection.execute(
+        "INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity) "
+        "SELECT %s, 'household', 'h' || g, %s, 1, 0.1 FROM generate_series(1, 7) g",
+        (run.id, run.variant("candidate_v2").id),
+    )
+    lines = lifecycle("experiment", "show", "weekly_planner").stdout.splitlines()
+    (row,) = [line for line in lines if "candidate_v2" in line and "treatment" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "candidate_v2", "treatment", "0.1000", "planner_policy@2", "", "7",
+    ]  # fmt: skip
+    assert [line.partition(":")[0] for line in lines if line.startswith("weekly_planner run")] == [
+        "weekly_planner run 1",
+        "weekly_planner run 2",
+    ]
+
+
+@pytest.mark.parametrize("says", ["draft", "active", "paused", "completed"])
+@pytest.mark.parametrize("steps", [[start_run], [start_run, pause_run], [start_run, pause_run, resume_run]])
+def test_the_outlook_is_what_the_next_sync_does(
+    connection: psycopg.Connection[Any], tmp_path: Path, says: str, steps: list[Any]
+) -> None:
+    apply(connection, tmp_path, FILE.replace("active", "draft"))
+    run = runs_of(connection, "cards")[0]
+    for step in steps:
+        run = step(connection, run.id, **BY)
+    files = config_of(tmp_path, FILE.replace("active", says))
+    before = connection.execute("SELECT count(*) FROM exp.audit_log").fetchone()
+    outlook = sync_outlook(connection, files, "cards")
+    assert connection.execute("SELECT count(*) FROM exp.audit_log").fetchone() == before
+    place = f"{tmp_path}/experiments.yml:2"
+    try:
+        sync(connection, files, model_stage=every_model_exists, actor="test")
+    except ConfigError as error:
+        assert says == "draft" and outlook == f"The next `lifecycle sync` refuses the files: {error}"
+        return
+    after = runs_of(connection, "cards")[0].status
+    assert says != "draft" and after == says
+    expected = f"{place} says {says}, so the next `lifecycle sync` makes it {after}: change the file too."
+    assert outlook == (None if after == run.status else expected)
+
+
+def test_the_outlook_is_silent_where_the_files_have_no_word(
+    connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    apply(connection, tmp_path)
+    run = pause_run(connection, runs_of(connection, "cards")[0].id, **BY)
+    assert sync_outlook(connection, config_of(tmp_path), "cards") is None
+    connection.execute("UPDATE exp.experiments SET made_by = 'promotion'")
+    assert sync_outlook(connection, config_of(tmp_path, FILE), "cards") is None
+    complete_run(connection, run.id, **BY)
+    assert sync_outlook(connection, read_config(tmp_path), "cards") is None
+
+
+def test_a_key_is_rotated_and_listed(lifecycle: Any) -> None:
+    made = lifecycle("keys", "make", "shop").stdout.strip()
+    rotated = lifecycle("keys", "rotate", "shop", "--grace-minutes", "90")
+    assert rotated.returncode == 0 and rotated.stdout.count("\n") == 1, "the key stands alone on stdout"
+    new = rotated.stdout.strip()
+    assert new != made and new.startswith(made.rpartition("_")[0])
+    until = rotated.stderr.partition("the old one works until ")[2].partition(" UTC")[0]
+    listed = lifecycle("keys", "list").stdout
+    assert until and f"{until} UTC" in listed and new not in listed
+
+    at_once = lifecycle("keys", "rotate", "shop")
+    assert "the old one does not work any more" in at_once.stderr
+    assert f"{until} UTC" not in lifecycle("keys", "list").stdout
+    assert lifecycle("keys", "rotate", "shop", "--grace-minutes", "10081").returncode == 2
+    unknown = lifecycle("keys", "rotate", "shops")
+    assert unknown.returncode == 1 and unknown.stderr.count("\n") == 1 and "no API key named shops" in unknown.stderr

@@ -1,0 +1,195 @@
+"""Layers, targeting and overrides of the files on a real database: the difference in lines, applied, and what is refused."""
+
+from decimal import Decimal
+
+import pytest
+from sync_support import BY, Files, allocations, everything
+
+from experimentation.experiments import complete_run, create_run, runs_of
+from experimentation.layers import ensure_layer, find_layer
+from experimentation.records import LayerRange, NewVariant
+from experimentation.run_store import epochs_of
+
+pytest_plugins = ["sync_support"]
+
+TEXT = """\
+layers:
+  - name: page
+    holdout: 0.05
+experiments:
+  - name: cards
+    unit_type: user
+    status: active
+    layer: {name: page, from: 500, to: 5000}
+    targeting: context.platform == "ios"
+    overrides: {h1: with_cards}
+    variants:
+      - {name: control, allocation: 0.5}
+      - {name: with_cards, allocation: 0.5}
+  - name: colours
+    unit_type: user
+    status: draft
+    layer: {name: page, from: 5000, to: 10000}
+    variants:
+      - {name: control, allocation: 1}
+"""
+DRAFTS = TEXT.replace("status: active", "status: draft")
+
+
+def test_what_is_new_is_told_and_made(files: Files) -> None:
+    would = files.apply(TEXT, check=True).changes
+    assert find_layer(files.connection, "page") is None
+    assert files.apply(TEXT).changes == would
+    assert would[2:] == (
+        "+ layer page: holdout 0.0500",
+        "+ experiment cards run 1 (user, active): control 0.5000, with_cards 0.5000; layer page 500–5000; "
+        'targeting context.platform == "ios"; overrides h1: with_cards',
+        "+ experiment colours run 1 (user, draft): control 1.0000; layer page 5000–10000",
+    )
+    (cards,) = runs_of(files.connection, "cards")
+    assert (cards.layer, cards.targeting, cards.overrides) == (
+        LayerRange("page", 500, 5_000),
+        'context.platform == "ios"',
+        {"h1": "with_cards"},
+    )
+    assert files.apply(TEXT).lines() == ["Files and database agree."]
+
+
+def test_what_differs_is_told_line_by_line(files: Files) -> None:
+    files.apply(TEXT)
+    text = TEXT.replace("holdout: 0.05", "holdout: 0\n    description: The page.").replace('"ios"', '"web"')
+    text = text.replace("{h1: with_cards}", "{h2: control, h1: control}").replace("from: 5000", "from: 6000")
+    would = files.apply(text, check=True).changes
+    state = everything(files.connection)
+    assert files.apply(text, check=True).changes == would
+    assert everything(files.connection) == state
+    assert files.apply(text).changes == would
+    assert would == (
+        "~ layer page: holdout 0.0500 → 0.0000",
+        "~ layer page: description",
+        '~ experiment cards run 1: targeting context.platform == "ios" → context.platform == "web"',
+        "~ experiment cards run 1: overrides h1: with_cards → control, h2: none → control",
+        "~ experiment colours run 1: layer page 5000–10000 → page 6000–10000",
+    )
+    (cards,) = runs_of(files.connection, "cards")
+    assert [epoch.targeting for epoch in epochs_of(files.connection, cards.id)] == [
+        'context.platform == "ios"',
+        'context.platform == "web"',
+    ]
+    assert files.apply(text).changes == ()
+
+
+def test_what_the_file_does_not_say_any_more_is_taken_away(files: Files) -> None:
+    files.apply(TEXT)
+    text = TEXT.replace('    targeting: context.platform == "ios"\n    overrides: {h1: with_cards}\n', "")
+    text = text.replace("    layer: {name: page, from: 5000, to: 10000}\n", "")
+    assert files.apply(text).changes == (
+        '~ experiment cards run 1: targeting context.platform == "ios" → none',
+        "~ experiment cards run 1: overrides h1: with_cards → none",
+        "~ experiment colours run 1: layer page 5000–10000 → none",
+    )
+    assert files.apply(text).changes == ()
+
+
+def test_an_override_may_name_the_variant_that_joins_with_it(files: Files) -> None:
+    files.apply(TEXT)
+    text = TEXT.replace("0.5}", "0.45}").replace(
+        "  - name: colours", "      - {name: late, allocation: 0.1}\n  - name: colours"
+    )
+    text = text.replace("{h1: with_cards}", "{h1: late}")
+    assert files.apply(text).changes[-1] == "~ experiment cards run 1: overrides h1: with_cards → late"
+    assert allocations(files.connection)["late"] == Decimal("0.1")
+
+
+def test_drafts_may_swap_their_ranges(files: Files) -> None:
+    files.apply(DRAFTS)
+    swapped = DRAFTS.replace("from: 5000, to: 10000", "from: 500, to: 5000").replace(
+        "from: 500, to: 5000", "from: 5000, to: 10000", 1
+    )
+    assert files.apply(swapped).changes == (
+        "~ experiment cards run 1: layer page 500–5000 → page 5000–10000",
+        "~ experiment colours run 1: layer page 5000–10000 → page 500–5000",
+    )
+
+
+def test_a_range_may_change_hands_whatever_the_order_in_the_file(files: Files) -> None:
+    files.apply(TEXT)
+    heir = (
+        "  - name: heir\n    unit_type: user\n    layer: {name: page, from: 500, to: 5000}\n"
+        "    variants: [{name: control, allocation: 1}]\n"
+    )
+    text = TEXT.replace("status: active", "status: completed").replace("experiments:\n", f"experiments:\n{heir}")
+    assert files.apply(text).changes == (
+        "+ experiment heir run 1 (user, draft): control 1.0000; layer page 500–5000",
+        "~ experiment cards run 1: status active → completed",
+    )
+
+
+def test_a_draft_may_make_room_for_a_holdout_that_grows(files: Files) -> None:
+    files.apply(DRAFTS)
+    text = DRAFTS.replace("holdout: 0.05", "holdout: 0.06").replace("from: 500,", "from: 600,")
+    assert files.apply(text).changes == (
+        "~ layer page: holdout 0.0500 → 0.0600",
+        "~ experiment cards run 1: layer page 500–5000 → page 600–5000",
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "from: 500,",
+            "from: 600,",
+            "8: cards run 1 is active: only a draft's layer and range can be changed, or units would be in two experiments of the layer.",
+        ),
+        (
+            "    layer: {name: page, from: 500, to: 5000}\n",
+            "",
+            "5: cards run 1 is active: only a draft's layer and range can be changed, or units would be in two experiments of the layer.",
+        ),
+        (
+            "from: 5000, to: 10000",
+            "from: 9000, to: 10000",
+            "17: colours run 1 can't take the buckets 9000 to 10000 of page while other run 1 (draft) has 9500 to 10000: "
+            "take a free range, or complete what has it first.",
+        ),
+    ],
+)
+def test_what_files_and_database_break_together_is_refused_with_file_and_line(
+    files: Files, old: str, new: str, expected: str
+) -> None:
+    files.apply(TEXT.replace("to: 10000", "to: 9500"))
+    other = [NewVariant("control", "control", Decimal(1))]
+    create_run(
+        files.connection,
+        name="other",
+        unit_type="user",
+        variants=other,
+        layer=LayerRange("page", 9_500, 10_000),
+        made_by="promotion",
+        **BY,
+    )
+    text = TEXT if "10000" in new else TEXT.replace("to: 10000", "to: 9500")
+    assert files.problems(text.replace(old, new)) == [f"experiments.yml:{expected}"]
+
+
+def test_a_holdout_does_not_grow_into_an_experiment_of_the_database(files: Files) -> None:
+    files.apply(TEXT)
+    text = TEXT[: TEXT.index("  - name: cards")].replace("experiments:\n", "experiments: []\n")
+    assert files.problems(text.replace("0.05", "0.0501")) == [
+        "experiments.yml:2: The holdout of page can't be 0.0501, its first 501 buckets, while cards run 1 (active) has 500 to 5000: "
+        "complete what is in the way first."
+    ]
+
+
+def test_layers_that_the_files_do_not_name_are_left_alone(files: Files) -> None:
+    ensure_layer(files.connection, "older", **BY)
+    report = files.apply(TEXT)
+    assert report.notes == ("layer older is in the database only, and is left alone",)
+    assert find_layer(files.connection, "older") is not None
+
+
+def test_a_completed_run_may_say_anything_of_its_range(files: Files) -> None:
+    files.apply(TEXT)
+    complete_run(files.connection, runs_of(files.connection, "cards")[0].id, **BY)
+    assert files.apply(TEXT.replace("from: 500,", "from: 700,")).changes == ()

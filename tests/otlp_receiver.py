@@ -1,0 +1,61 @@
+"""A collector of OTLP/HTTP traces on a free port, which keeps what it is sent. Does not belong here: what is expected of the spans."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+
+
+@dataclass
+class Receiver:
+    """Where to send traces, and what came: each span as (attributes of the service, the span)."""
+
+    url: str
+    spans: list[tuple[dict[str, Any], Any]] = field(default_factory=list)
+    paths: set[str] = field(default_factory=set)
+
+    def named(self, name: str) -> Any:
+        """The one span of that name."""
+        (found,) = [span for _, span in self.spans if span.name == name]
+        return found
+
+
+def attributes(pairs: list[KeyValue]) -> dict[str, Any]:
+    """Attributes as a dictionary of text and numbers."""
+    return {pair.key: getattr(pair.value, str(pair.value.WhichOneof("value"))) for pair in pairs}
+
+
+@contextlib.contextmanager
+def otlp_receiver() -> Iterator[Receiver]:
+    """A receiver that runs meanwhile."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = ExportTraceServiceRequest()
+            request.ParseFromString(self.rfile.read(int(self.headers["content-length"])))
+            for resource in request.resource_spans:
+                service = attributes(list(resource.resource.attributes))
+                receiver.spans += [(service, span) for scope in resource.scope_spans for span in scope.spans]
+            receiver.paths.add(self.path)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            """Nothing is printed."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    receiver = Receiver(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)

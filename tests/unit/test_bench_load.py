@@ -1,0 +1,186 @@
+"""The load generator: it reads answers however they are split, never counts a refusal, and its figures and verdicts are right."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from orchestration.bench.command import Only
+from orchestration.bench.figures import Figure, Memory
+from orchestration.bench.load import Load, LoadError, ResponseReader, measure, percentile, requests_of, run
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+REFUSED = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 8\r\n\r\nslowdown"
+REQUEST = "GET /{unit} HTTP/1.1\r\nHost: x\r\n\r\n"
+END_OF_REQUEST = b"\r\n\r\n"
+
+Answer = Callable[[int], bytes | None]
+"""The answer to the n-th request of all, from 0; None closes the connection."""
+
+
+@contextmanager
+def answering(answer: Answer) -> Iterator[tuple[int, list[bytes]]]:
+    """A server of threads on a port, and the request lines that it was sent."""
+    seen: list[bytes] = []
+    lock = threading.Lock()
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            waiting = b""
+            while data := connection.recv(65_536):
+                waiting += data
+                while END_OF_REQUEST in waiting:
+                    request, _, waiting = waiting.partition(END_OF_REQUEST)
+                    with lock:
+                        reply = answer(len(seen))
+                        seen.append(request.partition(b"\r\n")[0])
+                    if reply is None:
+                        return
+                    half = len(reply) // 2
+                    connection.sendall(reply[:half])
+                    connection.sendall(reply[half:])
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1], seen
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, 1), (0.01, 1), (0.5, 50), (0.501, 51), (0.95, 95), (0.99, 99), (1.0, 100)]
+)
+def test_percentiles_are_the_nearest_rank(share: float, expected: float) -> None:
+    assert percentile([float(n) for n in range(1, 101)], share) == expected
+    assert percentile([7.0], share) == 7.0
+
+
+@pytest.mark.parametrize("size", range(1, len(OK)))
+def test_an_answer_is_read_however_it_is_split(size: int) -> None:
+    reader = ResponseReader()
+    for _ in range(2):
+        parts = [OK[at : at + size] for at in range(0, len(OK), size)]
+        assert [reader.feed(part) for part in parts] == [False] * (len(parts) - 1) + [True]
+        assert (reader.status, reader.response) == (200, OK)
+
+
+def test_an_answer_without_a_body_is_complete_with_its_head() -> None:
+    reader = ResponseReader()
+    assert reader.feed(b"HTTP/1.1 204 No Content\r\ndate: today\r\ncontent-length: 0\r\n\r\n") and reader.status == 204
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", "without a content-length"),
+        (b"HTTP/1.1 200 OK\r\nx: \r\ncontent-length: some\r\n\r\n", "without a content-length"),
+        (b"HTTP/1.1 200 OK\r\n\r\ncontent-length: 1", "without a content-length"),
+        (b"220 smtp.example ready\r\n\r\n", "no HTTP answer"),
+        (OK + OK, "More bytes"),
+    ],
+)
+def test_what_is_no_answer_to_one_request_is_refused(data: bytes, said: str) -> None:
+    with pytest.raises(LoadError, match=said):
+        ResponseReader().feed(data)
+
+
+def test_every_request_names_another_unit_and_a_cycle_starts_again() -> None:
+    def lines(load: Load, count: int) -> list[bytes]:
+        requests = requests_of(load)
+        return [next(requests).partition(b" HTTP")[0] for _ in range(count)]
+
+    assert lines(Load(1, REQUEST, prefix="n", first=41), 2) == [b"GET /n00000041", b"GET /n00000042"]
+    assert lines(Load(1, REQUEST, cycle=2), 3) == [b"GET /h00000000", b"GET /h00000001", b"GET /h00000000"]
+
+
+def test_a_count_is_sent_exactly_once_each_over_all_connections() -> None:
+    with answering(lambda n: OK) as (port, seen):
+        result = run(Load(port, REQUEST, connections=4, count=50))
+    assert sorted(seen) == [b"GET /h%08d HTTP/1.1" % n for n in range(50)]
+    assert (result.answered, result.sent) == (50, 50)
+    assert 0 < result.p50_ms <= result.p95_ms <= result.p99_ms
+    assert result.per_second == pytest.approx(50 / result.seconds)
+
+
+def test_seconds_are_kept_and_the_warm_up_does_not_count() -> None:
+    with answering(lambda n: OK) as (port, seen):
+        result = run(Load(port, REQUEST, connections=2, seconds=0.2, warm_up=0.2))
+    assert result.seconds == pytest.approx(0.2)
+    assert 0 < result.answered < result.sent == len(seen)
+
+
+@pytest.mark.parametrize("refused_at", [0, 7, 19])
+def test_one_answer_that_is_not_200_fails_the_measurement(refused_at: int) -> None:
+    said = r"1 of 20 answers were not 200, the first: HTTP/1.1 429 .* slowdown"
+    with answering(lambda n: REFUSED if n == refused_at else OK) as (port, _), pytest.raises(LoadError, match=said):
+        run(Load(port, REQUEST, connections=3, count=20))
+
+
+def test_a_refusal_during_the_warm_up_counts_too() -> None:
+    with answering(lambda n: REFUSED if n == 0 else OK) as (port, _), pytest.raises(LoadError, match="were not 200"):
+        run(Load(port, REQUEST, connections=1, seconds=0.1, warm_up=0.1))
+
+
+def test_a_closed_connection_fails_and_says_what_was_refused_before() -> None:
+    said = r"closed a connection.* 1 of 3 answers were not 200"
+    with answering(lambda n: (OK, REFUSED, None)[n]) as (port, _), pytest.raises(LoadError, match=said):
+        run(Load(port, REQUEST, connections=1, count=5))
+
+
+def test_nothing_that_listens_fails() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(LoadError, match="No connection"):
+        run(Load(port, REQUEST, count=1))
+
+
+def test_a_process_of_its_own_measures_and_complains_alike() -> None:
+    with answering(lambda n: OK if n < 10 else REFUSED) as (port, _):
+        assert measure(Load(port, REQUEST, connections=2, count=10)).answered == 10
+        with pytest.raises(LoadError, match="1 of 1 answers were not 200"):
+            measure(Load(port, REQUEST, connections=2, count=1))
+
+
+def test_a_floor_that_computes_and_got_no_whole_core_was_disturbed() -> None:
+    alone = figure(floor_per_second=30_000.0, floor_cpu_us=32.0, floor_only_computes=True)
+    assert not alone.disturbed
+    pushed = figure(floor_per_second=20_000.0, floor_cpu_us=32.0, floor_only_computes=True, goal=0.0)
+    assert pushed.disturbed and pushed.verdict == "met (disturbed)"
+    assert not figure(floor_per_second=20_000.0, floor_cpu_us=32.0).disturbed, "a floor that waits never fills a core"
+
+
+def figure(**changed: float | None) -> Figure:
+    given: dict[str, float | None] = {"per_second": 60.0, "floor_per_second": 100.0, **changed}
+    return Figure(path="p", what="requests", floor="f", **given)  # type: ignore[arg-type]  # figures only
+
+
+def test_verdicts_name_the_goals_that_are_missed() -> None:
+    assert figure().verdict == "" and figure().as_json()["met"] is None
+    assert figure(goal=0.6).verdict == "met"
+    assert figure(goal=0.61).verdict == "missed: ratio"
+    assert figure(goal=0.61, p99_ms=20.0, p99_goal_ms=20.0).missed == ["ratio", "p99"]
+    assert figure(goal=0.5, p99_ms=19.9, p99_goal_ms=20.0).as_json()["met"] is True
+    assert figure(cpu_us=50.0, floor_cpu_us=25.0).cpu_ratio == 0.5
+    assert figure(cpu_us=0.0, floor_cpu_us=25.0).cpu_ratio is None
+
+
+def test_memory_is_told_a_unit() -> None:
+    assert Memory(units=1024, before_mb=10.0, after_mb=11.0, per_second=1.0).bytes_per_unit == 1024
+
+
+def test_the_command_line_names_what_can_be_measured() -> None:
+    from orchestration.bench.assignments import NAMES
+
+    assert tuple(one.value for one in Only) == NAMES

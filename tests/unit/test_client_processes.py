@@ -1,0 +1,333 @@
+"""The assignment client among others: threads, tasks, event loops, forks, what it imports.
+
+What is kept and what happens while the service is away: test_client.py. Settings and the end of a client: test_client_setup.py.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from client_support import DRIVERS, KEY, URL, AsyncDriver, Clock, Service, SyncDriver
+
+from serving.client import (
+    AssignmentClient,
+    AsyncAssignmentClient,
+    KeyRefusedError,
+    RequestRefusedError,
+)
+
+CALLERS = 8
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+class Arrival(threading.Event):
+    """Tells when somebody begins to wait for it."""
+
+    arrived = threading.Semaphore(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.arrived.release()
+        return super().wait(10)
+
+
+def in_threads(service: Service, *first: Any) -> list[Any]:
+    """What many threads get that ask while one request is on its way; it goes on once all others wait for it."""
+    asked: list[str] = []
+
+    def held(request: httpx.Request) -> httpx.Response:
+        asked.append("once")
+        for _ in range(CALLERS - 1):
+            assert Arrival.arrived.acquire(timeout=10)
+        if first and len(asked) == 1:
+            return httpx.Response(*first)
+        return service.answer(request)
+
+    service.then = held
+    driver = SyncDriver(service, clock=Clock())
+    driver.client._core._make_waiter = Arrival
+
+    def call() -> Any:
+        try:
+            answer = driver.assign("u1", "a")
+        except KeyRefusedError as error:
+            return error
+        return answer.assigned.get("a") or answer.skipped["a"]
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        return [future.result(20) for future in [pool.submit(call) for _ in range(CALLERS)]]
+
+
+def in_tasks(service: Service, *first: Any) -> list[Any]:
+    """The same with tasks: each gets as far as it can before the request goes on."""
+
+    async def run() -> list[Any]:
+        async def held(request: httpx.Request) -> httpx.Response:
+            for _ in range(CALLERS):
+                await asyncio.sleep(0)
+            answer = service(request)
+            return httpx.Response(*first) if first and len(service.requests) == 1 else answer
+
+        transport = httpx.MockTransport(held)
+        async with AsyncAssignmentClient(KEY, URL, clock=Clock(), make_transport=lambda: transport) as client:
+            calls = [client.assign("user", "u1", ["a"]) for _ in range(CALLERS)]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+        return [one if isinstance(one, BaseException) else one.assigned.get("a") or one.skipped["a"] for one in answers]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("many", [in_threads, in_tasks])
+def test_the_same_question_at_once_is_one_request(many: Callable[..., list[Any]], service: Service) -> None:
+    answers = many(service)
+    assert [(one.variant_name, one.source) for one in answers] == [("v1", "service")] * CALLERS
+    assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize("many", [in_threads, in_tasks])
+def test_a_failure_is_shared_by_those_who_waited(many: Callable[..., list[Any]], service: Service) -> None:
+    assert [one.source for one in many(service, 503)] == ["default"] * CALLERS
+    assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize("many", [in_threads, in_tasks])
+def test_a_refused_key_is_told_to_all_with_an_error_each(many: Callable[..., list[Any]], service: Service) -> None:
+    errors = many(service, 401)
+    assert {type(one) for one in errors} == {KeyRefusedError} and len({id(one) for one in errors}) == CALLERS
+    assert len(service.requests) == 1
+
+
+def test_names_on_their_way_are_waited_for_and_the_rest_asked(service: Service) -> None:
+    async def run() -> None:
+        async def held(request: httpx.Request) -> httpx.Response:
+            await asyncio.sleep(0)
+            return service(request)
+
+        transport = httpx.MockTransport(held)
+        async with AsyncAssignmentClient(KEY, URL, make_transport=lambda: transport) as client:
+            first, second = await asyncio.gather(
+                client.assign("user", "u1", ["a", "b"]), client.assign("user", "u1", ["c", "b"])
+            )
+        assert list(first.assigned) == ["a", "b"] and list(second.assigned) == ["c", "b"]
+
+    asyncio.run(run())
+    assert service.names() == [["a", "b"], ["c"]]
+
+
+def test_a_question_is_not_refused_for_anothers_mistake(service: Service) -> None:
+    async def run() -> None:
+        async def held(request: httpx.Request) -> httpx.Response:
+            await asyncio.sleep(0)
+            answer = service(request)
+            if len(service.requests) == 1:
+                return httpx.Response(400, json={"error": "validation_error", "message": "bad name"})
+            return answer
+
+        transport = httpx.MockTransport(held)
+        async with AsyncAssignmentClient(KEY, URL, make_transport=lambda: transport) as client:
+            first, second = await asyncio.gather(
+                client.assign("user", "u1", ["a", "bad"]), client.assign("user", "u1", ["a"]), return_exceptions=True
+            )
+        assert isinstance(first, RequestRefusedError)
+        assert not isinstance(second, BaseException) and second.assigned["a"].source == "service"
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_caller_takes_nobody_along(service: Service) -> None:
+    async def run() -> None:
+        begun = asyncio.Event()
+
+        async def held(request: httpx.Request) -> httpx.Response:
+            answer = service(request)
+            if len(service.requests) == 1:
+                begun.set()
+                await asyncio.Event().wait()
+            return answer
+
+        transport = httpx.MockTransport(held)
+        async with AsyncAssignmentClient(KEY, URL, timeout=20, make_transport=lambda: transport) as client:
+            leader = asyncio.create_task(client.assign("user", "u1", ["a"]))
+            await begun.wait()
+            follower = asyncio.create_task(client.assign("user", "u1", ["a"]))
+            await asyncio.sleep(0)
+            leader.cancel()
+            answer = await follower
+            assert leader.cancelled() and answer.assigned["a"].variant_name == "v2"
+            assert client._core._flights == {}
+
+    asyncio.run(run())
+
+
+def test_after_an_outage_one_caller_tries_and_the_others_do_not_wait(service: Service) -> None:
+    async def run() -> None:
+        clock, begun, go = Clock(), asyncio.Event(), asyncio.Event()
+
+        async def held(request: httpx.Request) -> httpx.Response:
+            answer = service(request)
+            if len(service.requests) == 2:
+                begun.set()
+                await go.wait()
+            return answer
+
+        transport = httpx.MockTransport(held)
+        options: dict[str, Any] = {"clock": clock, "jitter": lambda: 0.0, "make_transport": lambda: transport}
+        async with AsyncAssignmentClient(KEY, URL, timeout=20, **options) as client:
+            service.then = httpx.ConnectError("away")
+            await client.variant("user", "u1", "a", "control")
+            clock.wait(1)
+            service.then = None
+            probe = asyncio.create_task(client.variant("user", "u1", "a", "control"))
+            await begun.wait()
+            assert await client.variant("user", "u2", "a", "control") == "control"
+            go.set()
+            assert await probe == "v2"
+            assert await client.variant("user", "u2", "a", "control") == "v3"
+
+    asyncio.run(run())
+
+
+def test_failures_at_once_count_as_one(service: Service) -> None:
+    async def run() -> None:
+        async def dies(request: httpx.Request) -> httpx.Response:
+            await asyncio.sleep(0)
+            return service(request)
+
+        clock, transport = Clock(), httpx.MockTransport(dies)
+        options: dict[str, Any] = {"clock": clock, "jitter": lambda: 0.0, "make_transport": lambda: transport}
+        async with AsyncAssignmentClient(KEY, URL, **options) as client:
+            service.then = httpx.ConnectError("away")
+            await asyncio.gather(*(client.variant("user", f"u{n}", "a", "control") for n in range(6)))
+            clock.wait(1)
+            service.then = None
+            assert await client.variant("user", "u1", "a", "control") == "v7"
+
+    asyncio.run(run())
+
+
+def test_a_service_that_drips_or_hangs_costs_no_more_than_the_timeout() -> None:
+    clock = Clock()
+
+    def drips() -> Iterator[bytes]:
+        while True:
+            clock.wait(0.3)
+            yield b" "
+
+    service = Service()
+    service.then = lambda request: httpx.Response(200, content=drips())
+    driver = SyncDriver(service, clock=clock)
+    assert driver.variant("u1", "a", "control") == "control" and clock.now < 1001
+
+    async def hangs(request: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    hanging = AsyncDriver(hangs, timeout=0.01)
+    assert hanging.variant("u1", "a", "control") == "control"
+    hanging.close()
+
+
+def test_another_loop_begins_anew_and_knows_what_is_known(service: Service) -> None:
+    made: list[httpx.MockTransport] = []
+
+    def make_transport() -> httpx.MockTransport:
+        made.append(httpx.MockTransport(service))
+        return made[-1]
+
+    client = AsyncAssignmentClient(KEY, URL, make_transport=make_transport)
+    answers = [asyncio.run(client.variant("user", unit, "a", "control")) for unit in ("u1", "u1", "u2")]
+    assert answers == ["v1", "v1", "v2"] and len(made) == 2
+
+
+def in_child(work: Callable[[], str]) -> str:
+    """What `work` returns in a forked child; it is ended after 10 s."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        try:
+            os.write(writing, work().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.parametrize("kind", sorted(DRIVERS))
+def test_a_forked_child_has_connections_and_locks_of_its_own(kind: str, service: Service) -> None:
+    made: list[httpx.MockTransport] = []
+    driver = DRIVERS[kind](service, clock=Clock())
+
+    def make_transport() -> httpx.MockTransport:
+        made.append(httpx.MockTransport(service))
+        return made[-1]
+
+    driver.client._make_transport = make_transport
+    driver.assign("u1", "a")
+
+    def work() -> str:
+        known, new = driver.assign("u1", "a").assigned["a"], driver.assign("u2", "a").assigned["a"]
+        return f"{known.variant_name} {known.source} {new.variant_name} {new.source} {len(made)}"
+
+    # Another thread of the parent could be anywhere: inside the lock, with a request on its way.
+    core = driver.client._core
+    flight = core.plan(_question("u2")).own
+    with core._lock:
+        said = in_child(work)
+    assert said == "v1 cache v2 service 2"
+    assert len(made) == 1 and flight is not None and core._flights
+    with core.flying(flight):
+        pass
+    assert driver.assign("u2", "a").assigned["a"].source == "service" and len(made) == 1
+    driver.close()
+
+
+def _question(unit_id: str) -> Any:
+    from serving.client.core import ask
+
+    return ask("user", unit_id, ["a"], None, True)
+
+
+def test_a_client_that_is_gone_is_not_kept_for_forks() -> None:
+    from serving.client.forks import _all
+
+    gc.collect()
+    before = len(_all)
+    clients = [AssignmentClient(KEY, URL) for _ in range(3)]
+    assert len(_all) == before + 3
+    clients.clear()
+    gc.collect()
+    assert len(_all) == before
+
+
+def test_the_client_imports_only_httpx_and_msgspec() -> None:
+    code = (
+        "import sys, httpx, msgspec; before = set(sys.modules); import serving.client; new = set(sys.modules) - before;"
+        "print(*sorted(name for name in new if name.partition('.')[0] not in sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "serving.client.core" in loaded
+    assert [name for name in loaded if name != "serving" and not name.startswith("serving.client")] == []
+
+
+def test_no_thread_is_started(service: Service) -> None:
+    before = threading.active_count()
+    with AssignmentClient(KEY, URL, make_transport=lambda: httpx.MockTransport(service)) as client:
+        client.variant("user", "u1", "a", "control")
+        assert threading.active_count() == before

@@ -1,0 +1,159 @@
+"""The small parts that the hot path is made of: bounded memory, limits, grouping, metrics."""
+
+import asyncio
+from collections.abc import Sequence
+from decimal import Decimal
+from uuid import uuid4
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from experimentation.assignments import ServedRun, ServedVariant
+from serving.grouping import Grouped
+from serving.limits import BoundedMemory, Limits
+from serving.measures import AssignmentMeasures
+from serving.unit_cache import UnitCache
+
+VARIANT = ServedVariant(uuid4(), "control", "control", Decimal(1), {})
+RUN = ServedRun(uuid4(), "planner", 1, "active", "user", (VARIANT,))
+DECISION = RUN.as_stored[VARIANT.id]
+
+
+def test_the_cache_is_bounded_in_entries_and_time() -> None:
+    now = [0.0]
+    units = UnitCache(2, 10, lambda: now[0])
+    for unit in "abc":
+        units.put(RUN, unit, DECISION)
+    assert [units.get(RUN, unit) for unit in "abc"] == [None, DECISION, DECISION]
+    units.get(RUN, "b")
+    units.put(RUN, "d", DECISION)
+    assert [units.get(RUN, unit) for unit in "bcd"] == [DECISION, None, DECISION]
+    now[0] = 10.5
+    assert units.get(RUN, "b") is None
+    assert len(units) == 1
+    off = UnitCache(0, 10)
+    off.put(RUN, "a", DECISION)
+    assert len(off) == 0
+
+
+def test_a_change_of_the_run_drops_its_entries() -> None:
+    units = UnitCache(10, 10)
+    units.put(RUN, "a", DECISION)
+    changed = ServedRun(RUN.id, "planner", 1, "paused", "user", (VARIANT,))
+    assert units.get(changed, "a") is None
+    assert units.get(RUN, "a") is None
+
+
+def test_a_window_lets_so_many_through_and_then_tells_how_long_to_wait() -> None:
+    now = [1000.0]
+    memory = BoundedMemory(clock=lambda: now[0])
+    assert [memory.incr("a", 60) for _ in range(3)] == [1, 2, 3]
+    assert (memory.get("a"), memory.get_expiry("a"), memory.get("b")) == (3, 1060.0, 0)
+    now[0] = 1060.0
+    assert (memory.get("a"), memory.incr("a", 60), memory.get_expiry("a")) == (0, 1, 1120.0)
+    assert memory.check()
+    assert memory.reset() == 1
+    assert memory.get("a") == 0
+
+
+def test_counters_are_bounded_and_the_oldest_window_ends_first() -> None:
+    memory = BoundedMemory(most=2)
+    memory.incr("a", 60)
+    memory.incr("b", 60)
+    memory.incr("a", 60)
+    memory.incr("c", 60)
+    assert [memory.get(key) for key in "abc"] == [0, 1, 1]
+    memory.clear("b")
+    assert memory.get("b") == 0
+
+
+def test_limits_are_apart_and_zero_is_off() -> None:
+    limits = Limits(2, 0, None)
+    key = limits.unit.key("user/u1")
+    assert [limits.wait(limits.unit, key) > 0 for _ in range(3)] == [False, False, True]
+    assert 1 <= limits.wait(limits.unit, key) <= 60
+    assert limits.wait(limits.unit, limits.unit.key("user/u2")) == 0
+    assert [limits.wait(limits.api_key, limits.api_key.key("k")) for _ in range(50)] == [0] * 50
+
+
+def test_whoever_asks_meanwhile_goes_along_with_the_next_call() -> None:
+    groups: list[int] = []
+
+    async def work(asks: Sequence[int]) -> list[int]:
+        groups.append(len(asks))
+        await asyncio.sleep(0)
+        return [ask * 2 for ask in asks]
+
+    async def ask_all() -> list[int]:
+        grouped: Grouped[int, int] = Grouped(work, size=40)
+        alone = await grouped.ask(21)
+        assert (alone, groups) == (42, [1])
+        return list(await asyncio.gather(*(grouped.ask(n) for n in range(100))))
+
+    assert asyncio.run(ask_all()) == [n * 2 for n in range(100)]
+    assert sum(groups) == 101
+    assert len(groups) <= 5
+    assert max(groups) <= 40
+
+
+def test_each_of_a_group_hears_of_its_failure_and_the_next_goes_on() -> None:
+    async def work(asks: Sequence[int]) -> list[int]:
+        if 0 in asks:
+            raise ValueError("not this one")
+        return list(asks)
+
+    async def ask_all() -> list[int | BaseException]:
+        grouped: Grouped[int, int] = Grouped(work)
+        failed = await asyncio.gather(*(grouped.ask(n) for n in range(3)), return_exceptions=True)
+        assert all(isinstance(each, ValueError) for each in failed)
+        return list(await asyncio.gather(*(grouped.ask(n) for n in range(1, 4)), return_exceptions=True))
+
+    assert asyncio.run(ask_all()) == [1, 2, 3]
+
+
+def test_who_leaves_does_not_take_the_others_along() -> None:
+    started = asyncio.Event()
+
+    async def ask_all() -> tuple[bool, int]:
+        release = asyncio.Event()
+
+        async def work(asks: Sequence[int]) -> list[int]:
+            started.set()
+            await release.wait()
+            return list(asks)
+
+        grouped: Grouped[int, int] = Grouped(work, in_flight=1)
+        leaving, staying = asyncio.create_task(grouped.ask(1)), asyncio.create_task(grouped.ask(2))
+        await started.wait()
+        leaving.cancel()
+        release.set()
+        return (await asyncio.gather(leaving, return_exceptions=True)) != [1], await staying
+
+    assert asyncio.run(ask_all()) == (True, 2)
+
+
+def test_prometheus_reads_what_assignments_count() -> None:
+    measures = AssignmentMeasures()
+    registry = CollectorRegistry()
+    registry.register(measures)
+    for seconds in (0.0005, 0.001, 0.03, 9.0):
+        measures.count_request("assigned", "planner")
+        measures.observe_latency("planner", seconds)
+    measures.count_new("planner")
+    measures.hits, measures.misses = 3, 1
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+    }
+    assert samples["assignment_requests_total", "assigned", "planner"] == 4
+    assert samples["new_assignments_total", "planner"] == 1
+    assert (samples["cache_hits_total",], samples["cache_misses_total",]) == (3, 1)
+    within = {
+        end: samples["assignment_latency_seconds_bucket", end, "planner"]
+        for end in ("0.001", "0.02", "0.05", "5.0", "+Inf")
+    }
+    assert within == {"0.001": 2, "0.02": 2, "0.05": 3, "5.0": 3, "+Inf": 4}
+    assert samples["assignment_latency_seconds_sum", "planner"] == pytest.approx(9.0315)
+    assert samples["assignment_latency_seconds_count", "planner"] == 4

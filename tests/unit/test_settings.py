@@ -1,0 +1,95 @@
+"""Names of settings: which are read, and what is said of those that nobody reads and of values that make no sense."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from experimentation.settings import PROJECT_ROOT, Settings, invalid_settings, settings, unknown_names, variable_names
+
+PACKAGES = ("orchestration", "assets", "serving", "training", "experimentation", "planner")
+IN_SENTENCES = {"LIFECYCLE_X"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("LIFECYCLE_PORTS", "LIFECYCLE_PORTS is no setting: did you mean LIFECYCLE_PG_PORT?"),
+        ("LIFECYCLE_APIPORT", "LIFECYCLE_APIPORT is no setting: did you mean LIFECYCLE_API_PORT?"),
+        ("LIFECYCLE_DATABASE", "LIFECYCLE_DATABASE is no setting: did you mean DATABASE_URL?"),
+        ("LIFECYCLE_DEBUGG", "LIFECYCLE_DEBUGG is no setting: did you mean LIFECYCLE_DEBUG?"),
+        ("lifecycle_hom", "lifecycle_hom is no setting: did you mean LIFECYCLE_HOME?"),
+        ("LIFECYCLE_XYZZY", "LIFECYCLE_XYZZY is no setting: docs/settings.md lists what there is."),
+        ("LIFECYCLE_", "LIFECYCLE_ is no setting: docs/settings.md lists what there is."),
+    ],
+)
+def test_a_name_that_nobody_reads_is_told(name: str, said: str) -> None:
+    assert unknown_names({name: "1"}) == [said]
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_every_name_that_is_read_is_known(field: str) -> None:
+    for name in variable_names(field):
+        assert unknown_names({name: "1", name.lower(): "1"}) == []
+
+
+def test_names_of_others_are_not_ours() -> None:
+    assert unknown_names({"PATH": "", "REDIS": "", "MY_LIFECYCLE_PORT": "", "LIFECYCLES": ""}) == []
+
+
+def test_every_variable_that_the_code_names_is_known() -> None:
+    texts = [path.read_text() for package in PACKAGES for path in (PROJECT_ROOT / package).rglob("*.py")]
+    texts += [path.read_text() for path in (PROJECT_ROOT / "dbt_project").glob("*.yml")]
+    named = {name for text in texts for name in re.findall(r"\bLIFECYCLE_[A-Z_]*[A-Z]\b", text)} - IN_SENTENCES
+    assert {"LIFECYCLE_START", "LIFECYCLE_DEBUG", "LIFECYCLE_DBT_HOST", "LIFECYCLE_HOME"} <= named
+    assert unknown_names(dict.fromkeys(named, "1")) == []
+
+
+@pytest.mark.parametrize(("field", "value"), [("redis_url", "redis://a"), ("database_url", "postgresql://a")])
+def test_both_names_are_read_and_the_usual_one_wins(
+    field: str, value: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, ours = variable_names(field)
+    monkeypatch.setenv(ours, value)
+    assert getattr(settings(), field) == value
+    monkeypatch.setenv(usual, "other")
+    settings.cache_clear()
+    assert getattr(settings(), field) == "other"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LIFECYCLE_API_PORT", "many", "LIFECYCLE_API_PORT=many can't be used (Input should be a valid integer"),
+        ("LIFECYCLE_API_RETRY_DELAYS_MS", "[1", "A setting can't be read (error parsing value for field \"api_retry"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_a_sentence(
+    name: str, value: str, said: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises((ValidationError, SettingsError)) as raised:
+        settings()
+    sentence = invalid_settings(raised.value)
+    assert sentence.startswith(said) and sentence.endswith("correct it in the environment or in settings.env.")
+    assert "\n" not in sentence
+
+
+def test_the_command_line_tells_once_of_the_environment_and_the_file(home: Path) -> None:
+    home.mkdir()
+    (home / "settings.env").write_text("# LIFECYCLE_COMMENT=1\nLIFECYCLE_API_PROT=1\nLIFECYCLE_PORTS=2\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestration.cli", "status", "--json"], cwd=PROJECT_ROOT,
+        env={**os.environ, "LIFECYCLE_HOME": str(home), "LIFECYCLE_PORTS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "LIFECYCLE_API_PROT is no setting: did you mean LIFECYCLE_API_PORT?",
+        "LIFECYCLE_PORTS is no setting: did you mean LIFECYCLE_PG_PORT?",
+    ]
+    assert "no setting" not in done.stdout

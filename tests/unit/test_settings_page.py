@@ -1,0 +1,58 @@
+"""docs/settings.md shows every setting as it is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experimentation.settings import PROJECT_ROOT, Settings
+from experimentation.settings_page import GROUPS, shown, tables
+
+PAGE = (PROJECT_ROOT / "docs" / "settings.md").read_text()
+UPDATE = "put the output of `python -m experimentation.settings_page` into docs/settings.md"
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_setting_stands_on_the_page(name: str) -> None:
+    field = Settings.model_fields[name]
+    assert field.description, f"{name} has no description"
+    (row,) = [line for line in PAGE.splitlines() if line.startswith("| ") and f"`LIFECYCLE_{name.upper()}`" in line]
+    variables, default, description = (cell.strip() for cell in row.strip("|").split(" | "))
+    assert default.startswith("unset" if field.default is None else "`"), UPDATE
+    assert description.replace("&lt;", "<") == field.description, UPDATE
+    usual = getattr(field.validation_alias, "choices", None)
+    assert variables.startswith(f"`{usual[0] if usual else 'LIFECYCLE_' + name.upper()}`"), UPDATE
+
+
+def test_the_tables_are_those_of_the_settings() -> None:
+    assert tables() in PAGE, UPDATE
+    rows = [line for line in PAGE.partition("## Variables")[0].splitlines() if line.startswith("| `")]
+    assert len(rows) == len(Settings.model_fields), UPDATE
+
+
+def test_each_group_begins_with_a_setting() -> None:
+    assert set(GROUPS) <= set(Settings.model_fields) and next(iter(Settings.model_fields)) in GROUPS
+
+
+@pytest.mark.parametrize(
+    ("default", "text"),
+    [
+        (None, "unset"),
+        (PROJECT_ROOT / "config", "`config` of the repository"),
+        (Path("/srv"), "`/srv`"),
+        ("json", "`json`"),
+        (True, "`true`"),
+        (10_000, "`10000`"),
+        ((1, 2), "`[1, 2]`"),
+    ],
+)
+def test_defaults_are_written_as_they_are_set(default: object, text: str) -> None:
+    assert shown(default) == text
+
+
+def test_the_command_prints_the_tables() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "experimentation.settings_page"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert done.stdout == tables() and str(PROJECT_ROOT) not in done.stdout
