@@ -4,11 +4,10 @@ Belongs here: the hot path's SQL (asyncpg). Does not belong here: the rules (ass
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -16,9 +15,6 @@ import msgspec
 
 from experimentation.assignments import Catalogue, ServedLayer, ServedRun, ServedVariant, complete_config
 from experimentation.targeting import Targeting, TargetingError
-
-UnitKey = tuple[UUID, str]
-"""(experiment id, unit id): what a stored row is unique by."""
 
 LOAD_CATALOGUE = """
 SELECT e.id, e.name, e.run, e.status::text AS status, e.unit_type::text AS unit_type, e.start_at, e.end_at, e.shipped_variant_id,
@@ -35,38 +31,29 @@ LEFT JOIN exp.policy_versions p ON p.id::text = lower(v.config ->> 'policy_versi
 ORDER BY e.name, e.run, v.position, v.id
 """
 
+# A subselect looks each unit up by the unique index, whatever the planner believes of the table's size.
 READ_STORED = """
-SELECT r.experiment_id, r.unit_id,
-       (SELECT a.variant_id FROM exp.assignments a WHERE a.experiment_id = r.experiment_id AND a.unit_id = r.unit_id) AS variant_id
-FROM unnest($1::uuid[], $2::text[]) AS r (experiment_id, unit_id)
+SELECT (SELECT a.variant_id FROM exp.assignments a WHERE a.experiment_id = r.experiment_id AND a.unit_id = r.unit_id)
+FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS r (experiment_id, unit_id, place)
+ORDER BY r.place
 """
 
-# One round trip for stored and for new units alike. The subselect looks each unit up by the unique index, whatever the planner believes
-# of the table's size. Sorted, because two writers with overlapping keys in different orders deadlock. Guarded, because what was decided
-# with may be a moment old: a row is stored only while its run is active and its variant, allocation and epoch are the current ones.
-READ_OR_STORE = """
-WITH asked AS MATERIALIZED (
-    SELECT r.*, (SELECT a.variant_id FROM exp.assignments a
-                 WHERE a.experiment_id = r.experiment_id AND a.unit_id = r.unit_id) AS stored_id
-    FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::int[], $5::numeric[])
-         AS r (experiment_id, unit_id, variant_id, epoch, propensity)
-), made AS (
-    INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity)
-    SELECT r.experiment_id, e.unit_type, r.unit_id, r.variant_id, r.epoch, r.propensity
-    FROM asked r
-    JOIN exp.experiments e ON e.id = r.experiment_id AND e.status = 'active'
-    JOIN exp.variants v ON v.id = r.variant_id AND v.allocation = r.propensity AND v.withdrawn_at IS NULL
-    WHERE r.stored_id IS NULL
-      AND NOT EXISTS (SELECT 1 FROM exp.allocation_epochs n WHERE n.experiment_id = r.experiment_id AND n.epoch > r.epoch)
-    ORDER BY r.unit_id, r.experiment_id
-    ON CONFLICT (experiment_id, unit_id) DO NOTHING
-    RETURNING experiment_id, unit_id, variant_id
-)
-SELECT experiment_id, unit_id, stored_id AS variant_id, false AS made FROM asked WHERE stored_id IS NOT NULL
-UNION ALL
-SELECT experiment_id, unit_id, variant_id, true FROM made
+# Units name what they are enrolled in by its number among a few arms. Sorted, because two writers with overlapping keys in different
+# orders deadlock. Guarded, because what was decided with may be a moment old: a row is stored only while its run is active and its variant,
+# allocation and epoch are the current ones.
+STORE_NEW = """
+INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity)
+SELECT arm.experiment_id, e.unit_type, r.unit_id, arm.variant_id, arm.epoch, arm.propensity
+FROM unnest($5::text[], $6::int[]) AS r (unit_id, n)
+JOIN unnest($1::uuid[], $2::uuid[], $3::int[], $4::numeric[])
+     WITH ORDINALITY AS arm (experiment_id, variant_id, epoch, propensity, n) ON arm.n = r.n
+JOIN exp.experiments e ON e.id = arm.experiment_id AND e.status = 'active'
+JOIN exp.variants v ON v.id = arm.variant_id AND v.allocation = arm.propensity AND v.withdrawn_at IS NULL
+WHERE NOT EXISTS (SELECT 1 FROM exp.allocation_epochs n WHERE n.experiment_id = arm.experiment_id AND n.epoch > arm.epoch)
+ORDER BY r.unit_id, arm.experiment_id
+ON CONFLICT (experiment_id, unit_id) DO NOTHING
+RETURNING experiment_id, unit_id
 """
-
 
 FIND_ASSIGNMENT = """
 SELECT variant_id, epoch, propensity, assigned_at FROM exp.assignments WHERE experiment_id = $1 AND unit_id = $2
@@ -78,24 +65,19 @@ FROM exp.policies p JOIN exp.policy_versions v ON v.id = p.production_version_id
 """
 
 
-@dataclass(frozen=True, slots=True)
-class NewRow:
-    """A unit to enrol, with the epoch and the propensity (the variant's allocation) that it was decided with."""
+class Arm(NamedTuple):
+    """What units would be enrolled in: the epoch and the propensity (the variant's allocation) that it was decided with.
+
+    Without a variant, units are only looked up.
+    """
 
     experiment_id: UUID
-    unit_id: str
-    variant_id: UUID
+    variant_id: UUID | None
     epoch: int
     propensity: Decimal
 
-    @property
-    def key(self) -> UnitKey:
-        """What the row is unique by."""
-        return self.experiment_id, self.unit_id
 
-
-@dataclass(frozen=True, slots=True)
-class StoredRow:
+class StoredRow(NamedTuple):
     """The variant of a stored unit, and whether the call that returns it stored it."""
 
     variant_id: UUID
@@ -112,33 +94,57 @@ async def load_catalogue(connection: asyncpg.Connection, before: Catalogue | Non
     return Catalogue.of(_run(list(rows_of_run), known) for _, rows_of_run in groupby(rows, key=lambda row: row["id"]))
 
 
-async def read_stored(connection: asyncpg.Connection, keys: Iterable[UnitKey]) -> dict[UnitKey, StoredRow]:
-    """The row of each of the keys that has one."""
-    experiments, units = zip(*keys, strict=True)
-    rows = await connection.fetch(READ_STORED, experiments, units)
-    return {(row[0], row[1]): StoredRow(row[2]) for row in rows if row[2] is not None}
+async def read_or_store(
+    connection: asyncpg.Connection, arms: Sequence[Arm], units: Sequence[tuple[str, int]], *, store_first: bool
+) -> list[StoredRow | None]:
+    """The row of each unit, in their order; a unit that has none yet is stored where its arm has a variant.
 
-
-async def read_or_store(connection: asyncpg.Connection, rows: Sequence[NewRow]) -> dict[UnitKey, StoredRow]:
-    """The stored row of each key; a key that has none yet is stored, with what was decided for it.
-
-    Must not run inside a transaction: what it returns is committed. A key that is not in the result was decided with an outdated
-    catalogue, and is not stored. Of rows with the same key, the first that is stored counts.
+    `units`: unit id and the place of its arm in `arms`; no unit may come twice for the same run. With `store_first` one statement does
+    for new units, without it one does for stored ones. Must not run inside a transaction: what it returns is committed. None where there
+    is no row: a unit whose arm has a variant was then decided with an outdated catalogue.
     """
-    found = await connection.fetch(
-        READ_OR_STORE,
-        [row.experiment_id for row in rows],
-        [row.unit_id for row in rows],
-        [row.variant_id for row in rows],
-        [row.epoch for row in rows],
-        [row.propensity for row in rows],
-    )
-    settled = {(row[0], row[1]): StoredRow(row[2], row[3]) for row in found}
-    missing = {row.key for row in rows if row.key not in settled}
-    if missing:
-        # A second statement: the snapshot of the first does not see the row of a writer who won while it ran.
-        settled |= await read_stored(connection, missing)
-    return settled
+    rows: list[StoredRow | None] = [None] * len(units)
+    every = range(len(units))
+    if not store_first:
+        await _read(connection, arms, units, every, rows)
+    new = [place for place in every if rows[place] is None and arms[units[place][1]].variant_id is not None]
+    if new:
+        await _store(connection, arms, units, new, rows)
+    # After what was stored, in a statement of its own: the one that stored does not see the row of a writer who won while it ran.
+    left = [place for place in (every if store_first else new) if rows[place] is None]
+    if left:
+        await _read(connection, arms, units, left, rows)
+    return rows
+
+
+async def _read(
+    connection: asyncpg.Connection,
+    arms: Sequence[Arm],
+    units: Sequence[tuple[str, int]],
+    places: Sequence[int],
+    rows: list[StoredRow | None],
+) -> None:
+    experiments = [arms[units[place][1]].experiment_id for place in places]
+    found = await connection.fetch(READ_STORED, experiments, [units[place][0] for place in places])
+    for place, (variant_id,) in zip(places, found, strict=True):
+        rows[place] = None if variant_id is None else StoredRow(variant_id)
+
+
+async def _store(
+    connection: asyncpg.Connection,
+    arms: Sequence[Arm],
+    units: Sequence[tuple[str, int]],
+    places: Sequence[int],
+    rows: list[StoredRow | None],
+) -> None:
+    described = tuple(zip(*arms, strict=True))
+    ids, numbers = [units[place][0] for place in places], [units[place][1] + 1 for place in places]
+    made = {tuple(row) for row in await connection.fetch(STORE_NEW, *described, ids, numbers)}
+    for place in places:
+        unit_id, number = units[place]
+        arm = arms[number]
+        if arm.variant_id is not None and (arm.experiment_id, unit_id) in made:
+            rows[place] = StoredRow(arm.variant_id, True)
 
 
 async def find_assignment(

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from experimentation.bucketing import BUCKETS, VariantWalk, bucket_of
+from experimentation.bucketing import BUCKETS, VariantWalk, bucket_of, bucket_of_text
 from experimentation.targeting import Targeting
 
 ASSIGNED, SHIPPED, WITHDRAWN, REMAINDER, OVERRIDE, NOT_ENROLLED = (
@@ -94,7 +94,8 @@ class Decision:
 class ServedRun:
     """One run of an experiment, with its variants in walking order, its current epoch (0: none yet) and its window (UTC, ends served).
 
-    `overrides` maps unit ids to names of variants. `fingerprint` differs wherever anything that is served does.
+    `overrides` maps unit ids to names of variants. `fingerprint` differs wherever anything that is served does. `as_stored` is what a unit
+    is answered that has a row of the variant at that place, `as_new` one whose bucket falls on it.
     """
 
     id: UUID
@@ -114,8 +115,13 @@ class ServedRun:
     by_id: Mapping[UUID, ServedVariant] = field(init=False, repr=False, compare=False)
     walk: VariantWalk | None = field(init=False, repr=False, compare=False)
     control: ServedVariant | None = field(init=False, repr=False, compare=False)
-    overridden: Mapping[str, ServedVariant] = field(init=False, repr=False, compare=False)
-    as_stored: Mapping[UUID, Decision] = field(init=False, repr=False, compare=False)
+    overridden: Mapping[str, Decision] = field(init=False, repr=False, compare=False)
+    over: Decision = field(init=False, repr=False, compare=False)
+    as_stored: tuple[Decision, ...] = field(init=False, repr=False, compare=False)
+    as_new: tuple[Decision, ...] = field(init=False, repr=False, compare=False)
+    as_peeked: tuple[Decision, ...] = field(init=False, repr=False, compare=False)
+    places: Mapping[UUID, int] = field(init=False, repr=False, compare=False)
+    hashed_with: str = field(init=False, repr=False, compare=False)
     cache_key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -127,13 +133,21 @@ class ServedRun:
         object.__setattr__(self, "walk", walk)
         object.__setattr__(self, "control", roles.get("control"))
         by_name = {variant.name: variant for variant in self.variants if variant.servable}
-        overridden = {unit: by_name[name] for unit, name in self.overrides.items() if name in by_name}
-        object.__setattr__(self, "overridden", overridden)
-        as_stored = {
-            variant.id: Decision(ASSIGNED, variant, enrolled=True) if _is_served(variant) else _baseline(self)
+        overridden = {name: Decision(OVERRIDE, variant) for name, variant in by_name.items()}
+        shown = {unit: overridden[name] for unit, name in self.overrides.items() if name in overridden}
+        object.__setattr__(self, "overridden", shown)
+        shipped = next((variant for variant in self.variants if variant.id == self.shipped_variant_id), None)
+        over = Decision(SHIPPED, shipped) if shipped is not None and shipped.servable else Decision(NOT_ACTIVE)
+        object.__setattr__(self, "over", over)
+        as_stored = tuple(
+            Decision(ASSIGNED, variant, enrolled=True) if _is_served(variant) else _baseline(self)
             for variant in self.variants
-        }
+        )
         object.__setattr__(self, "as_stored", as_stored)
+        object.__setattr__(self, "as_new", tuple(_of_new(self, variant) for variant in self.variants))
+        object.__setattr__(self, "as_peeked", tuple(Decision(NOT_ENROLLED, variant) for variant in self.variants))
+        object.__setattr__(self, "hashed_with", f"{self.id}:")
+        object.__setattr__(self, "places", {variant.id: place for place, variant in enumerate(self.variants)})
         object.__setattr__(self, "cache_key", f"assignment:{self.id}:")
 
 
@@ -168,11 +182,10 @@ def judge_run(run: ServedRun | None, unit_type: str, unit_id: str, now: datetime
     if run.status == "draft":
         return Decision(NOT_ACTIVE)
     if run.status == "completed":
-        shipped = run.by_id.get(run.shipped_variant_id) if run.shipped_variant_id else None
-        return Decision(SHIPPED, shipped) if shipped is not None and shipped.servable else Decision(NOT_ACTIVE)
+        return run.over
     # Before the window: who looks at a variant wants to see it before its users do.
     if run.overridden and unit_id in run.overridden:
-        return Decision(OVERRIDE, run.overridden[unit_id])
+        return run.overridden[unit_id]
     return _outside_window(run, now)
 
 
@@ -181,10 +194,10 @@ def judge_stored(run: ServedRun, stored_variant_id: UUID) -> Decision:
 
     Raises StaleCatalogueError when the row names a variant that the run is not known to have.
     """
-    decision = run.as_stored.get(stored_variant_id)
-    if decision is None:
+    place = run.places.get(stored_variant_id)
+    if place is None:
         raise StaleCatalogueError(f"Variant {stored_variant_id} of {run.name} run {run.run} is not known yet.")
-    return decision
+    return run.as_stored[place]
 
 
 def judge_new(run: ServedRun, unit_type: str, unit_id: str, context: Mapping[str, Any] | None) -> Decision:
@@ -195,17 +208,12 @@ def judge_new(run: ServedRun, unit_type: str, unit_id: str, context: Mapping[str
     shut_out = _shut_out(run, unit_type, unit_id, context)
     if shut_out is not None or run.walk is None:
         return Decision(shut_out or NOT_ACTIVE)
-    variant = run.variants[run.walk.choose(bucket_of(run.id, unit_id))]
-    if not _is_served(variant):
-        return _baseline(run)
-    if variant.role == "remainder":
-        return Decision(REMAINDER, variant)
-    return Decision(ASSIGNED, variant, enrolled=True, new=True)
+    return run.as_new[run.walk.choose(bucket_of_text(run.hashed_with + unit_id))]
 
 
-def peeked(decision: Decision) -> Decision:
+def peeked(run: ServedRun, decision: Decision) -> Decision:
     """The same answer for who only looks: what the unit would get, and it is not enrolled."""
-    return Decision(NOT_ENROLLED, decision.variant) if decision.new else decision
+    return run.as_peeked[run.places[decision.variant.id]] if decision.new and decision.variant else decision
 
 
 def complete_config(
@@ -246,6 +254,15 @@ def _outside_window(run: ServedRun, now: datetime) -> Decision | None:
 
 def _is_served(variant: ServedVariant) -> bool:
     return variant.servable and not variant.withdrawn
+
+
+def _of_new(run: ServedRun, variant: ServedVariant) -> Decision:
+    """What a unit is answered whose bucket falls on the variant."""
+    if not _is_served(variant):
+        return _baseline(run)
+    if variant.role == "remainder":
+        return Decision(REMAINDER, variant)
+    return Decision(ASSIGNED, variant, enrolled=True, new=True)
 
 
 def _baseline(run: ServedRun) -> Decision:

@@ -19,8 +19,12 @@ def bucket_of(experiment_id: UUID, unit_id: str) -> int:
 
     The run's id is hashed in its lower-case hyphenated form. Raises UnicodeEncodeError when `unit_id` holds a lone surrogate.
     """
-    digest = sha256(f"{experiment_id}:{unit_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % BUCKETS
+    return bucket_of_text(f"{experiment_id}:{unit_id}")
+
+
+def bucket_of_text(text: str) -> int:
+    """The bucket of `{experiment_id}:{unit_id}`, for who keeps the first part as text. Raises UnicodeEncodeError for a lone surrogate."""
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") % BUCKETS
 
 
 class VariantWalk:

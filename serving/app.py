@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from experimentation.settings import Settings
 from serving.api_docs import add_docs
@@ -38,10 +38,10 @@ DESCRIPTION = "Which variant a unit is served, and what happened to it: assignme
 class Service(FastAPI):
     """FastAPI behind a front door: hot routes are answered before its middleware and routing, which cost more than their answers."""
 
-    def __init__(self, hot: Mapping[str, ASGIApp], **options: Any) -> None:
+    def __init__(self, hot: Mapping[str, Endpoint], **options: Any) -> None:
         """`hot`: path → endpoint of POST requests."""
         super().__init__(**options)
-        self._front_door = FrontDoor(super().__call__, {("POST", path): endpoint for path, endpoint in hot.items()})
+        self._front_door = FrontDoor(super().__call__, hot)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""

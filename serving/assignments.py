@@ -22,6 +22,7 @@ MAX_REQUESTED = 100
 MAX_BODY_BYTES = 1_048_576
 # Answers of variants are encoded once; more than this are never in use at once.
 MAX_PIECES = 10_000
+WHOLE = b'{"assignments":[%b],"skipped_experiments":[%b]}'
 
 
 class AssignmentRequest(msgspec.Struct):
@@ -70,38 +71,44 @@ class Pieces:
 
     def __init__(self) -> None:
         """Empty."""
-        self._pieces: dict[tuple[str, str, str, str], bytes] = {}
-
-    def of(self, run: ServedRun, decision: Decision) -> bytes:
-        """One member of `assignments`."""
-        variant = decision.variant
-        assert variant is not None
-        key = (run.cache_key, run.fingerprint, variant.name, decision.reason)
-        piece = self._pieces.get(key)
-        if piece is None:
-            if len(self._pieces) >= MAX_PIECES:
-                self._pieces.clear()
-            piece = self._pieces[key] = encode(
-                Assignment(
-                    experiment_id=run.id,
-                    experiment_name=run.name,
-                    run=run.run,
-                    variant_id=variant.id,
-                    variant_name=variant.name,
-                    enrolled=decision.enrolled,
-                    reason=decision.reason,
-                    config=variant.config,
-                )
-            )
-        return piece
+        # By the decision's identity, which the entry keeps alive: decisions of stored units are made once for each picture of a run.
+        self._pieces: dict[int, tuple[Decision, bytes, bytes]] = {}
 
     def response(self, answers: Sequence[Answer]) -> bytes:
         """The whole answer, an `AssignmentResponse`."""
-        served = [self.of(run, decision) for _, run, decision, _ in answers if run is not None and decision.variant]
+        if len(answers) == 1:
+            _, run, decision, _ = answers[0]
+            if run is not None and decision.variant is not None:
+                return self._of(run, decision)[2]
+        served = [self._of(run, decision)[1] for _, run, decision, _ in answers if run is not None and decision.variant]
         skipped = [
             encode(SkippedExperiment(name, decision.reason)) for name, _, decision, _ in answers if not decision.variant
         ]
-        return b'{"assignments":[%b],"skipped_experiments":[%b]}' % (b",".join(served), b",".join(skipped))
+        return WHOLE % (b",".join(served), b",".join(skipped))
+
+    def _of(self, run: ServedRun, decision: Decision) -> tuple[Decision, bytes, bytes]:
+        """The decision, its member of `assignments`, and the whole answer where it is the only one."""
+        found = self._pieces.get(id(decision))
+        if found is not None:
+            return found
+        variant = decision.variant
+        assert variant is not None
+        if len(self._pieces) >= MAX_PIECES:
+            self._pieces.clear()
+        piece = encode(
+            Assignment(
+                experiment_id=run.id,
+                experiment_name=run.name,
+                run=run.run,
+                variant_id=variant.id,
+                variant_name=variant.name,
+                enrolled=decision.enrolled,
+                reason=decision.reason,
+                config=variant.config,
+            )
+        )
+        found = self._pieces[id(decision)] = decision, piece, WHOLE % (piece, b"")
+        return found
 
 
 class AssignmentEndpoint(Endpoint):
@@ -124,14 +131,16 @@ class AssignmentEndpoint(Endpoint):
         started = time.perf_counter()
         try:
             asked = read_request(body)
-            await limit_unit(self._limits, asked.unit_type, asked.unit_id)
+            limit = self._limits.unit
+            if self._limits.shared:
+                await limit_unit(self._limits, asked.unit_type, asked.unit_id)
+            elif limit.over(key := limit.key(f"{asked.unit_type}/{asked.unit_id}")):
+                raise rate_limited(f"A {asked.unit_type}", limit.amount, limit.wait(key))
             names = asked.requested_experiments
             if len(names) > 1:
                 names = list(dict.fromkeys(names))
             question = Question(asked.unit_type, asked.unit_id, names, asked.context, asked.enroll)
-            answers = self._assigner.at_once(question)
-            if answers is None:
-                answers = await self._assigner.answers(question)
+            answers = await self._assigner.answers(question)
         except ApiError as error:
             self._measures.count_request(error.body.error, OTHER)
             raise

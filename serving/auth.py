@@ -34,9 +34,9 @@ class KeyRing:
             return False
         if scope not in found[0].scopes:
             raise forbidden(scope)
-        wait = self._limits.wait(self._limits.api_key, found[2])
-        if wait:
-            raise rate_limited(WHAT_A_KEY_HAS, self._limits.api_key.amount, wait)
+        limit = self._limits.api_key
+        if limit.over(found[2]):
+            raise rate_limited(WHAT_A_KEY_HAS, limit.amount, limit.wait(found[2]))
         return True
 
     async def let_in(self, credentials: bytes, *scopes: str) -> ApiKey:

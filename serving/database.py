@@ -23,6 +23,8 @@ PARTITION_DAYS_AHEAD = 2
 PARTITIONS_EVERY_SECONDS = 3600
 PARTITIONS_RETRY_SECONDS = 5
 CONNECT_SECONDS = 2
+# Statements are few and always the same: planning them anew for each group's arrays took longer than running them.
+SESSION = {"plan_cache_mode": "force_generic_plan", "jit": "off", "application_name": "lifecycle-api"}
 
 TRANSIENT = (
     OSError,
@@ -52,6 +54,7 @@ class Database:
         self._settings = settings
         self._delays = (*(delay / 1000 for delay in settings.api_retry_delays_ms), None)
         self._pool: asyncpg.Pool | None = None
+        self.kept: list[asyncpg.Connection] = []
 
     async def open(self) -> None:
         """Make the pool; call it in the loop that will use it."""
@@ -62,6 +65,7 @@ class Database:
             timeout=CONNECT_SECONDS,
             command_timeout=self._settings.api_database_timeout_seconds,
             reset=_keep_session,
+            server_settings=SESSION,
         )
 
     async def close(self) -> None:
@@ -69,6 +73,7 @@ class Database:
         if self._pool is not None:
             self._pool.terminate()
             self._pool = None
+            self.kept.clear()
 
     def acquire(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """A connection outside of any transaction."""
@@ -77,19 +82,39 @@ class Database:
         pool_acquire: Any = self._pool.acquire(timeout=self._settings.api_database_timeout_seconds)
         return pool_acquire
 
+    def keeping(self) -> "Kept":
+        """A connection that is kept for the next who asks, for what is asked thousands of times a second: the pool's own care for each
+        use costs as much as a short statement. One that failed goes back to the pool."""
+        return Kept(self)
+
+    async def take(self) -> asyncpg.Connection:
+        """From the pool, to be given back."""
+        if self._pool is None:
+            raise RuntimeError("The database is not open: run the application's lifespan.")
+        return await self._pool.acquire(timeout=self._settings.api_database_timeout_seconds)
+
+    async def give_back(self, connection: asyncpg.Connection) -> None:
+        """To the pool."""
+        if self._pool is not None:
+            await self._pool.release(connection)
+
     async def connect(self) -> asyncpg.Connection:
         """A connection beside the pool, for who keeps it."""
         return await asyncpg.connect(
             self.url, timeout=CONNECT_SECONDS, command_timeout=self._settings.api_database_timeout_seconds
         )
 
-    async def retrying(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def retrying(self, operation: Callable[[], Awaitable[T]], failed: Exception | None = None) -> T:
         """Run an operation that may safely run again; wait and repeat while the database is away.
 
+        `failed`: how a first try went, where there was one already.
         Raises ApiError: 503 when every try failed or the schema is missing, 400 for what PostgreSQL can't hold.
         """
         for delay in self._delays:
             try:
+                if failed is not None:
+                    error, failed = failed, None
+                    raise error
                 return await operation()
             except TRANSIENT as error:
                 if delay is None:
@@ -106,6 +131,29 @@ class Database:
                 log.error("The database refuses the API's user: %s", error)
                 raise service_unavailable("The database refuses the API's user.") from error
         raise AssertionError("the last delay is None")
+
+
+class Kept:
+    """One use of a connection that is kept."""
+
+    __slots__ = ("_connection", "_database")
+
+    def __init__(self, database: Database) -> None:
+        """Nothing is taken yet."""
+        self._database = database
+
+    async def __aenter__(self) -> asyncpg.Connection:
+        """One that is kept, else one of the pool's."""
+        kept = self._database.kept
+        self._connection = kept.pop() if kept else await self._database.take()
+        return self._connection
+
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Keep it, or give it back where it failed."""
+        if kind is None:
+            self._database.kept.append(self._connection)
+        else:
+            await self._database.give_back(self._connection)
 
 
 class PartitionKeeper:

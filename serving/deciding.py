@@ -6,11 +6,11 @@ Belongs here: the order of looking up, storing and answering. Does not belong he
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, NamedTuple
 
-from experimentation.assignment_store import NewRow, StoredRow, UnitKey, read_or_store, read_stored
+from experimentation.assignment_store import Arm, StoredRow, read_or_store
 from experimentation.assignments import (
     Catalogue,
     Decision,
@@ -22,7 +22,7 @@ from experimentation.assignments import (
     peeked,
 )
 from serving.catalogue import CatalogueCache
-from serving.database import NOT_STORABLE, Database
+from serving.database import NOT_STORABLE, TRANSIENT, Database
 from serving.errors import service_unavailable
 from serving.grouping import Grouped
 from serving.measures import AssignmentMeasures
@@ -31,6 +31,7 @@ from serving.unit_cache import UnitCache
 
 # Each try reads the experiments anew, so a second is rare and a third means that they change all the time.
 MAX_DECISIONS = 5
+ZERO = Decimal(0)
 
 
 class Answer(NamedTuple):
@@ -42,8 +43,7 @@ class Answer(NamedTuple):
     made: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """Who asks for which experiments, each name once. With `enroll` false nothing is stored."""
 
     unit_type: str
@@ -54,11 +54,12 @@ class Question:
 
 
 class _Ask(NamedTuple):
-    """A unit to look up in a run; `new` is what to store where it has no row."""
+    """A unit to look up in a run, by its cache key; `decision` is what to store where it has no row."""
 
+    key: str
     run: ServedRun
     unit_id: str
-    new: NewRow | None
+    decision: Decision | None
 
 
 _Row = StoredRow | Exception
@@ -81,43 +82,47 @@ class Assigner:
         self._group: Grouped[_Ask, _Row | None] = Grouped(self._look_up)
         self._keeping: set[asyncio.Task[None]] = set()
         self._measures = measures
-
-    def at_once(self, question: Question) -> list[Answer] | None:
-        """The answers, where memory has them all; nothing is awaited."""
-        catalogue = self._catalogue.fresh
-        if catalogue is None:
-            return None
-        known = self._known(catalogue, question)
-        return None if None in known else known  # type: ignore[return-value]  # mypy does not see that no None is left
+        # As the last group was, so is the next one, most of the time; a wrong guess costs a second statement.
+        self._mostly_new = True
 
     async def answers(self, question: Question) -> list[Answer]:
-        """One answer a name, in order. Raises ApiError (503, 400)."""
-        return await self._database.retrying(lambda: self._decide(question))
+        """One answer a name, in order. Nothing is awaited where memory has them all. Raises ApiError (503, 400)."""
+        failed = None
+        catalogue = self._catalogue.fresh
+        if catalogue is not None:
+            known = self._known(catalogue, question)
+            if None not in known:
+                return known  # type: ignore[return-value]  # mypy does not see that no None is left
+            try:
+                if len(known) == 1:
+                    return [await self._settled(catalogue, question.names[0], question)]
+                return await self._completed(catalogue, question, known)
+            except StaleCatalogueError:
+                pass
+            except TRANSIENT as error:
+                failed = error
+        return await self._database.retrying(lambda: self._decide(question), failed)
 
     async def _decide(self, question: Question) -> list[Answer]:
         catalogue = await self._catalogue.current()
         for _ in range(MAX_DECISIONS):
             decided_at = time.monotonic()
             try:
-                known = self._known(catalogue, question)
-                asks = [
-                    self._settled(catalogue, name, question) for name, answer in zip(question.names, known, strict=True)
-                    if answer is None
-                ]  # fmt: skip
-                found = iter([await asks[0]] if len(asks) == 1 else await asyncio.gather(*asks))
-                return [next(found) if answer is None else answer for answer in known]
+                return await self._completed(catalogue, question, self._known(catalogue, question))
             except StaleCatalogueError:
                 catalogue = await self._catalogue.newer_than(decided_at)
         raise service_unavailable("The experiments are changing too fast to decide; try again shortly.")
 
     def _known(self, catalogue: Catalogue, question: Question) -> list[Answer | None]:
+        """What memory knows, None for the rest."""
+        unit_type, unit_id, names, _, _ = question
         now = datetime.now(UTC)
         known: list[Answer | None] = []
-        for name in question.names:
+        for name in names:
             run = catalogue.runs.get(name)
-            decision = judge_run(run, question.unit_type, question.unit_id, now)
+            decision = judge_run(run, unit_type, unit_id, now)
             if decision is None and run is not None:
-                decision = self._units.get(run, question.unit_id)
+                decision = self._units.get(run.cache_key + unit_id, run)
                 if decision is None:
                     known.append(None)
                     continue
@@ -125,97 +130,116 @@ class Assigner:
             known.append(Answer(name, run, decision))  # type: ignore[arg-type]  # no run means a decision
         return known
 
+    async def _completed(
+        self, catalogue: Catalogue, question: Question, known: Sequence[Answer | None]
+    ) -> list[Answer]:
+        """Every answer, what is not known being looked up, or stored. Raises StaleCatalogueError."""
+        asked = [
+            self._settled(catalogue, name, question)
+            for name, answer in zip(question.names, known, strict=True)
+            if answer is None
+        ]
+        found = iter(await asyncio.gather(*asked))
+        return [next(found) if answer is None else answer for answer in known]
+
     async def _settled(self, catalogue: Catalogue, name: str, question: Question) -> Answer:
         """The answer for a unit that may have a row. Raises StaleCatalogueError."""
         run = catalogue.runs[name]
-        unseen = judge_new(run, question.unit_type, question.unit_id, question.context)
-        new = None
-        if unseen.new and question.enroll and unseen.variant is not None:
-            new = NewRow(run.id, question.unit_id, unseen.variant.id, run.epoch, unseen.variant.allocation)
-        row = await self._group.ask(_Ask(run, question.unit_id, new))
+        unit_type, unit_id, _, context, enroll = question
+        unseen = judge_new(run, unit_type, unit_id, context)
+        new = unseen if unseen.new and enroll else None
+        row = await self._group.ask(_Ask(run.cache_key + unit_id, run, unit_id, new))
+        if row is None:
+            if new is not None:
+                raise StaleCatalogueError(f"{run.name} run {run.run} changed while a unit was being enrolled.")
+            return Answer(name, run, unseen if enroll else peeked(run, unseen))
         if isinstance(row, Exception):
             raise row
-        if row is not None:
-            return Answer(name, run, judge_stored(run, row.variant_id), row.made)
-        if new is not None:
-            raise StaleCatalogueError(f"{run.name} run {run.run} changed while a unit was being enrolled.")
-        return Answer(name, run, unseen if question.enroll else peeked(unseen))
+        return Answer(name, run, judge_stored(run, row.variant_id), row.made)
 
     async def _look_up(self, asks: Sequence[_Ask]) -> list[_Row | None]:
         """The rows of a group of asks, new units being stored."""
         # A unit that is asked for twice at once is one row, which counts as made for the first who asked.
         first: dict[str, _Ask] = {}
         for ask in asks:
-            key = ask.run.cache_key + ask.unit_id
-            if key not in first or first[key].new is None:
-                first[key] = ask
-        rows: dict[str, _Row] = await self._from_redis(first)
-        rest = [ask for key, ask in first.items() if key not in rows]
-        if rest:
-            rows |= await self._from_database(rest)
-        told: set[str] = set()
+            found = first.get(ask.key)
+            if found is None or found.decision is None:
+                first[ask.key] = ask
+        once = list(first.values())
+        rows = await self._from_database(once) if self._shared.off else await self._through_redis(once)
+        if len(once) == len(asks):
+            return rows
+        by_key: dict[str, _Row | None] = dict(zip(first, rows, strict=True))
         replies: list[_Row | None] = []
         for ask in asks:
-            key = ask.run.cache_key + ask.unit_id
-            row = rows.get(key)
-            replies.append(StoredRow(row.variant_id) if isinstance(row, StoredRow) and key in told else row)
-            told.add(key)
+            row = by_key[ask.key]
+            replies.append(row)
+            if isinstance(row, StoredRow) and row.made:
+                by_key[ask.key] = StoredRow(row.variant_id)
         return replies
 
-    async def _from_redis(self, asks: Mapping[str, _Ask]) -> dict[str, _Row]:
-        rows: dict[str, _Row] = {}
-        if self._shared.off:
-            return rows
-        found = await self._shared.get([(ask.run, ask.unit_id) for ask in asks.values()])
-        for (key, ask), variant_id in zip(asks.items(), found, strict=True):
-            if variant_id is not None and variant_id in ask.run.as_stored:
-                rows[key] = StoredRow(variant_id)
-                self._units.put(ask.run, ask.unit_id, ask.run.as_stored[variant_id])
+    async def _through_redis(self, asks: Sequence[_Ask]) -> list[_Row | None]:
+        """What Redis knows, and for the rest what the database says, which Redis is then told."""
+        rows: list[_Row | None] = []
+        for ask, place in zip(asks, await self._shared.get([(ask.key, ask.run) for ask in asks]), strict=True):
+            rows.append(None if place is None else StoredRow(ask.run.variants[place].id))
+            if place is not None:
+                self._units.put(ask.key, ask.run, place)
                 self._measures.hits += 1
-        return rows
-
-    async def _from_database(self, asks: Sequence[_Ask]) -> dict[str, _Row]:
-        self._measures.misses += len(asks)
-        found: dict[UnitKey, _Row]
-        try:
-            found = await self._query(asks)
-        except NOT_STORABLE:
-            if len(asks) == 1:
-                raise
-            # One of them can't be stored: the others don't suffer for it.
-            found = {}
-            for ask in asks:
-                try:
-                    found |= await self._query([ask])
-                except NOT_STORABLE as error:
-                    found[ask.run.id, ask.unit_id] = error
-        rows: dict[str, _Row] = {}
+        rest = [place for place, row in enumerate(rows) if row is None]
         kept = []
-        for ask in asks:
-            row = found.get((ask.run.id, ask.unit_id))
-            if row is None:
-                continue
-            rows[ask.run.cache_key + ask.unit_id] = row
-            if isinstance(row, Exception):
-                continue
-            decision = ask.run.as_stored.get(row.variant_id)
-            if decision is not None:
-                self._units.put(ask.run, ask.unit_id, decision)
-                kept.append((ask.run, ask.unit_id, row.variant_id))
-        if kept and not self._shared.off:
+        if rest:
+            for place, row in zip(rest, await self._from_database([asks[place] for place in rest]), strict=True):
+                rows[place] = row
+                if isinstance(row, StoredRow):
+                    kept.append((asks[place].key, asks[place].run, row.variant_id))
+        if kept:
             # Nobody waits for it: the rows are committed.
             task = asyncio.create_task(self._shared.put(kept))
             self._keeping.add(task)
             task.add_done_callback(self._keeping.discard)
         return rows
 
-    async def _query(self, asks: Sequence[_Ask]) -> dict[UnitKey, _Row]:
-        new = [ask.new for ask in asks if ask.new is not None]
-        seen = [(ask.run.id, ask.unit_id) for ask in asks if ask.new is None]
-        rows: dict[UnitKey, _Row] = {}
-        async with self._database.acquire() as connection:
-            if new:
-                rows |= await read_or_store(connection, new)
-            if seen:
-                rows |= await read_stored(connection, seen)
+    async def _from_database(self, asks: Sequence[_Ask]) -> list[_Row | None]:
+        self._measures.misses += len(asks)
+        try:
+            return await self._query(asks)
+        except NOT_STORABLE:
+            if len(asks) == 1:
+                raise
+        # One of them can't be stored: the others don't suffer for it.
+        rows: list[_Row | None] = []
+        for ask in asks:
+            try:
+                rows += await self._query([ask])
+            except NOT_STORABLE as error:
+                rows.append(error)
+        return rows
+
+    async def _query(self, asks: Sequence[_Ask]) -> list[_Row | None]:
+        arms: dict[tuple[int, int], int] = {}
+        described: list[Arm] = []
+        units: list[tuple[str, int]] = []
+        for _, run, unit_id, decision in asks:
+            variant = None if decision is None else decision.variant
+            # By identity, which costs nothing to compare: the asks keep both alive.
+            which = (id(run), id(variant))
+            place = arms.get(which)
+            if place is None:
+                place = arms[which] = len(described)
+                described.append(
+                    Arm(run.id, None, 0, ZERO) if variant is None else Arm(run.id, variant.id, run.epoch, variant.allocation)
+                )  # fmt: skip
+            units.append((unit_id, place))
+        async with self._database.keeping() as connection:
+            found = await read_or_store(connection, described, units, store_first=self._mostly_new)
+        made = 0
+        rows: list[_Row | None] = list(found)
+        for ask, row in zip(asks, found, strict=True):
+            if row is not None:
+                made += row.made
+                place = ask.run.places.get(row.variant_id)
+                if place is not None:
+                    self._units.put(ask.key, ask.run, place)
+        self._mostly_new = made * 2 >= len(asks)
         return rows

@@ -43,9 +43,13 @@ class Endpoint(ABC):
         return headers.get(b"authorization", b"")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; the header X-Request-ID is `scope["request_id"]`, which the front door has set."""
-        headers = dict(scope["headers"])
-        request_id = (b"x-request-id", scope["request_id"].encode())
+        """Answer one request that came through the router; its id is `scope["request_id"]`, which the front door has set."""
+        await self.respond(scope, receive, send, dict(scope["headers"]), None)
+
+    async def respond(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: bytes | None
+    ) -> None:
+        """Answer one request; `request_id` is sent with it, where nobody outside does so."""
         try:
             credentials = self.credentials(headers)
             if not self._keys.let_in_at_once(credentials, self.scope):
@@ -68,8 +72,10 @@ class Endpoint(ABC):
             log.exception("A defect: %s %s failed.", scope["method"], scope["path"])
             await unexpected(scope["request_id"]).response()(scope, receive, send)
             return
-        length = (b"content-length", b"%d" % len(content))
-        await send({"type": "http.response.start", "status": status, "headers": [JSON, length, request_id, *more]})
+        sent = [JSON, (b"content-length", b"%d" % len(content)), *more]
+        if request_id is not None:
+            sent.append((b"x-request-id", request_id))
+        await send({"type": "http.response.start", "status": status, "headers": sent})
         await send({"type": "http.response.body", "body": content})
 
 

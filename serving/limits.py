@@ -12,14 +12,13 @@ from collections.abc import Callable
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.storage import Storage
-from limits.storage.base import Storage as BaseStorage
 
 from serving.redis_link import TIMEOUT_SECONDS, RedisLink
 
 MAX_COUNTERS = 100_000
 
 
-class BoundedMemory(BaseStorage):
+class BoundedMemory(Storage):
     """Fixed windows in at most `most` counters, for one thread.
 
     The library's own MemoryStorage looks through all its counters from a timer thread, every 10 ms, and holds as many as there are
@@ -47,6 +46,10 @@ class BoundedMemory(BaseStorage):
 
     def incr(self, key: str, expiry: float, amount: int = 1) -> int:
         """Count, in a window of `expiry` seconds that begins with the first count."""
+        return self.count(key, expiry, amount)
+
+    def count(self, key: str, expiry: float, amount: int = 1) -> int:
+        """The same, without what the library wraps around `incr` to translate errors, of which there are none here."""
         now = self._clock()
         count, ends = self._windows.get(key, (0, 0.0))
         if ends <= now:
@@ -85,7 +88,7 @@ class BoundedMemory(BaseStorage):
 class Limit:
     """So many requests a minute for each of something."""
 
-    def __init__(self, amount: int, namespace: str, memory: Storage, shared: RedisStorage | None) -> None:
+    def __init__(self, amount: int, namespace: str, memory: BoundedMemory, shared: RedisStorage | None) -> None:
         """0 switches it off."""
         # The library's key for a name, cut around the name: building it anew costs as much as counting.
         around = RateLimitItemPerMinute(amount, 1, namespace).key_for("{name}")
@@ -99,7 +102,7 @@ class Limit:
 
     def over(self, key: str) -> bool:
         """Count a request in this process; whether it is one too many."""
-        return self.on and self._memory.incr(key, 60) > self.amount
+        return self.on and self._memory.count(key, 60) > self.amount
 
     def wait(self, key: str) -> int:
         """Seconds until the window ends, at least 1."""

@@ -98,9 +98,7 @@ class _OfrepEndpoint(Endpoint):
 
     async def _answers(self, question: Question) -> list[Answer]:
         started = time.perf_counter()
-        answers = self._assigner.at_once(question)
-        if answers is None:
-            answers = await self._assigner.answers(question)
+        answers = await self._assigner.answers(question)
         count_answers(self._measures, answers, time.perf_counter() - started)
         return answers
 

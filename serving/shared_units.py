@@ -26,32 +26,31 @@ class SharedUnits:
         """Whether there is no Redis to ask."""
         return self._link is None
 
-    async def get(self, units: Sequence[tuple[ServedRun, str]]) -> list[UUID | None]:
-        """The stored variant of each unit that is known there."""
+    async def get(self, units: Sequence[tuple[str, ServedRun]]) -> list[int | None]:
+        """For each unit (its key and its run) that is known there, the place of its variant in the run."""
         if self._link is None:
             return [None] * len(units)
-        keys = [run.cache_key + unit_id for run, unit_id in units]
         client = self._link.client
-        found = await self._link.ask(lambda: client.mget(keys))
+        found = await self._link.ask(lambda: client.mget([key for key, _ in units]))
         if found is None:
             return [None] * len(units)
-        return [_variant_id(run, value) for (run, _), value in zip(units, cast(list[str | None], found), strict=True)]
+        return [_place(run, value) for (_, run), value in zip(units, cast(list[str | None], found), strict=True)]
 
-    async def put(self, units: Iterable[tuple[ServedRun, str, UUID]]) -> None:
+    async def put(self, units: Iterable[tuple[str, ServedRun, UUID]]) -> None:
         """Keep what is committed."""
         if self._link is None:
             return
         pipe = self._link.client.pipeline(transaction=False)
-        for run, unit_id, variant_id in units:
-            pipe.set(run.cache_key + unit_id, f"{variant_id}:{run.fingerprint}", px=self._milliseconds)
+        for key, run, variant_id in units:
+            pipe.set(key, f"{variant_id}:{run.fingerprint}", px=self._milliseconds)
         await self._link.ask(pipe.execute)
 
 
-def _variant_id(run: ServedRun, value: str | None) -> UUID | None:
+def _place(run: ServedRun, value: str | None) -> int | None:
     variant_id, _, fingerprint = (value or "").partition(":")
     if fingerprint != run.fingerprint:
         return None
     try:
-        return UUID(variant_id)
+        return run.places.get(UUID(variant_id))
     except ValueError:
         return None

@@ -61,9 +61,16 @@ PATHS = (
     Way("new", "new units, 32 connections", "insert", 32, 2.5, new_units=True, p99_goal_ms=100),
     Way("new-4", "new units, 4 connections", "insert", 4, 1.0, new_units=True),
     Way("new-1", "new units, 1 connection", "insert", 1, 1.0, new_units=True),
+    Way("new-alike", "new units, 32 connections", "ungrouped", 32, 2.5, new_units=True, p99_goal_ms=100),
+    Way("new-alike-4", "new units, 4 connections", "ungrouped", 4, 1.0, new_units=True),
+    Way("new-alike-1", "new units, 1 connection", "ungrouped", 1, 1.0, new_units=True),
 )
 NAMES = (*(path.name for path in PATHS), MEMORY)
-FLOORS = {"bare": "fixed answer", "insert": "one INSERT a request"}
+FLOORS = {
+    "bare": "fixed answer",
+    "insert": "one INSERT a request, nothing else",
+    "ungrouped": "one INSERT a request, all else alike",
+}
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ class AssignmentBench:
             return Memory(units=units, before_mb=before, after_mb=server.resident_mb(), per_second=result.per_second)
 
     @contextlib.contextmanager
-    def _api(self, name: str, settings: dict[str, str]) -> Iterator[Server]:
+    def _api(self, name: str, settings: dict[str, str], module: str = "serving") -> Iterator[Server]:
         port = free_port()
         given = environment(
             self._folder / "home",
@@ -183,11 +190,15 @@ class AssignmentBench:
             rate_limit_key_per_minute=NEVER_REACHED,
             **settings,
         )
-        with running(name, ["serving"], port, given, self._request, self._folder) as server:
+        with running(name, [module], port, given, self._request, self._folder) as server:
             yield server
 
     @contextlib.contextmanager
     def _floor(self, floor: str) -> Iterator[Server]:
+        if floor == "ungrouped":
+            with self._api("floor-ungrouped", {}, "orchestration.bench.ungrouped") as server:
+                yield server
+            return
         port = free_port()
         command = ["orchestration.bench.floor", floor, "--port", str(port), "--run-id", str(self._run_id)]
         given = environment(self._folder / "home", self._url)

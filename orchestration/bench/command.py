@@ -35,6 +35,9 @@ class Only(StrEnum):
     NEW = "new"
     NEW_4 = "new-4"
     NEW_1 = "new-1"
+    NEW_ALIKE = "new-alike"
+    NEW_ALIKE_4 = "new-alike-4"
+    NEW_ALIKE_1 = "new-alike-1"
     MEMORY = "memory"
 
 

@@ -209,6 +209,6 @@ def test_a_rule_that_cannot_judge_is_told() -> None:
 
 def test_who_peeks_is_shown_what_a_unit_would_get() -> None:
     unit = unit_in(RUN, 0, 1000)
-    assert peeked(decide(RUN, unit)) == Decision("not_enrolled", CONTROL)
+    assert peeked(RUN, decide(RUN, unit)) == Decision("not_enrolled", CONTROL)
     for decision in (decide(RUN, unit, stored=CONTROL.id), decide(RUN, unit_in(RUN, 1000, 9000)), Decision("paused")):
-        assert peeked(decision) is decision
+        assert peeked(RUN, decision) is decision

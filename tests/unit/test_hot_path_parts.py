@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from uuid import uuid4
 
@@ -16,33 +17,33 @@ from serving.measures import AssignmentMeasures
 from serving.unit_cache import UnitCache
 
 VARIANT = ServedVariant(uuid4(), "control", "control", Decimal(1), {})
-RUN = ServedRun(uuid4(), "planner", 1, "active", "user", (VARIANT,))
-DECISION = RUN.as_stored[VARIANT.id]
+RUN = ServedRun(uuid4(), "planner", 1, "active", "user", (VARIANT,), fingerprint="before")
+DECISION = RUN.as_stored[0]
 
 
 def test_the_cache_is_bounded_in_entries_and_time() -> None:
     now = [0.0]
     units = UnitCache(2, 10, lambda: now[0])
     for unit in "abc":
-        units.put(RUN, unit, DECISION)
-    assert [units.get(RUN, unit) for unit in "abc"] == [None, DECISION, DECISION]
-    units.get(RUN, "b")
-    units.put(RUN, "d", DECISION)
-    assert [units.get(RUN, unit) for unit in "bcd"] == [DECISION, None, DECISION]
+        units.put(unit, RUN, 0)
+    assert [units.get(unit, RUN) for unit in "abc"] == [None, DECISION, DECISION]
+    units.get("b", RUN)
+    units.put("d", RUN, 0)
+    assert [units.get(unit, RUN) for unit in "bcd"] == [DECISION, None, DECISION]
     now[0] = 10.5
-    assert units.get(RUN, "b") is None
+    assert units.get("b", RUN) is None
     assert len(units) == 1
     off = UnitCache(0, 10)
-    off.put(RUN, "a", DECISION)
+    off.put("a", RUN, 0)
     assert len(off) == 0
 
 
 def test_a_change_of_the_run_drops_its_entries() -> None:
     units = UnitCache(10, 10)
-    units.put(RUN, "a", DECISION)
-    changed = ServedRun(RUN.id, "planner", 1, "paused", "user", (VARIANT,))
-    assert units.get(changed, "a") is None
-    assert units.get(RUN, "a") is None
+    units.put("a", RUN, 0)
+    changed = replace(RUN, status="paused", fingerprint="after")
+    assert units.get("a", changed) is None
+    assert units.get("a", RUN) is None
 
 
 def test_a_window_lets_so_many_through_and_then_tells_how_long_to_wait() -> None:

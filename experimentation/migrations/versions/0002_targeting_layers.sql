@@ -50,3 +50,7 @@ CREATE TRIGGER policy_versions_tell AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
     FOR EACH STATEMENT EXECUTE FUNCTION exp.tell_of_change();
 CREATE TRIGGER api_keys_tell AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON exp.api_keys
     FOR EACH STATEMENT EXECUTE FUNCTION exp.tell_of_change();
+
+-- Every enrolment pays for these. The reference to the run follows from the one to its variant; a variant's rows are found by its run.
+ALTER TABLE exp.assignments DROP CONSTRAINT assignments_experiment_id_fkey;
+DROP INDEX exp.assignments_variant;

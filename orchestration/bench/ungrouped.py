@@ -1,0 +1,39 @@
+"""The API with one INSERT a request where it would group: `python -m orchestration.bench.ungrouped`. It tells what grouping is worth.
+
+Belongs here: the one difference. Does not belong here: keys, limits, metrics and the rest, which are the API's own; measuring.
+"""
+
+import sys
+
+from experimentation.assignments import Catalogue, judge_new
+from orchestration.bench.floor import INSERT
+from serving import __main__ as service
+from serving import app
+from serving.deciding import Answer, Assigner, Question
+
+
+class Ungrouped(Assigner):
+    """Stores each new unit by a statement of its own, through the same pool; for new units alone."""
+
+    async def _settled(self, catalogue: Catalogue, name: str, question: Question) -> Answer:
+        run = catalogue.runs[name]
+        decision = judge_new(run, question.unit_type, question.unit_id, question.context)
+        variant = decision.variant
+        if variant is None:
+            return Answer(name, run, decision)
+        row = (run.id, question.unit_type, question.unit_id, variant.id, variant.allocation)
+        async with self._database.acquire() as connection:
+            await connection.execute(INSERT, *row)
+        place = run.places[variant.id]
+        self._units.put(run.cache_key + question.unit_id, run, place)
+        return Answer(name, run, run.as_stored[place], made=True)
+
+
+def main() -> int:
+    """Serve until a signal ends it."""
+    app.Assigner = Ungrouped  # type: ignore[misc]  # the one part that is exchanged
+    return service.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
