@@ -84,19 +84,26 @@ def test_each_name_is_answered_on_its_own(api: Api) -> None:
     assert len(api.rows(ROWS)) == 1
 
 
-def test_neither_the_order_of_names_nor_of_units_matters(api: Api) -> None:
+def test_neither_the_order_of_names_nor_of_units_matters(
+    database_url: str, make_client: Callable[..., httpx.Client]
+) -> None:
     names = ["one", "two", "three"]
-    for name in names:
-        make_run(api.connection, name)
+    with (
+        running_api(database_url, assignment_cache_entries=0) as url,
+        psycopg.connect(database_url, autocommit=True) as connection,
+    ):
+        api = Api(make_client(url, "assign"), connection, database_url)
+        for name in names:
+            make_run(connection, name)
 
-    def told(unit: str, asked: list[str]) -> dict[str, str]:
-        return {one["experiment_name"]: one["variant_id"] for one in api.assign(unit, *asked)["assignments"]}
+        def told(unit: str, asked: list[str]) -> dict[str, str]:
+            return {one["experiment_name"]: one["variant_id"] for one in api.assign(unit, *asked)["assignments"]}
 
-    seen = {unit: told(unit, names) for unit in ("a", "b", "c", "d")}
-    api.connection.execute("DELETE FROM exp.assignments")
-    assert {unit: told(unit, names[::-1]) for unit in ("d", "c", "b", "a")} == seen
-    api.connection.execute("DELETE FROM exp.assignments")
-    assert {unit: {name: told(unit, [name])[name] for name in names} for unit in ("c", "a", "d", "b")} == seen
+        seen = {unit: told(unit, names) for unit in ("a", "b", "c", "d")}
+        connection.execute("DELETE FROM exp.assignments")
+        assert {unit: told(unit, names[::-1]) for unit in ("d", "c", "b", "a")} == seen
+        connection.execute("DELETE FROM exp.assignments")
+        assert {unit: {name: told(unit, [name])[name] for name in names} for unit in ("c", "a", "d", "b")} == seen
 
 
 def test_the_window_closes_for_stored_units_too(api: Api) -> None:
