@@ -88,6 +88,9 @@ class Settings(BaseSettings):
         description="Redis that the API's instances share for limits and stored assignments; unset: each keeps its own.",
     )
     api_host: str = Field(default="127.0.0.1", description="Address that the API listens on; 0.0.0.0 means every one.")
+    api_services: Literal["all", "assignments", "events"] = Field(
+        default="all", description="What an API process serves: everything, or one of the two services apart."
+    )
     assignment_max_age_seconds: int = Field(default=300, ge=0, description="How long clients may hold an assignment.")
     assignment_cache_entries: int = Field(
         default=100_000, ge=0, description="Stored assignments held in the API's memory, about 550 bytes each; 0: none."
@@ -109,7 +112,7 @@ class Settings(BaseSettings):
     api_key_cache_seconds: float = Field(
         default=5.0,
         ge=0,
-        description="How long the API trusts a key that it has checked; a revoked key works this long.",
+        description="How long the API trusts a key that it has checked; where changes can't be heard of, a revoked key works this long.",
     )
     api_retry_delays_ms: tuple[int, ...] = Field(
         default=(100, 200, 400),

@@ -69,19 +69,18 @@ def create_app(settings: Settings) -> FastAPI:
         measures.assignments,
     )
     events = EventStore(database, catalogue, partitions)
-    hot: dict[str, Endpoint] = {
-        "/api/v1/assignments": AssignmentEndpoint(
+    hot: dict[str, Endpoint] = {}
+    cold: dict[str, Endpoint] = {}
+    if settings.api_services != "events":
+        hot["/api/v1/assignments"] = AssignmentEndpoint(
             keys, assigner, limits, measures.assignments, settings.assignment_max_age_seconds
-        ),
-        "/api/v1/events": EventEndpoint(keys, events, measures),
-        "/api/v1/events/batch": BatchEndpoint(keys, events, measures),
-    }
-
-    ofrep = (keys, database, catalogue, assigner, limits, measures.assignments)
-    cold: dict[str, Endpoint] = {
-        "/ofrep/v1/evaluate/flags": FlagsEndpoint(*ofrep),
-        "/ofrep/v1/evaluate/flags/{key}": FlagEndpoint(*ofrep),
-    }
+        )
+        ofrep = (keys, database, catalogue, assigner, limits, measures.assignments)
+        cold["/ofrep/v1/evaluate/flags"] = FlagsEndpoint(*ofrep)
+        cold["/ofrep/v1/evaluate/flags/{key}"] = FlagEndpoint(*ofrep)
+    if settings.api_services != "assignments":
+        hot["/api/v1/events"] = EventEndpoint(keys, events, measures)
+        hot["/api/v1/events/batch"] = BatchEndpoint(keys, events, measures)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -115,12 +114,13 @@ def create_app(settings: Settings) -> FastAPI:
     )
     add_docs(app)
     app.include_router(health_router(database.url, measures))
-    app.include_router(reads_router(keys, database, catalogue, assigner))
+    if settings.api_services != "events":
+        app.include_router(reads_router(keys, database, catalogue, assigner))
     # Also with the router, which answers other methods with 405.
     app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in {**hot, **cold}.items()]
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_request_validation)
     app.add_exception_handler(Exception, on_unexpected)
-    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, {**hot, **cold})  # type: ignore[method-assign]
     return app

@@ -5,6 +5,7 @@ Belongs here: connections and retries. Does not belong here: SQL, and what is kn
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
@@ -110,6 +111,7 @@ class Database:
         `failed`: how a first try went, where there was one already.
         Raises ApiError: 503 when every try failed or the schema is missing, 400 for what PostgreSQL can't hold.
         """
+        began = time.monotonic()
         for delay in self._delays:
             try:
                 if failed is not None:
@@ -117,7 +119,8 @@ class Database:
                     raise error
                 return await operation()
             except TRANSIENT as error:
-                if delay is None:
+                # A statement that hangs has used up the time for more tries.
+                if delay is None or time.monotonic() - began >= self._settings.api_database_timeout_seconds:
                     log.warning("The database does not answer: %s: %s", type(error).__name__, error)
                     raise service_unavailable("The database does not answer; try again shortly.") from error
                 await asyncio.sleep(delay)

@@ -3,6 +3,7 @@
 Belongs here: the description. Does not belong here: the routes.
 """
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import msgspec
@@ -75,8 +76,8 @@ class EventBatch(msgspec.Struct):
     events: list[IncomingEvent]
 
 
-def describe(app: FastAPI) -> Schema:
-    """The whole OpenAPI document; made once, at the first call."""
+def describe(app: FastAPI, hot: Collection[str]) -> Schema:
+    """The whole OpenAPI document; made once, at the first call. `hot`: paths that are served beside FastAPI's own."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
@@ -102,7 +103,7 @@ def describe(app: FastAPI) -> Schema:
         components["OfrepContext"]["additionalProperties"] = True
         document.setdefault("components", {}).setdefault("schemas", {}).update(components)
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["paths"] |= _hot_paths()
+        document["paths"] |= {path: described for path, described in _hot_paths().items() if path in hot}
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation.setdefault("parameters", []).append(_REQUEST_ID)

@@ -69,3 +69,27 @@ def test_away_and_back(server: EmbeddedPostgres) -> None:
         assert answer.json()["assignments"][0]["enrolled"] is True
         assert client.post("/api/v1/events", json=event).status_code == 200
         assert client.get("/readyz").status_code == 200
+
+
+def test_a_statement_that_hangs_is_not_waited_for_again_and_again(server: EmbeddedPostgres) -> None:
+    migrate(server.url)
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        run_id, _ = make_run(connection, "planner")
+        _, key = make_api_key(connection, "web", ["assign"])
+    body = {"unit_type": "household", "unit_id": "h1", "requested_experiments": ["planner"]}
+    headers = {"Authorization": f"Bearer {key}"}
+    with (
+        running_api(server.url, api_key_cache_seconds=60, api_database_timeout_seconds=0.5) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=30) as client,
+        psycopg.connect(server.url) as holder,
+    ):
+        holder.execute("LOCK TABLE exp.assignments IN ACCESS EXCLUSIVE MODE")
+        began = time.monotonic()
+        answer = client.post("/api/v1/assignments", json=body)
+        assert (answer.status_code, answer.json()["retry_after"]) == (503, 5)
+        assert 0.5 <= time.monotonic() - began < 0.5 + SLACK_SECONDS
+        holder.rollback()
+        assert client.post("/api/v1/assignments", json=body).json()["assignments"][0]["enrolled"] is True
+        assert holder.execute(
+            "SELECT count(*) FROM exp.assignments WHERE experiment_id = %s", (run_id,)
+        ).fetchone() == (1,)

@@ -243,3 +243,19 @@ def test_duplicate_keys_and_odd_spacing_are_plain_json(api: Api) -> None:
     answer = api.client.post(ASSIGN[0], content=body)
     assert answer.status_code == 200
     assert json.loads(answer.text)["skipped_experiments"] == [{"experiment_name": "x", "reason": "not_found"}]
+
+
+@pytest.mark.parametrize(("services", "kept", "gone"), [
+    ("assignments", "/api/v1/assignments", "/api/v1/events"),
+    ("events", "/api/v1/events", "/api/v1/assignments"),
+])  # fmt: skip
+def test_the_two_services_can_be_run_apart(
+    database_url: str, make_client: Callable[..., httpx.Client], services: str, kept: str, gone: str
+) -> None:
+    with running_api(database_url, api_services=services) as url:
+        client = make_client(url, "assign", "ingest")
+        assert client.post(kept, json={}).status_code == 400
+        assert client.post(gone, json={}).status_code == 404
+        paths = client.get("/openapi.json").json()["paths"]
+        assert kept in paths and gone not in paths
+        assert client.get("/readyz").status_code == 200
