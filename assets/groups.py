@@ -54,6 +54,7 @@ external_assets: list[dg.AssetSpec] = [
         for name, description in {
             "variants": "The arms of each run, with their allocations and configurations.",
             "allocation_epochs": "Periods of constant allocations of each run.",
+            "overridden_units": "Units that an override ever showed a variant of a run: they count in no analysis of it.",
             "policies": "What serves units: a policy, and its version in production.",
             "policy_versions": "Versions of policies, each pinned to one model version. `candidate_policy` adds to them.",
             "offline_replay_results": "What every replay found. `replay_metrics` writes it.",

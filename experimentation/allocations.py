@@ -1,10 +1,10 @@
-"""Shares of units in exact decimals: what is a share, what adds up, how a run's shares are cut.
+"""Shares of units in exact decimals: what is a share, what adds up, how a run's shares are cut and grow.
 
 Belongs here: arithmetic. Does not belong here: who gets which share (bucketing.py), storage. No binary float comes in:
 0.0029 × 10000 would be 28.999999999999996, a bucket less.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 
 WHOLE = Decimal(1)
@@ -52,3 +52,29 @@ def shrunk(shares: Sequence[Decimal], room: Decimal) -> tuple[Decimal, ...]:
     for index in by_loss[:left]:
         cut[index] += STEP
     return tuple(cut)
+
+
+def ramped(shares: Sequence[Decimal], to: Decimal, remainder: int, kept: Container[int] = ()) -> tuple[Decimal, ...]:
+    """The shares with every arm at `to`, and at `remainder` what is left; arms that are `kept` stay as they are.
+
+    Raises ValueError, saying why, for no share, arms that shrink or all stay, more than all units, and where an arm would take
+    buckets that another one has: then a unit would move.
+    """
+    exact = share_of(str(to))
+    grown = [share if place in kept else exact for place, share in enumerate(shares)]
+    grown[remainder] = Decimal(0)
+    taken = sum(grown, Decimal(0))
+    if any(new < old for place, (new, old) in enumerate(zip(grown, shares, strict=True)) if place != remainder):
+        raise ValueError("arms only grow, and at least one of them has more")
+    if taken > WHOLE:
+        raise ValueError(f"the arms would have {taken} of the units together")
+    grown[remainder] = WHOLE - taken
+    if grown == list(shares):
+        raise ValueError("that is what the arms have")
+    for place, share in enumerate(shares):
+        low, new_low = sum(shares[:place]), sum(grown[:place])
+        if place != remainder and share and not (new_low <= low and low + share <= new_low + grown[place]):
+            raise ValueError(
+                "an arm would take units of the one beside it, so have one arm before the remainder and one after it"
+            )
+    return tuple(grown)

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from experimentation.bucketing import BUCKETS, VariantWalk, bucket_of, bucket_of_text
-from experimentation.targeting import Targeting
+from experimentation.targeting import Asker, Targeting
 
 ASSIGNED, SHIPPED, WITHDRAWN, REMAINDER, OVERRIDE, NOT_ENROLLED = (
     "assigned",
@@ -153,13 +153,11 @@ class ServedRun:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What can be asked for: the run that answers for each name, every variant there is with its run, every run by its id,
-    and the overrides of the runs that have some."""
+    """What can be asked for: the run that answers for each name, every variant there is with its run, every run by its id."""
 
     runs: Mapping[str, ServedRun]
     variants: Mapping[UUID, UUID]
     by_id: Mapping[UUID, ServedRun] = field(default_factory=dict)
-    overrides: Mapping[UUID, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, runs: Iterable[ServedRun]) -> "Catalogue":
@@ -169,7 +167,6 @@ class Catalogue:
             {run.name: run for run in every},
             {variant.id: run.id for run in every for variant in run.variants},
             {run.id: run for run in every},
-            {run.id: run.overrides for run in every if run.overrides},
         )
 
 
@@ -200,12 +197,12 @@ def judge_stored(run: ServedRun, stored_variant_id: UUID) -> Decision:
     return run.as_stored[place]
 
 
-def judge_new(run: ServedRun, unit_type: str, unit_id: str, context: Mapping[str, Any] | None) -> Decision:
+def judge_new(run: ServedRun, unit_id: str, asker: Asker) -> Decision:
     """The rules for a unit without a row, for a run that `judge_run` left open.
 
     `new` in the answer means: it holds only once its row is stored. Raises UnicodeEncodeError when `unit_id` holds a lone surrogate.
     """
-    shut_out = _shut_out(run, unit_type, unit_id, context)
+    shut_out = _shut_out(run, unit_id, asker)
     if shut_out is not None or run.walk is None:
         return Decision(shut_out or NOT_ACTIVE)
     return run.as_new[run.walk.choose(bucket_of_text(run.hashed_with + unit_id))]
@@ -229,7 +226,7 @@ def complete_config(
     }
 
 
-def _shut_out(run: ServedRun, unit_type: str, unit_id: str, context: Mapping[str, Any] | None) -> str | None:
+def _shut_out(run: ServedRun, unit_id: str, asker: Asker) -> str | None:
     """Why a unit without a row is not looked at any further."""
     if run.status == "paused":
         return PAUSED
@@ -238,7 +235,7 @@ def _shut_out(run: ServedRun, unit_type: str, unit_id: str, context: Mapping[str
     kept_out = None if run.layer is None else run.layer.keeps_out(unit_id)
     if kept_out is not None or run.targeting is None:
         return kept_out
-    targeted = run.targeting.holds(unit_type, context or {})
+    targeted = run.targeting.holds(asker)
     if targeted is None:
         return TARGETING_ERROR
     return None if targeted else NOT_TARGETED

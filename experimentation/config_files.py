@@ -7,7 +7,7 @@ A variant called `control` is the control and one called `remainder` is not enro
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +18,7 @@ from uuid import UUID
 
 import yaml
 
-from experimentation.allocations import WHOLE
+from experimentation.allocations import WHOLE, shrunk
 from experimentation.config_layers import LayerEntry, RangeEntry, check_ranges, read_layer, read_range
 from experimentation.records import LayerRange, PolicyVersionStatus, Role, RunStatus, UnitType
 from experimentation.targeting import Targeting, TargetingError
@@ -60,7 +60,10 @@ class VariantEntry:
 
 @dataclass(frozen=True)
 class ExperimentEntry:
-    """One experiment; `variants_place` is where its variants begin, `layer_place` where its layer does."""
+    """One experiment; `variants_place` is where its variants begin, `layer_place` where its layer does.
+
+    Whether its `overrides` name variants that there are, the run knows: promotion's has others than the file.
+    """
 
     name: str
     unit_type: UnitType
@@ -75,6 +78,7 @@ class ExperimentEntry:
     layer: LayerRange | None = None
     layer_place: Place | None = None
     overrides: dict[str, str] = field(default_factory=dict)
+    override_places: dict[str, Place] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,13 @@ class ConfigFiles:
 
 
 def read_config(folder: Path) -> ConfigFiles:
-    """Read both files of a folder. Raises ConfigError with every problem of both."""
+    """Read both files of a folder; policies.yml may be missing where no variant names a policy. Raises ConfigError with every problem."""
     experiments, policies = _Experiments(folder / EXPERIMENTS), _Policies(folder / POLICIES)
-    read = ConfigFiles(experiments.read(), policies.read(), tuple(experiments.layers))
+    entries = experiments.read()
+    # Flags need no policies, nor a file of them.
+    needed = any(variant.policy for entry in entries for variant in entry.variants) or not experiments.path.exists()
+    versions = policies.read() if needed or policies.path.exists() else ()
+    read = ConfigFiles(entries, versions, tuple(experiments.layers))
     if problems := [*policies.problems, *experiments.problems]:
         raise ConfigError(problems)
     return read
@@ -189,6 +197,7 @@ class _Experiments(_File):
             layer = read_range(self, values["layer"], name)
             self.ranges.append(RangeEntry(name, status, layer, values["layer"]))
         variants = self._variants(values["variants"], name)
+        overrides, override_places = self._overrides(values["overrides"], name) if "overrides" in values else ({}, {})
         entry = ExperimentEntry(
             name=name,
             unit_type=self.choice(values["unit_type"], f"The unit_type of {name}", UNIT_TYPES),
@@ -204,14 +213,14 @@ class _Experiments(_File):
             targeting=self._targeting(values["targeting"], name) if "targeting" in values else None,
             layer=layer,
             layer_place=self.place(values["layer"]) if "layer" in values else None,
-            overrides=self._overrides(values["overrides"], name, {variant.name for variant in variants})
-            if "overrides" in values
-            else {},
+            overrides=overrides,
+            override_places=override_places,
         )
         total = sum(variant.allocation for variant in entry.variants)
         if status in ("active", "paused") and total != WHOLE:
             self.refuse(
-                values["variants"], f"The allocations of {name} sum to {total}: they must sum to 1 when it is {status}."
+                values["variants"],
+                f"The allocations of {name} sum to {total}: they must sum to 1 when it is {status}{_room_for_last(variants)}.",
             )
         return entry
 
@@ -223,22 +232,18 @@ class _Experiments(_File):
             raise self.refuse(node, f"The targeting of {experiment} can't be used: {error}.") from None
         return rule
 
-    def _overrides(self, node: yaml.Node, experiment: str, variants: Collection[str]) -> dict[str, str]:
-        """Units whose variant is said. What is wrong with one of them does not hide what is wrong with the next."""
+    def _overrides(self, node: yaml.Node, experiment: str) -> tuple[dict[str, str], dict[str, Place]]:
+        """Units whose variant is said, and where it is. What is wrong with one of them does not hide what is wrong with the next."""
         overrides: dict[str, str] = {}
+        places: dict[str, Place] = {}
         for unit, variant in self.pairs(node, f"The overrides of {experiment}"):
             with self.going_on():
                 unit_id = self._unit_id(unit, experiment)
                 if unit_id in overrides:
                     raise self.refuse(unit, f"The overrides of {experiment} have the unit {unit_id} twice.")
-                name = self.text(variant, f"The variant of {unit_id} in the overrides of {experiment}")
-                if name not in variants:
-                    raise self.refuse(
-                        variant,
-                        f"The overrides of {experiment} give {unit_id} the variant {name}, which {experiment} does not have.",
-                    )
-                overrides[unit_id] = name
-        return overrides
+                overrides[unit_id] = self.text(variant, f"The variant of {unit_id} in the overrides of {experiment}")
+                places[unit_id] = self.place(variant)
+        return overrides, places
 
     def _unit_id(self, node: yaml.Node, experiment: str) -> str:
         unit_id = self.text(node, f"A unit in the overrides of {experiment}")
@@ -361,6 +366,16 @@ class _Policies(_File):
             else None,
             place=self.place(node),
         )
+
+
+def _room_for_last(variants: Sequence[VariantEntry]) -> str:
+    """What the others shrink to, where the last variant was added to allocations that summed to 1."""
+    *others, last = variants
+    if sum(other.allocation for other in others) != WHOLE or not last.allocation:
+        return ""
+    shares = shrunk([other.allocation for other in others], last.allocation)
+    told = ", ".join(f"{other.name} to {share}" for other, share in zip(others, shares, strict=True))
+    return f"; to make room for {last.name}, shrink {told}"
 
 
 def _as_control(entry: VariantEntry) -> VariantEntry:

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
@@ -29,7 +28,6 @@ MAX_EVENT_BYTES = 1_048_576
 MAX_UNIT_ID = 255
 MAX_EVENT_TYPE = 100
 MAX_DEPTH = 64
-OVERRIDE = "override"
 FUTURE_TOLERANCE = timedelta(minutes=5)
 LATE_AFTER = timedelta(days=7)
 
@@ -116,6 +114,12 @@ class FieldError(msgspec.Struct, frozen=True):
     error: str
 
 
+class ExplainedError(FieldError, frozen=True):
+    """One that its code does not tell enough of: `words` follow the field's name in a sentence, and are no part of the details."""
+
+    words: str
+
+
 class InvalidEventError(ValueError):
     """The event is refused; `errors` says why, the first being the one to name when only one can be."""
 
@@ -160,21 +164,12 @@ def read_event(raw: bytes | memoryview, now: datetime) -> Event:
     )
 
 
-def flags_of(
-    event: Event,
-    variants: Mapping[UUID, UUID],
-    runs: Collection[UUID],
-    now: datetime | None,
-    overrides: Mapping[UUID, Collection[str]] = MappingProxyType({}),
-) -> list[str]:
+def flags_of(event: Event, variants: Mapping[UUID, UUID], runs: Collection[UUID], now: datetime | None) -> list[str]:
     """What is to be known of an accepted event.
 
-    `variants`: each known variant's run; `runs`: the known runs; `now`: None leaves lateness out; `overrides`: the units of each run
-    that are shown a variant for looking at it, whose events are not analysed.
+    `variants`: each known variant's run; `runs`: the known runs; `now`: None leaves lateness out.
     """
     flags = []
-    if overrides and any(event.unit_id in overrides.get(ref.experiment_id, ()) for ref in event.experiments):
-        flags.append(OVERRIDE)
     if not event.experiments:
         flags.append("no_experiment_context")
     if not event.context.get("policy_version_id"):
@@ -267,10 +262,11 @@ def _explain(raw: bytes | memoryview, said: str) -> list[FieldError]:
     """Every error of an event that has the wrong types; `said` is the decoder's own message."""
     try:
         event = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # A number that no double holds can't be read even without types, but its field is known.
         place = _PLACE.search(said)
-        return [FieldError(place[1], _code(place[1])) if place else FieldError("event", "invalid_json")]
+        field, code = (place[1], _code(place[1])) if place else ("event", "invalid_json")
+        return [ExplainedError(field, code, why_unreadable(raw, str(error)))]
     if not isinstance(event, dict):
         return [FieldError("event", "invalid_event")]
     errors = [
@@ -283,6 +279,22 @@ def _explain(raw: bytes | memoryview, said: str) -> list[FieldError]:
             errors.append(FieldError(name, _code(name)))
     errors += _explain_experiments(event.get("experiments"))
     return errors or [FieldError("event", "invalid_event")]
+
+
+def why_unreadable(raw: bytes | memoryview, said: str) -> str:
+    """What keeps JSON from being read, after the name of what it is; `said` is the decoder's own message."""
+    body = bytes(raw)
+    if not body.strip():
+        return "is empty: send a JSON object"
+    if "recursion" in said:
+        return "is nested too deeply"
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return f"can't be read: it is not UTF-8 (byte {error.start})"
+    if "truncated" in said:
+        return f"can't be read: the JSON ends too early (byte {len(body)})"
+    return f"can't be read: {said.partition(' - at ')[0]}"
 
 
 def _explain_experiments(refs: Any) -> list[FieldError]:

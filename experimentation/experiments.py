@@ -1,7 +1,7 @@
 """Runs of experiments and their lives: made, started, paused, completed, and opened for a candidate.
 
 Belongs here: what may happen to a run, with its epochs and audit rows. Does not belong here: SQL (run_store.py), configuration files
-(sync.py), who is assigned to what (assignments.py), when a run is ramped or ended.
+(sync.py), who is assigned to what (assignments.py), when a candidate's run is ramped or ended.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,8 +14,7 @@ from uuid import UUID
 import psycopg
 
 from experimentation import run_store
-from experimentation.allocations import MOST_FOR_A_NEW_TREATMENT, WHOLE, candidate_split, shrunk
-from experimentation.audit import write_audit
+from experimentation.allocations import MOST_FOR_A_NEW_TREATMENT, WHOLE, candidate_split, ramped, shrunk
 from experimentation.candidates import arm_config, baseline_of, compares, startable, tries
 from experimentation.layers import LayerError, check_range, lock_layer
 from experimentation.policies import version_by_id
@@ -29,6 +28,7 @@ from experimentation.records import (
     RunStatus,
     UnitType,
 )
+from experimentation.run_audit import audited
 from experimentation.run_store import load_run, runs_of
 from experimentation.targeting import Targeting, TargetingError
 
@@ -39,9 +39,11 @@ __all__ = [
     "load_run",
     "open_candidate_run",
     "pause_run",
+    "ramp_run",
     "replace_variants",
     "resume_run",
     "runs_of",
+    "set_overrides",
     "start_run",
     "update_run",
 ]
@@ -93,7 +95,7 @@ def create_run(
             overrides=overrides or {},
         )
         run_store.insert_variants(connection, run_id, variants)
-        return _audited(connection, None, run_id, "experiment.created", actor, reason)
+        return audited(connection, None, run_id, "experiment.created", actor, reason)
 
 
 def update_run(
@@ -149,7 +151,18 @@ def update_run(
         run_store.set_details(connection, after)
         if targeting != before.targeting and before.status != "draft":
             run_store.open_epoch(connection, run_id)
-        return _audited(connection, before, run_id, "experiment.updated", actor, reason)
+        return audited(connection, before, run_id, "experiment.updated", actor, reason)
+
+
+def set_overrides(
+    connection: psycopg.Connection[Any], run_id: UUID, overrides: Mapping[str, str], *, actor: str, reason: str
+) -> Run:
+    """Change whom a run shows what, and nothing else. Raises ExperimentationError for a variant that it does not have."""
+    with connection.transaction():
+        before = load_run(connection, run_id, hold=True)
+        _check_overrides(before.label, overrides, before.variants)
+        run_store.set_details(connection, replace(before, overrides=overrides))
+        return audited(connection, before, run_id, "experiment.updated", actor, reason)
 
 
 def replace_variants(
@@ -170,7 +183,7 @@ def replace_variants(
         run_store.insert_variants(connection, run_id, variants)
         kept = _overrides_of(before, variants)
         run_store.set_details(connection, replace(before, policy_id=policy_id, overrides=kept))
-        return _audited(connection, before, run_id, "experiment.variants_replaced", actor, reason)
+        return audited(connection, before, run_id, "experiment.variants_replaced", actor, reason)
 
 
 def add_variant(
@@ -197,7 +210,35 @@ def add_variant(
         run_store.insert_variants(connection, run_id, [variant], before.variants[-1].position + 1)
         run_store.open_epoch(connection, run_id)
         run_store.set_details(connection, before)
-        return _audited(connection, before, run_id, "experiment.variant_added", actor, reason)
+        return audited(connection, before, run_id, "experiment.variant_added", actor, reason)
+
+
+def ramp_run(connection: psycopg.Connection[Any], run_id: UUID, share: Decimal, *, actor: str, reason: str) -> Run:
+    """Give every arm of a running file's run this share, out of the remainder; an epoch opens. A withdrawn arm keeps what it has.
+
+    Raises ExperimentationError for another run, one without a remainder, and a share at which an arm shrinks or a unit would move.
+    """
+    with connection.transaction():
+        before = load_run(connection, run_id, hold=True)
+        if before.made_by != "file":
+            raise ExperimentationError(f"{before.label} is promotion's: only a run of the file is ramped by hand.")
+        if before.status not in ("active", "paused"):
+            raise ExperimentationError(f"{before.label} is {before.status}: only a running experiment is ramped.")
+        roles = [variant.role for variant in before.variants]
+        if roles.count("remainder") != 1:
+            raise ExperimentationError(
+                f"{before.label} has no remainder, so its arms can't grow without moving units: give the next experiment a remainder."
+            )
+        kept = {place for place, variant in enumerate(before.variants) if variant.withdrawn_at is not None}
+        try:
+            shares = ramped([variant.allocation for variant in before.variants], share, roles.index("remainder"), kept)
+        except ValueError as error:
+            raise ExperimentationError(f"{before.label} can't be ramped to {share}: {error}.") from None
+        for variant, allocation in zip(before.variants, shares, strict=True):
+            run_store.set_allocation(connection, variant.id, allocation)
+        run_store.open_epoch(connection, run_id)
+        run_store.set_details(connection, before)
+        return audited(connection, before, run_id, "experiment.ramped", actor, reason)
 
 
 def start_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, reason: str) -> Run:
@@ -343,40 +384,9 @@ def _set_status(
     actor: str,
     reason: str,
 ) -> Run:
+    if run.status == status:
+        raise ExperimentationError(f"{run.label} is {status} already.")
     if run.status not in allowed:
         raise ExperimentationError(f"{run.label} is {run.status}, so it can't become {status}.")
     run_store.set_status(connection, run.id, status, shipped_variant_id)
-    return _audited(connection, run, run.id, action, actor, reason)
-
-
-def _audited(
-    connection: psycopg.Connection[Any], before: Run | None, run_id: UUID, action: str, actor: str, reason: str
-) -> Run:
-    """The run as it is now, after its audit row is written."""
-    after = load_run(connection, run_id)
-    write_audit(
-        connection,
-        actor=actor,
-        action=action,
-        subject=after.label,
-        before=None if before is None else _picture(before),
-        after=_picture(after),
-        reason=reason,
-    )
-    return after
-
-
-def _picture(run: Run) -> dict[str, Any]:
-    """What the audit log keeps of a run."""
-    return {
-        "status": run.status,
-        "shipped": None if run.shipped is None else run.shipped.name,
-        "unit_type": run.unit_type,
-        "start_at": None if run.start_at is None else run.start_at.isoformat(),
-        "end_at": None if run.end_at is None else run.end_at.isoformat(),
-        "targeting": run.targeting,
-        "layer": None if run.layer is None else {"name": run.layer.layer, "from": run.layer.first, "to": run.layer.end},
-        "overrides": dict(run.overrides),
-        "allocations": {variant.name: str(variant.allocation) for variant in run.variants},
-        "configs": {variant.name: variant.config for variant in run.variants},
-    }
+    return audited(connection, run, run.id, action, actor, reason)

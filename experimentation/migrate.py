@@ -51,15 +51,23 @@ def migrate(url: str) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         found = _version(connection.connection.driver_connection)  # type: ignore[arg-type]
         if _state(found) == "newer":
-            raise MigrationError(
-                f"The database is at schema version {found}, and this installation knows up to {_revisions()[0]}: "
-                "upgrade the installation, or use another database."
-            )
+            raise MigrationError(_newer(found))
         # Alembic's version table lives in `exp`, so the schema is there before the first revision.
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS exp"))
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def require_current(url: str, shown: str) -> None:
+    """Change nothing. Raises MigrationError unless the database, which is `shown` so, has the schema that this code knows."""
+    with psycopg.connect(url, connect_timeout=CONNECT_SECONDS) as connection:
+        found = _version(connection)
+    state = _state(found)
+    if state == "newer":
+        raise MigrationError(_newer(found))
+    if state != "current":
+        raise MigrationError(f"The database {shown} is not migrated: run `lifecycle db migrate`.")
 
 
 def schema_state(connection: psycopg.Connection[Any]) -> SchemaState:
@@ -73,6 +81,13 @@ def _state(version: str | None) -> SchemaState:
     if version not in _revisions():
         return "newer"
     return "current" if version == _revisions()[0] else "behind"
+
+
+def _newer(found: str | None) -> str:
+    return (
+        f"The database is at schema version {found}, and this installation knows up to {_revisions()[0]}: "
+        "upgrade the installation, or use another database."
+    )
 
 
 def _version(connection: psycopg.Connection[Any]) -> str | None:

@@ -118,7 +118,9 @@ class Settings(BaseSettings):
         default=(100, 200, 400),
         description="Waits before the API tries the database again; after the last it answers 503.",
     )
-    api_pool_size: int = Field(default=10, ge=1, description="Most database connections of one API process.")
+    api_pool_size: int = Field(
+        default=10, ge=3, description="Most database connections of one API process, at least 3."
+    )
     api_database_timeout_seconds: float = Field(
         default=5.0, gt=0, description="Longest that one statement of the API may take."
     )

@@ -3,12 +3,13 @@
 Belongs here: what files and database together can break, and the order of changes. Does not belong here: reading files
 (config_files.py), what differs and how it is said (sync_diff.py), SQL, MLflow (its answer comes in as a callable).
 
-What promotion made is not the files': its policy versions and runs are left alone, and so is an experiment from its first such run on.
+What promotion made is not the files': its policy versions and runs are left alone, and so is an experiment from its first such run on,
+but for the overrides of that run.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -80,6 +81,10 @@ def sync(
     return SyncReport(tuple(work.changes), tuple(work.notes), applied=not check)
 
 
+class _ToldError(Exception):
+    """What is wrong is among the problems already."""
+
+
 class _Sync:
     def __init__(self, connection: psycopg.Connection[Any], model_stage: ModelStage, actor: str) -> None:
         self.connection, self.model_stage, self.actor = connection, model_stage, actor
@@ -87,6 +92,7 @@ class _Sync:
         self.notes: list[str] = []
         self.problems: list[Problem] = []
         self.leaving: set[UUID] = set()
+        self.unmade: set[tuple[str, int]] = set()
 
     @contextmanager
     def attempt(self, place: Place, layer_place: Place | None = None) -> Iterator[None]:
@@ -94,6 +100,8 @@ class _Sync:
         try:
             with self.connection.transaction():
                 yield
+        except _ToldError:
+            return
         except ExperimentationError as error:
             if isinstance(error, Refused):
                 place = error.place
@@ -112,8 +120,11 @@ class _Sync:
             self.changes.append(f"~ policy {entry.name}: description")
             policies.describe_policy(self.connection, entry.name, entry.description)
         for version in entry.versions:
+            before = len(self.problems)
             with self.attempt(version.place):
                 self.version(entry.name, version)
+            if len(self.problems) > before:
+                self.unmade.add((entry.name, version.version))
 
     def version(self, policy: str, entry: VersionEntry) -> None:
         found = policies.get_version(self.connection, policy, entry.version)
@@ -194,7 +205,10 @@ class _Sync:
         runs = experiments.runs_of(self.connection, entry.name)
         if any(run.made_by == "promotion" for run in runs):
             latest = runs[-1]
-            self.notes.append(f"{latest.label} ({latest.status}) is promotion's: the file's {entry.name} is left alone")
+            but = "left alone" if latest.status == "completed" else "left alone, but for its overrides"
+            self.notes.append(f"{latest.label} ({latest.status}) is promotion's: the file's {entry.name} is {but}")
+            if latest.status != "completed":
+                self.override_promoted(entry, latest)
         elif runs and runs[-1].status == "completed":
             if entry.status != "completed":
                 self.notes.append(
@@ -203,12 +217,32 @@ class _Sync:
         elif not runs and entry.status == "completed":
             self.notes.append(f"{entry.name} is completed and never ran here: nothing is made for it")
         else:
+            entry = self.with_known_overrides(entry)
             with self.attempt(entry.place, entry.layer_place):
                 variants, control = self.resolved(entry)
                 if not runs:
                     self.new_run(entry, variants, control)
                 else:
                     self.change_run(entry, runs[-1], variants, control)
+
+    def with_known_overrides(self, entry: ExperimentEntry) -> ExperimentEntry:
+        """The entry without overrides to variants that it does not have, each of which is a problem."""
+        known = {variant.name for variant in entry.variants}
+        for unit_id, name in entry.overrides.items():
+            if name not in known:
+                rule = f"The overrides of {entry.name} give {unit_id} the variant {name}, which {entry.name} does not have."
+                self.problems.append(Problem(entry.override_places[unit_id], rule))
+        return replace(entry, overrides={unit: name for unit, name in entry.overrides.items() if name in known})
+
+    def override_promoted(self, entry: ExperimentEntry, run: Run) -> None:
+        """The file's overrides for a run of promotion's, which has other variants: those that it does not have are left out."""
+        known = {variant.name for variant in run.variants}
+        overrides = {unit_id: name for unit_id, name in entry.overrides.items() if name in known}
+        if left_out := sorted(set(entry.overrides.values()) - known):
+            self.notes.append(f"{run.label} has no variant {' and no '.join(left_out)}: overrides to it are left out")
+        if told := override_changes(run.overrides, overrides):
+            experiments.set_overrides(self.connection, run.id, overrides, actor=self.actor, reason=REASON)
+            self.changes.append(f"~ experiment {run.label}: overrides {told}")
 
     def new_run(self, entry: ExperimentEntry, variants: list[NewVariant], control: PolicyVersion | None) -> None:
         run = experiments.create_run(
@@ -322,6 +356,8 @@ class _Sync:
         given = variant.config.get("policy_version_id")
         if variant.policy is not None:
             found = policies.get_version(self.connection, variant.policy.policy, variant.policy.version)
+            if found is None and (variant.policy.policy, variant.policy.version) in self.unmade:
+                raise _ToldError
             if found is None:
                 raise Refused(
                     variant.place,

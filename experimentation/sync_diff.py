@@ -37,7 +37,7 @@ def added_variant(entry: ExperimentEntry, run: Run, variants: Sequence[NewVarian
         if old.role != kept.role or not same(old.config, kept.config):
             raise Refused(
                 places[old.name],
-                f"{old.name} of {run.label} can't change while it is {run.status}: complete it first.",
+                f"{old.name} of {run.label} can't change any more, since {run.label} was started: give a new experiment another name.",
             )
     if not new:
         shares = [old.allocation for old in run.variants]
@@ -60,8 +60,8 @@ def added_variant(entry: ExperimentEntry, run: Run, variants: Sequence[NewVarian
         if kept.allocation != share:
             raise Refused(
                 places[old.name],
-                f"{old.name} of {run.label} has {share} while it is {run.status}, not {kept.allocation}: allocations of a running "
-                "experiment change through promotion.",
+                f"{old.name} of {run.label} has {share} while it is {run.status}, not {kept.allocation}: a running experiment's "
+                f"arms grow by `lifecycle experiment ramp {run.name} --to SHARE --reason TEXT`, and the file says so afterwards.",
             )
     return new[0] if new else None
 

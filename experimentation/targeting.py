@@ -14,18 +14,41 @@ import cel
 from experimentation.records import ExperimentationError
 
 MAX_RULE = 2_000
+# A context with more values than this is judged by no rule: turning it into CEL's values would hold up everybody else.
+MAX_VALUES = 1_000
 VARIABLES = ("unit_type", "context")
 # The functions of CEL's standard definitions. An unknown one would only be noticed by the first unit whose rule comes to it.
 FUNCTIONS = frozenset(
     "bool bytes contains double duration dyn endsWith getDate getDayOfMonth getDayOfWeek getDayOfYear getFullYear getHours "
     "getMilliseconds getMinutes getMonth getSeconds int matches max min size startsWith string timestamp type uint".split()
 )
+# A pattern from the context would let any client choose what has to be compiled.
+_PATTERN_IS_NO_TEXT = re.compile(r"\.matches\(\s*(?![rR]?[\"'])")
 _BOUND_BY_MACRO = re.compile(r"\.(?:all|exists|exists_one|filter|map)\(\s*(\w+)\s*,")
 _NAME = re.compile(r"[A-Za-z]\w*")
 
 
 class TargetingError(ExperimentationError):
     """A rule that can't work; the text says why."""
+
+
+class Asker:
+    """Who asks, as rules see it: turned into CEL's values at the first rule of a request, and for all of them."""
+
+    __slots__ = ("_context", "_unit_type", "_view")
+
+    def __init__(self, unit_type: str, context: Mapping[str, Any] | None = None) -> None:
+        """`context`: what the client sent along, any JSON."""
+        self._unit_type, self._context = unit_type, context or {}
+        self._view: Any = None
+
+    def view(self) -> Any:
+        """The values, for Targeting. Raises ValueError when there are too many of them."""
+        if self._view is None:
+            if _more_values_than(self._context, MAX_VALUES):
+                raise ValueError(f"the context holds more than {MAX_VALUES:,} values")
+            self._view = cel.Context(variables={"unit_type": self._unit_type, "context": self._context})
+        return self._view
 
 
 class Targeting:
@@ -48,12 +71,14 @@ class Targeting:
         called = {name for name in self._program.functions() if _NAME.fullmatch(name)}
         if called - FUNCTIONS:
             raise TargetingError(f"it calls {', '.join(sorted(called - FUNCTIONS))}, which CEL does not have")
+        if _PATTERN_IS_NO_TEXT.search(rule):
+            raise TargetingError("the pattern of `matches` must stand in the rule as text")
         self._try_out()
 
-    def holds(self, unit_type: str, context: Mapping[str, Any]) -> bool | None:
+    def holds(self, asker: Asker) -> bool | None:
         """Whether the rule lets the unit in. What the context lacks is no; None when the rule can't judge what the context holds."""
         try:
-            judged = self._program.execute({"unit_type": unit_type, "context": context})
+            judged = self._program.execute(asker.view())
         except KeyError:
             return False
         except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError):
@@ -70,6 +95,22 @@ class Targeting:
             return
         if not isinstance(judged, bool):
             raise TargetingError(f"it says {judged!r}, and a rule must say true or false")
+
+
+def _more_values_than(value: Any, most: int) -> bool:
+    """Whether JSON-like data holds more values than that, whatever their depth."""
+    left = [value]
+    count = 0
+    while left:
+        count += 1
+        if count > most:
+            return True
+        here = left.pop()
+        if isinstance(here, dict):
+            left += here.values()
+        elif isinstance(here, list):
+            left += here
+    return False
 
 
 def _first_line(error: Exception) -> str:

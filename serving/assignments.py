@@ -1,5 +1,6 @@
 """`POST /api/v1/assignments`. Belongs here: reading the request, shaping the answer. Does not belong here: deciding (deciding.py)."""
 
+import difflib
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -10,22 +11,32 @@ import msgspec
 from starlette.types import Scope
 
 from experimentation.assignments import ANSWERS, SKIPS, Decision, ServedRun
-from experimentation.event_validation import MAX_UNIT_ID, UNIT_TYPES, FieldError, UnitId
+from experimentation.event_validation import (
+    MAX_UNIT_ID,
+    UNIT_TYPES,
+    ExplainedError,
+    FieldError,
+    UnitId,
+    why_unreadable,
+)
+from experimentation.targeting import Asker
 from serving.auth import KeyRing
 from serving.deciding import Answer, Assigner, Question
 from serving.endpoint import Endpoint, Headers, encode
-from serving.errors import ApiError, rate_limited, validation_error
+from serving.errors import MAX_TOLD, ApiError, rate_limited, validation_error
 from serving.limits import Limits
 from serving.measures import OTHER, AssignmentMeasures
 
 MAX_REQUESTED = 100
+MAX_NAME_SHOWN = 100
+UNKNOWN = "unknown_field"
 MAX_BODY_BYTES = 1_048_576
 # Answers of variants are encoded once; more than this are never in use at once.
 MAX_PIECES = 10_000
 WHOLE = b'{"assignments":[%b],"skipped_experiments":[%b]}'
 
 
-class AssignmentRequest(msgspec.Struct):
+class AssignmentRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Who asks for which experiments. `context` is what targeting rules read; with `enroll` false nothing is stored."""
 
     unit_type: Literal["user", "household", "session"]
@@ -139,7 +150,9 @@ class AssignmentEndpoint(Endpoint):
             names = asked.requested_experiments
             if len(names) > 1:
                 names = list(dict.fromkeys(names))
-            question = Question(asked.unit_type, asked.unit_id, names, asked.context, asked.enroll)
+            question = Question(
+                asked.unit_type, asked.unit_id, names, Asker(asked.unit_type, asked.context), asked.enroll
+            )
             answers = await self._assigner.answers(question)
         except ApiError as error:
             self._measures.count_request(error.body.error, OTHER)
@@ -176,7 +189,7 @@ def read_request(body: bytes) -> AssignmentRequest:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise validation_error(_explain(body, str(error))) from None
     if "\0" in request.unit_id:
-        raise validation_error([FieldError("unit_id", "invalid_unit_id")])
+        raise validation_error([ExplainedError("unit_id", "invalid_unit_id", "must hold no NUL character")])
     return request
 
 
@@ -184,9 +197,10 @@ def _explain(body: bytes, said: str) -> list[FieldError]:
     """Every error of a body that has the wrong types; `said` is the decoder's own message."""
     try:
         request = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         place = _PLACE.search(said)
-        return [FieldError(place[1], f"invalid_{place[1]}") if place else FieldError("body", "invalid_json")]
+        field, code = (place[1], f"invalid_{place[1]}") if place else ("body", "invalid_json")
+        return [ExplainedError(field, code, why_unreadable(body, str(error)))]
     if not isinstance(request, dict):
         return [FieldError("body", "invalid_body")]
     errors = [
@@ -195,10 +209,20 @@ def _explain(body: bytes, said: str) -> list[FieldError]:
         if request.get(name) is None or not holds(request[name])
     ]
     if not isinstance(request.get("context"), dict | None):
-        errors.append(FieldError("context", "invalid_context"))
+        errors.append(ExplainedError("context", "invalid_context", "must be an object"))
     if not isinstance(request.get("enroll", True), bool):
         errors.append(FieldError("enroll", "invalid_enroll"))
+    unknown = [name for name in request if name not in AssignmentRequest.__struct_fields__]
+    errors += [_unknown(name) for name in unknown[:MAX_TOLD]]
+    errors += [FieldError(name[:MAX_NAME_SHOWN], UNKNOWN) for name in unknown[MAX_TOLD:]]
     return errors or [FieldError("body", "invalid_body")]
+
+
+def _unknown(name: str) -> FieldError:
+    shown = name[:MAX_NAME_SHOWN]
+    near = difflib.get_close_matches(shown, AssignmentRequest.__struct_fields__, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(AssignmentRequest.__struct_fields__)}"
+    return ExplainedError(shown, UNKNOWN, f"is no field of this request: {hint}")
 
 
 _REQUIRED = {

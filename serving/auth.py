@@ -3,6 +3,7 @@
 Belongs here: the header, and the short memory of checked keys. Does not belong here: hashing, SQL (experimentation/api_keys.py).
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from hashlib import sha256
@@ -14,6 +15,7 @@ from serving.limits import Limits
 
 MAX_REMEMBERED = 1_000
 MAX_HEADER_BYTES = 512
+MAX_LOOKUPS = 2
 WHAT_A_KEY_HAS = "This API key"
 
 
@@ -26,6 +28,8 @@ class KeyRing:
         # By digest of the whole header, so that a dump of this process's memory gives no key away: key, good until, its counter.
         self._checked: OrderedDict[bytes, tuple[ApiKey, float, str]] = OrderedDict()
         self._forgotten_at = float("-inf")
+        # Who has no key may make up as many as he likes: they wait for each other, and leave the other connections alone.
+        self._looking_up = asyncio.Semaphore(MAX_LOOKUPS)
 
     def let_in_at_once(self, credentials: bytes, scope: str) -> bool:
         """Whether a remembered key may do what `scope` says; False says nothing yet. Raises ApiError (403, 429)."""
@@ -73,7 +77,7 @@ class KeyRing:
             return None
 
         async def find() -> ApiKey | None:
-            async with self._database.acquire() as connection:
+            async with self._looking_up, self._database.acquire() as connection:
                 return await find_api_key(connection, plaintext)
 
         asked_at = time.monotonic()

@@ -3,7 +3,8 @@
 Belongs here: freshness. Does not belong here: SQL, rules.
 
 Every change of what is served is notified at its commit (exp.tell_of_change). While the listening connection answers its heartbeats,
-the picture is current as of the last one; while it does not, the picture is read anew whenever it is older than the setting says.
+the picture is current as of the last one, yet never older than MAX_AGE_SECONDS, since a notification may be lost on the way (a pooler
+between). While it does not answer, the picture is read anew whenever it is older than the setting says.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ KEYS_TABLE = "api_keys"
 # Heartbeats come often enough that the picture never ages past the setting while the listener is well.
 BEATS = 3
 RECONNECT_SECONDS = 1.0
+MAX_AGE_SECONDS = 5.0
 
 
 class CatalogueCache:
@@ -64,7 +66,8 @@ class CatalogueCache:
     def confirm(self, moment: float) -> None:
         """Nothing had changed until `moment` that `changed` was not told of."""
         if self._read_at > self._changed_at:
-            self._good_until = max(self._good_until, moment + self._seconds)
+            oldest = self._read_at + max(self._seconds, MAX_AGE_SECONDS)
+            self._good_until = max(self._good_until, min(moment + self._seconds, oldest))
 
 
 class ChangeListener:
@@ -97,7 +100,9 @@ class ChangeListener:
             # What changed while nobody listened.
             self._catalogue.changed()
             self._forget_keys()
-            self._told = False
+            if self._told:
+                log.info("Changes are heard of again.")
+                self._told = False
             while True:
                 sent = time.monotonic()
                 await connection.execute("SELECT 1")

@@ -24,6 +24,7 @@ PARTITION_DAYS_AHEAD = 2
 PARTITIONS_EVERY_SECONDS = 3600
 PARTITIONS_RETRY_SECONDS = 5
 CONNECT_SECONDS = 2
+KEPT_SECONDS = 30.0
 # Statements are few and always the same: planning them anew for each group's arrays took longer than running them.
 SESSION = {"plan_cache_mode": "force_generic_plan", "jit": "off", "application_name": "lifecycle-api"}
 
@@ -34,6 +35,8 @@ TRANSIENT = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.TransactionRollbackError,
+    # A standby that has not taken over yet.
+    asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
@@ -55,7 +58,7 @@ class Database:
         self._settings = settings
         self._delays = (*(delay / 1000 for delay in settings.api_retry_delays_ms), None)
         self._pool: asyncpg.Pool | None = None
-        self.kept: list[asyncpg.Connection] = []
+        self.kept: list[tuple[asyncpg.Connection, float]] = []
 
     async def open(self) -> None:
         """Make the pool; call it in the loop that will use it."""
@@ -105,13 +108,15 @@ class Database:
             self.url, timeout=CONNECT_SECONDS, command_timeout=self._settings.api_database_timeout_seconds
         )
 
-    async def retrying(self, operation: Callable[[], Awaitable[T]], failed: Exception | None = None) -> T:
+    async def retrying(
+        self, operation: Callable[[], Awaitable[T]], failed: Exception | None = None, began: float | None = None
+    ) -> T:
         """Run an operation that may safely run again; wait and repeat while the database is away.
 
-        `failed`: how a first try went, where there was one already.
+        `failed`: how a first try went, where there was one already, which began at `began` (monotonic clock).
         Raises ApiError: 503 when every try failed or the schema is missing, 400 for what PostgreSQL can't hold.
         """
-        began = time.monotonic()
+        began = time.monotonic() if began is None else began
         for delay in self._delays:
             try:
                 if failed is not None:
@@ -148,13 +153,19 @@ class Kept:
     async def __aenter__(self) -> asyncpg.Connection:
         """One that is kept, else one of the pool's."""
         kept = self._database.kept
-        self._connection = kept.pop() if kept else await self._database.take()
+        while kept:
+            self._connection, used_at = kept.pop()
+            if time.monotonic() - used_at < KEPT_SECONDS:
+                return self._connection
+            # What lies idle may be cut off on the way without a word.
+            await self._database.give_back(self._connection)
+        self._connection = await self._database.take()
         return self._connection
 
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Keep it, or give it back where it failed."""
         if kind is None:
-            self._database.kept.append(self._connection)
+            self._database.kept.append((self._connection, time.monotonic()))
         else:
             await self._database.give_back(self._connection)
 

@@ -5,10 +5,10 @@ Belongs here: the order of looking up, storing and answering. Does not belong he
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experimentation.assignment_store import Arm, StoredRow, read_or_store
 from experimentation.assignments import (
@@ -21,10 +21,11 @@ from experimentation.assignments import (
     judge_stored,
     peeked,
 )
+from experimentation.targeting import Asker
 from serving.catalogue import CatalogueCache
-from serving.database import NOT_STORABLE, TRANSIENT, Database
+from serving.database import NOT_STORABLE, Database
 from serving.errors import service_unavailable
-from serving.grouping import Grouped
+from serving.grouping import Grouped, OverloadedError
 from serving.measures import AssignmentMeasures
 from serving.shared_units import SharedUnits
 from serving.unit_cache import UnitCache
@@ -49,7 +50,7 @@ class Question(NamedTuple):
     unit_type: str
     unit_id: str
     names: Sequence[str]
-    context: Mapping[str, Any] | None = None
+    asker: Asker
     enroll: bool = True
 
 
@@ -87,7 +88,8 @@ class Assigner:
 
     async def answers(self, question: Question) -> list[Answer]:
         """One answer a name, in order. Nothing is awaited where memory has them all. Raises ApiError (503, 400)."""
-        failed = None
+        failed: Exception | None = None
+        began = time.monotonic()
         catalogue = self._catalogue.fresh
         if catalogue is not None:
             known = self._known(catalogue, question)
@@ -99,9 +101,9 @@ class Assigner:
                 return await self._completed(catalogue, question, known)
             except StaleCatalogueError:
                 pass
-            except TRANSIENT as error:
+            except Exception as error:  # noqa: BLE001 - what is to be done about it is `retrying`'s
                 failed = error
-        return await self._database.retrying(lambda: self._decide(question), failed)
+        return await self._database.retrying(lambda: self._decide(question), failed, began)
 
     async def _decide(self, question: Question) -> list[Answer]:
         catalogue = await self._catalogue.current()
@@ -145,10 +147,13 @@ class Assigner:
     async def _settled(self, catalogue: Catalogue, name: str, question: Question) -> Answer:
         """The answer for a unit that may have a row. Raises StaleCatalogueError."""
         run = catalogue.runs[name]
-        unit_type, unit_id, _, context, enroll = question
-        unseen = judge_new(run, unit_type, unit_id, context)
+        _, unit_id, _, asker, enroll = question
+        unseen = judge_new(run, unit_id, asker)
         new = unseen if unseen.new and enroll else None
-        row = await self._group.ask(_Ask(run.cache_key + unit_id, run, unit_id, new))
+        try:
+            row = await self._group.ask(_Ask(run.cache_key + unit_id, run, unit_id, new))
+        except OverloadedError:
+            raise service_unavailable("More requests wait for the database than it can answer soon.") from None
         if row is None:
             if new is not None:
                 raise StaleCatalogueError(f"{run.name} run {run.run} changed while a unit was being enrolled.")

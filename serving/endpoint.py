@@ -63,14 +63,18 @@ class Endpoint(ABC):
                 body = await _rest_of_body(message, headers, receive, self.limit)
             status, content, more = await self.answer(body, scope)
         except ApiError as error:
-            error.headers["X-Request-ID"] = scope["request_id"]
+            if request_id is not None:
+                error.headers["X-Request-ID"] = scope["request_id"]
             await error.response()(scope, receive, send)
             return
         except ClientLeftError:
             return
         except Exception:  # the front door stands before Starlette's own handling of what nobody expected
             log.exception("A defect: %s %s failed.", scope["method"], scope["path"])
-            await unexpected(scope["request_id"]).response()(scope, receive, send)
+            defect = unexpected(scope["request_id"])
+            if request_id is None:
+                defect.headers.clear()
+            await defect.response()(scope, receive, send)
             return
         sent = [JSON, (b"content-length", b"%d" % len(content)), *more]
         if request_id is not None:

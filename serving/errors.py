@@ -12,11 +12,51 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from experimentation.event_validation import FieldError
+from experimentation.event_validation import (
+    EVENT_TYPES,
+    FUTURE_TOLERANCE,
+    MAX_DEPTH,
+    MAX_EVENT_BYTES,
+    MAX_EVENT_TYPE,
+    MAX_UNIT_ID,
+    ExplainedError,
+    FieldError,
+)
 
 RETRY_AFTER_SECONDS = 5
 # A body can be wrong in ten thousand places; the first few tell as much.
 MAX_DETAILS = 50
+# Of those, so many stand in the message.
+MAX_TOLD = 3
+_HELD = f"must be an object without NUL characters, nested at most {MAX_DEPTH} deep"
+# Code without `missing_` or `invalid_` -> what the field must be.
+_RULES = {
+    "unit_type": "must be user, household or session",
+    "unit_id": f"must be text of 1 to {MAX_UNIT_ID} characters",
+    "requested_experiments": "must be a list of at most 100 names",
+    "context": _HELD,
+    "enroll": "must be true or false",
+    "event_type": f"must be {', '.join(sorted(EVENT_TYPES))} or custom. and a name, of at most {MAX_EVENT_TYPE} characters",
+    "timestamp": "must be ISO 8601 with an offset, such as 2026-01-05T18:00:00+00:00",
+    "event_id": "must be a UUID",
+    "experiment_id": "must be a UUID",
+    "variant_id": "must be a UUID",
+    "metric": "must be a finite number",
+    "payload": _HELD,
+    "event": "must be a JSON object",
+    "events": "must be a list of 1 to 1,000 events",
+    "body": "must be a JSON object",
+    "json": "must be JSON",
+}
+# Fields whose code is the one of their parts.
+_WHOLES = {
+    "experiments": "must be a list of objects with experiment_id and variant_id, both UUIDs",
+    "metrics": "must be an object of finite numbers",
+}
+_OTHERS = {
+    "timestamp_in_future": f"is more than {FUTURE_TOLERANCE.seconds // 60} minutes ahead of our clock",
+    "payload_too_large": f"is larger than {MAX_EVENT_BYTES:,} bytes",
+}
 
 
 class ErrorBody(msgspec.Struct, omit_defaults=True):
@@ -46,8 +86,24 @@ def validation_error(
     details: Sequence[FieldError], message: str | None = None, errors: Sequence[dict[str, Any]] = ()
 ) -> ApiError:
     """400, with the fields that are wrong."""
-    said = message or "; ".join(f"{detail.field}: {detail.error}" for detail in details[:3])
-    return ApiError(400, ErrorBody("validation_error", said, list(details[:MAX_DETAILS]), list(errors)))
+    shown = [FieldError(detail.field, detail.error) for detail in details[:MAX_DETAILS]]
+    return ApiError(400, ErrorBody("validation_error", message or _sentence(details), shown, list(errors)))
+
+
+def _sentence(details: Sequence[FieldError]) -> str:
+    told = [_in_words(detail) for detail in details[:MAX_TOLD]]
+    more = len(details) - len(told)
+    return "; ".join([*told, f"and {more:,} more"] if more else told)
+
+
+def _in_words(detail: FieldError) -> str:
+    if isinstance(detail, ExplainedError):
+        return f"{detail.field} {detail.words}"
+    kind, _, name = detail.error.partition("_")
+    words = _OTHERS.get(detail.error)
+    if words is None and kind in ("missing", "invalid"):
+        words = _WHOLES.get(detail.field) or _RULES.get(name)
+    return f"{detail.field} {words}" if words else f"{detail.field}: {detail.error}"
 
 
 def unauthorized() -> ApiError:

@@ -15,10 +15,12 @@ from experimentation.assignments import Catalogue
 from experimentation.event_validation import (
     MAX_EVENT_BYTES,
     Event,
+    ExplainedError,
     FieldError,
     InvalidEventError,
     flags_of,
     read_event,
+    why_unreadable,
 )
 from experimentation.events import NoPartitionError, insert_events
 from serving.auth import KeyRing
@@ -155,8 +157,8 @@ def read_batch(body: bytes) -> list[msgspec.Raw]:
         raws = _batch.decode(body).events
     except msgspec.ValidationError:
         raise validation_error([FieldError("events", "invalid_events")]) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise validation_error([FieldError("body", "invalid_json")]) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise validation_error([ExplainedError("body", "invalid_json", why_unreadable(body, str(error)))]) from None
     if not raws:
         raise validation_error([FieldError("events", "missing_events")])
     if len(raws) > MAX_BATCH:
@@ -196,4 +198,4 @@ async def _store_counted(
 
 def _flag(events: Sequence[Event], catalogue: Catalogue, now: datetime) -> None:
     for event in events:
-        event.flags = flags_of(event, catalogue.variants, catalogue.by_id.keys(), now, catalogue.overrides)
+        event.flags = flags_of(event, catalogue.variants, catalogue.by_id.keys(), now)

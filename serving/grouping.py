@@ -11,6 +11,14 @@ Ask = TypeVar("Ask")
 Reply = TypeVar("Reply")
 
 
+# As many as are answered within a second or two; who comes then is better told so at once.
+MAX_WAITING = 20_000
+
+
+class OverloadedError(Exception):
+    """Too many wait already."""
+
+
 class Grouped(Generic[Ask, Reply]):
     """Asks go out in groups, in the order in which they came."""
 
@@ -22,8 +30,15 @@ class Grouped(Generic[Ask, Reply]):
         self._waiting: list[tuple[Ask, asyncio.Future[Reply]]] = []
         self._running: set[asyncio.Task[None]] = set()
 
+    @property
+    def under_way(self) -> int:
+        """How many groups wait for their answer."""
+        return len(self._running)
+
     async def ask(self, ask: Ask) -> Reply:
-        """The reply; raises what the group's call raised."""
+        """The reply; raises what the group's call raised, and OverloadedError."""
+        if len(self._waiting) >= MAX_WAITING:
+            raise OverloadedError
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((ask, future))
         if len(self._running) < self._in_flight:

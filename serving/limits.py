@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
+from limits.errors import ConfigurationError
 from limits.storage import Storage
 
-from serving.redis_link import TIMEOUT_SECONDS, RedisLink
+from serving.redis_link import NO_ADDRESS, TIMEOUT_SECONDS, RedisLink
 
 MAX_COUNTERS = 100_000
 
@@ -126,19 +127,12 @@ class Limits:
     """The limits of a unit's assignments and of a key's requests."""
 
     def __init__(self, unit_per_minute: int, key_per_minute: int, link: RedisLink | None) -> None:
-        """0 switches a limit off; with a `link` all instances count together."""
-        memory = BoundedMemory()
-        shared = None
-        if link is not None:
-            shared = RedisStorage(
-                f"async+{link.url}",
-                implementation="redispy",
-                socket_timeout=TIMEOUT_SECONDS,
-                socket_connect_timeout=TIMEOUT_SECONDS,
-            )
+        """0 switches a limit off; with a `link` all instances count together. Raises ValueError for an address that is none."""
+        shared = None if link is None else _shared(link)
         self._link = link
-        self.unit = Limit(unit_per_minute, "unit", memory, shared)
-        self.api_key = Limit(key_per_minute, "key", memory, shared)
+        # Apart, so that many units do not push the few keys out.
+        self.unit = Limit(unit_per_minute, "unit", BoundedMemory(), shared)
+        self.api_key = Limit(key_per_minute, "key", BoundedMemory(), shared)
 
     @property
     def shared(self) -> bool:
@@ -155,3 +149,15 @@ class Limits:
         if found is None:
             return self.wait(limit, key)
         return found[1] if found[0] else 0
+
+
+def _shared(link: RedisLink) -> RedisStorage:
+    try:
+        return RedisStorage(
+            f"async+{link.url.replace('unix://', 'redis+unix://', 1)}",
+            implementation="redispy",
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+        )
+    except ConfigurationError:
+        raise ValueError(NO_ADDRESS) from None

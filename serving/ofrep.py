@@ -8,6 +8,7 @@ no value, which tells the provider to take the default of the code.
 
 import hashlib
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,19 +17,22 @@ from starlette.types import Scope
 
 from experimentation.assignments import ASSIGNED, NOT_ENROLLED, NOT_FOUND, OVERRIDE, REMAINDER, SHIPPED, TARGETING_ERROR
 from experimentation.event_validation import MAX_UNIT_ID, UNIT_TYPES
+from experimentation.targeting import Asker
 from serving.assignments import MAX_BODY_BYTES, count_answers, limit_unit
 from serving.auth import KeyRing
 from serving.catalogue import CatalogueCache
 from serving.database import Database
 from serving.deciding import Answer, Assigner, Question
 from serving.endpoint import Endpoint, Headers, encode
+from serving.errors import ApiError
 from serving.limits import Limits
-from serving.measures import AssignmentMeasures
+from serving.measures import OTHER, AssignmentMeasures
 
 ENROLL_HEADER = b"x-enroll"
 UNIT_TYPE = "unitType"
 REASONS = {ASSIGNED: "SPLIT", NOT_ENROLLED: "SPLIT", REMAINDER: "SPLIT", SHIPPED: "STATIC", OVERRIDE: "TARGETING_MATCH"}
 DISABLED = "DISABLED"
+REFUSED = {400: "validation_error", 404: NOT_FOUND}
 
 
 class FlagMetadata(msgspec.Struct, omit_defaults=True):
@@ -96,6 +100,21 @@ class _OfrepEndpoint(Endpoint):
         given = headers.get(b"authorization")
         return b"Bearer " + headers.get(b"x-api-key", b"") if given is None else given
 
+    async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
+        """Raises ApiError: 429, 503."""
+        try:
+            status, content, headers = await self.evaluate(body, request)
+        except ApiError as error:
+            self._measures.count_request(error.body.error, OTHER)
+            raise
+        if status in REFUSED:
+            self._measures.count_request(REFUSED[status], OTHER)
+        return status, content, headers
+
+    @abstractmethod
+    async def evaluate(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
+        """The answer, refusals of OFREP's own included. Raises ApiError."""
+
     async def _answers(self, question: Question) -> list[Answer]:
         started = time.perf_counter()
         answers = await self._assigner.answers(question)
@@ -106,7 +125,7 @@ class _OfrepEndpoint(Endpoint):
 class FlagEndpoint(_OfrepEndpoint):
     """`POST /ofrep/v1/evaluate/flags/{key}`. It enrols the unit, unless the header `X-Enroll: false` asks not to."""
 
-    async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
+    async def evaluate(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
         """Raises ApiError: 429, 503."""
         key = request["path_params"]["key"]
         try:
@@ -118,7 +137,7 @@ class FlagEndpoint(_OfrepEndpoint):
             if unit_type not in (None, run.unit_type):
                 raise _InvalidError("INVALID_CONTEXT", f"{key} is for a {run.unit_type}, not for a {unit_type}.")
             await limit_unit(self._limits, run.unit_type, unit_id)
-            question = Question(run.unit_type, unit_id, [key], context, enroll)
+            question = Question(run.unit_type, unit_id, [key], Asker(run.unit_type, context), enroll)
             (answer,) = await self._answers(question)
             if answer.decision.reason == TARGETING_ERROR:
                 raise _InvalidError("INVALID_CONTEXT", f"The targeting of {key} can't judge this context.")
@@ -132,7 +151,7 @@ class FlagEndpoint(_OfrepEndpoint):
 class FlagsEndpoint(_OfrepEndpoint):
     """`POST /ofrep/v1/evaluate/flags`. It enrols nobody, unless the header `X-Enroll: true` asks for it."""
 
-    async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
+    async def evaluate(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
         """Raises ApiError: 429, 503."""
         try:
             enroll = enrolling(request, by_default=False)
@@ -149,7 +168,7 @@ class FlagsEndpoint(_OfrepEndpoint):
         for each in UNIT_TYPES if unit_type is None else (unit_type,):
             names = [name for name, run in catalogue.runs.items() if run.unit_type == each and run.status != "draft"]
             if names:
-                answers += await self._answers(Question(each, unit_id, names, context, enroll))
+                answers += await self._answers(Question(each, unit_id, names, Asker(each, context), enroll))
         content = encode(BulkEvaluation([_flag(answer) for answer in sorted(answers, key=lambda answer: answer.name)]))
         etag = b'"%b"' % hashlib.sha256(content).hexdigest()[:32].encode()
         headers: Headers = ((b"etag", etag), (b"cache-control", b"no-cache"))

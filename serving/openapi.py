@@ -3,7 +3,7 @@
 Belongs here: the description. Does not belong here: the routes.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -54,6 +54,30 @@ _IF_NONE_MATCH = {
     "description": "The ETag of an earlier answer: 304 when nothing changed.",
     "schema": {"type": "string"},
 }
+# What the page /docs fills in, so that trying an operation out works as it stands: names of this repository's own configuration.
+_UNIT = {"unit_type": "user", "unit_id": "u1"}
+_EVENT = {
+    **_UNIT,
+    "event_id": "3f2b8f7e-8f0d-4d3a-9c55-2a7f7f0c1f10",
+    "event_type": "plan_accepted",
+    "experiments": [],
+    "context": {"platform": "ios"},
+    "metrics": {"latency_ms": 41.5},
+    "payload": {"plan_id": "p-1"},
+    "timestamp": "2026-01-05T18:00:00+00:00",
+}
+_EXAMPLES: Mapping[str, Schema] = {
+    "AssignmentRequest": {
+        **_UNIT,
+        "requested_experiments": ["recipe_cards"],
+        "context": {"platform": "ios"},
+        "enroll": False,
+    },
+    "IncomingEvent": _EVENT,
+    "EventBatch": {"events": [_EVENT, {**_EVENT, "event_id": "3f2b8f7e-8f0d-4d3a-9c55-2a7f7f0c1f11"}]},
+    "OfrepRequest": {"context": {"targetingKey": "u1", "unitType": "user", "platform": "ios"}},
+}
+_EXPERIMENT, _POLICY = "recipe_cards", "planner_policy"
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 
 
@@ -101,12 +125,17 @@ def describe(app: FastAPI, hot: Collection[str]) -> Schema:
         flags["items"] = {"anyOf": [_schema(Evaluation), _schema(EvaluationFailure)]}
         # OFREP itself reads more of a context than is named here.
         components["OfrepContext"]["additionalProperties"] = True
+        for name, example in _EXAMPLES.items():
+            components[name]["examples"] = [example]
         document.setdefault("components", {}).setdefault("schemas", {}).update(components)
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["paths"] |= {path: described for path, described in _hot_paths().items() if path in hot}
         for path, operations in document["paths"].items():
             for operation in operations.values():
-                operation.setdefault("parameters", []).append(_REQUEST_ID)
+                # The page shows a summary as it stands.
+                operation["summary"] = operation["summary"].replace("`", "")
+                _fill_in(path, operation.setdefault("parameters", []))
+                operation["parameters"].append(_REQUEST_ID)
                 if path.startswith(("/api/", "/ofrep/")):
                     operation["security"] = [{"key": []}]
                     # FastAPI's own shape of a refusal is never sent.
@@ -133,6 +162,13 @@ _REF = "#/components/schemas/{name}"
 _ALL = ("400", "401", "403", "413", "429", "503")
 
 
+def _fill_in(path: str, parameters: list[Schema]) -> None:
+    values = {"name": _POLICY if "/policies/" in path else _EXPERIMENT, "key": _EXPERIMENT, "unit_id": _UNIT["unit_id"]}
+    for parameter in parameters:
+        if parameter["in"] == "path":
+            parameter["example"] = values[parameter["name"]]
+
+
 def _schema(shape: type) -> Schema:
     return {"$ref": _REF.format(name=shape.__name__)}
 
@@ -149,21 +185,21 @@ def _hot_paths() -> Schema:
         "/api/v1/assignments": _post(
             "assignments",
             "assign",
-            "Variants and configs of a unit (scope `assign`)",
+            "Variants and configs of a unit (scope assign)",
             AssignmentRequest,
             {"200": {"description": "One entry a requested name.", "content": _content(AssignmentResponse)}},
         ),
         "/api/v1/events": _post(
             "events",
             "store_event",
-            "Store one event (scope `ingest`)",
+            "Store one event (scope ingest)",
             IncomingEvent,
             {"200": {"description": "Stored.", "content": _content(EventAccepted)}},
         ),
         "/api/v1/events/batch": _post(
             "events",
             "store_events",
-            "Store up to 1,000 events (scope `ingest`)",
+            "Store up to 1,000 events (scope ingest)",
             EventBatch,
             {
                 "200": {"description": "All stored.", "content": _content(BatchAccepted)},
@@ -176,7 +212,7 @@ def _hot_paths() -> Schema:
         "/ofrep/v1/evaluate/flags/{key}": _post(
             "OFREP",
             "evaluate_flag",
-            "One experiment as a flag; enrols the unit (scope `assign`)",
+            "One experiment as a flag; enrols the unit unless X-Enroll: false (scope assign)",
             OfrepRequest,
             {
                 "200": {"description": "Evaluated.", "content": _content(Evaluation)},
@@ -188,7 +224,7 @@ def _hot_paths() -> Schema:
         "/ofrep/v1/evaluate/flags": _post(
             "OFREP",
             "evaluate_flags",
-            "Every experiment as flags; enrols nobody (scope `assign`)",
+            "Every experiment as flags; enrols nobody unless X-Enroll: true (scope assign)",
             OfrepRequest,
             {
                 "200": {"description": "Evaluated.", "content": _content(BulkEvaluation), "headers": etag},

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Path, Query, Request
 
 from experimentation.assignment_store import find_assignment, find_production_version
 from experimentation.assignments import ServedRun, complete_config
-from experimentation.event_validation import MAX_UNIT_ID
+from experimentation.event_validation import MAX_UNIT_ID, FieldError
+from experimentation.targeting import Asker
 from serving.auth import KeyRing
 from serving.catalogue import CatalogueCache
 from serving.database import Database
@@ -96,7 +99,7 @@ class StoredView:
 
 @dataclass(frozen=True)
 class UnitView:
-    """What a unit is answered now, without a context; `stored` is its row, where it has one."""
+    """What a unit is answered now; `stored` is its row, where it has one."""
 
     experiment_name: str
     experiment_id: UUID
@@ -152,7 +155,7 @@ def reads_router(keys: KeyRing, database: Database, catalogue: CatalogueCache, a
         return ExperimentView(name, _run(answering), [_run(run) for run in runs])
 
     @router.get(
-        "/experiments/{name}/assignments/{unit_id}",
+        "/experiments/{name}/assignments/{unit_id:path}",
         tags=["experiments"],
         summary="What a unit has, or would get, without enrolling it (scope `read`)",
         responses=refusals("400", "404"),
@@ -162,13 +165,19 @@ def reads_router(keys: KeyRing, database: Database, catalogue: CatalogueCache, a
         name: Name,
         unit_id: UnitId,
         unit_type: Annotated[UnitType | None, Query(description="Unset: the experiment's own.")] = None,
+        context: Annotated[
+            str | None, Query(description="What targeting rules read, as a JSON object; unset: nothing.")
+        ] = None,
     ) -> UnitView:
         await let_in(request, "read", "admin")
-        if "\0" in unit_id:
-            raise validation_error([], "A unit id holds no NUL character.")
+        if "\0" in unit_id or not _is_utf8(request):
+            raise validation_error([FieldError("unit_id", "invalid_unit_id")])
+        sent = _object(context)
         await runs_of(name)
         run = (await database.retrying(catalogue.current)).runs[name]
-        question = Question(unit_type or run.unit_type, unit_id, [name], None, enroll=False)
+        question = Question(
+            unit_type or run.unit_type, unit_id, [name], Asker(unit_type or run.unit_type, sent), enroll=False
+        )
         (answer,) = await assigner.answers(question)
 
         async def find() -> StoredView | None:
@@ -218,6 +227,26 @@ def reads_router(keys: KeyRing, database: Database, catalogue: CatalogueCache, a
         return ProductionView(name, row["version"], row["id"], row["status"], config)
 
     return router
+
+
+def _is_utf8(request: Request) -> bool:
+    """Whether the path is text: what is not was replaced on the way, so that another unit would be answered."""
+    try:
+        unquote_to_bytes(request.scope["raw_path"]).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _object(context: str | None) -> dict[str, Any]:
+    """The context of a query. Raises ApiError (400)."""
+    try:
+        sent = {} if context is None else msgspec.json.decode(context)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        sent = None
+    if not isinstance(sent, dict):
+        raise validation_error([FieldError("context", "invalid_context")], "The context must be a JSON object.")
+    return sent
 
 
 def _run(run: ServedRun) -> RunView:

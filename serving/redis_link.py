@@ -17,6 +17,10 @@ T = TypeVar("T")
 # Redis answers within a millisecond; whoever waits longer is better served without it.
 TIMEOUT_SECONDS = 0.1
 AWAY_SECONDS = 1.0
+# What is wrong with an address may hold its password, so it is not repeated.
+NO_ADDRESS = (
+    "REDIS_URL is no address of a Redis, as redis://host:6379/0 is: correct it in the environment or in settings.env."
+)
 FAILURES = (RedisError, OSError, TimeoutError)
 
 
@@ -28,13 +32,10 @@ class RedisLink:
         self.url, self._clock = url, clock
         try:
             self.client: Redis = Redis.from_url(
-                url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS, decode_responses=True
+                url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
             )
         except ValueError:
-            # What is wrong with it may hold its password, so it is not repeated.
-            raise ValueError(
-                "REDIS_URL is no address of a Redis, as redis://host:6379/0 is: correct it in the environment or in settings.env."
-            ) from None
+            raise ValueError(NO_ADDRESS) from None
         self._away_until = float("-inf")
         self._told = False
 

@@ -34,7 +34,7 @@ class SharedUnits:
         found = await self._link.ask(lambda: client.mget([key for key, _ in units]))
         if found is None:
             return [None] * len(units)
-        return [_place(run, value) for (_, run), value in zip(units, cast(list[str | None], found), strict=True)]
+        return [_place(run, value) for (_, run), value in zip(units, cast(list[bytes | None], found), strict=True)]
 
     async def put(self, units: Iterable[tuple[str, ServedRun, UUID]]) -> None:
         """Keep what is committed."""
@@ -46,8 +46,8 @@ class SharedUnits:
         await self._link.ask(pipe.execute)
 
 
-def _place(run: ServedRun, value: str | None) -> int | None:
-    variant_id, _, fingerprint = (value or "").partition(":")
+def _place(run: ServedRun, value: bytes | None) -> int | None:
+    variant_id, _, fingerprint = (value or b"").decode("ascii", "replace").partition(":")
     if fingerprint != run.fingerprint:
         return None
     try:

@@ -8,7 +8,7 @@ import math
 import random
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -61,14 +61,13 @@ def event(event_type: str, at: datetime, variants: list[str], **more: Any) -> Ev
         "metrics": more.pop("metrics", {}),
         "payload": more.pop("payload", None),
         "timestamp": at,
-        "flags": more.pop("flags", []),
         "created_at": more.pop("created_at", datetime.now(UTC) - timedelta(hours=3)),
     }
 
 
-def counts(one: Event) -> bool:
-    """Whether anything is to be made of it: it was not reconstructed, nor made while looking at an override."""
-    return not (one["payload"] or {}).get("reconstructed") and "override" not in one["flags"]
+def counts(one: Event, run: str, overridden: Set[tuple[str, str]]) -> bool:
+    """Whether the run makes anything of it: it was not reconstructed, and no override ever showed its unit a variant of the run."""
+    return not (one["payload"] or {}).get("reconstructed") and (run, one["unit_id"]) not in overridden
 
 
 def ordinary_events(seed: int = 7) -> list[Event]:
@@ -115,7 +114,10 @@ def odd_events() -> list[Event]:
             payload={"reconstructed": True},
         ),
         event("plan_generated", noon, [], metrics={"latency_ms": 1e6}),
-        event("plan_generated", noon, [CONTROL], metrics={"latency_ms": 1e6}, flags=["override"]),
+        # Of the second experiment alone, and of none: the unit looked at a variant of the first one once.
+        event("plan_generated", noon, [TREATMENT, OTHER], metrics={"latency_ms": 1e6}, unit_id="qa"),
+        event("plan_generated", noon, [CONTROL], metrics={"latency_ms": 1e6}, unit_id="qa"),
+        event("plan_accepted", noon + timedelta(days=1), [CONTROL], metrics={"edit_count": 1}, unit_id="qa"),
         unknown,
         named_twice,
         event("custom.large_offset", noon, [OTHER], metrics={"offset_metric": 1e15 + 1}),
@@ -140,8 +142,8 @@ def odd_events() -> list[Event]:
     ]
 
 
-def expected(events: list[Event]) -> dict[Key, Moments]:
-    """What the aggregates should be, from the events alone, by numpy."""
+def expected(events: list[Event], overridden: Set[tuple[str, str]]) -> dict[Key, Moments]:
+    """What the aggregates should be, from the events and the (run, unit) that were overridden alone, by numpy."""
     buckets: dict[tuple[str, str, datetime], list[Event]] = defaultdict(list)
     for one in events:
         named = {
@@ -149,7 +151,7 @@ def expected(events: list[Event]) -> dict[Key, Moments]:
         }
         hour = one["timestamp"].replace(minute=0, second=0, microsecond=0)
         for variant, run in RUN_OF.items():
-            if (variant, run) in named and counts(one):
+            if (variant, run) in named and counts(one, run, overridden):
                 buckets[variant, "hourly", hour].append(one)
                 buckets[variant, "daily", hour.replace(hour=0)].append(one)
     return {
@@ -199,6 +201,7 @@ class Warehouse:
     url: str
     scratch: Path
     events: list[Event] = field(default_factory=list)
+    overridden: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def target(self) -> Path:
@@ -223,7 +226,6 @@ class Warehouse:
             "payload",
             "timestamp",
             "created_at",
-            "flags",
         ]
         values = [
             [json.dumps(one[name]) if name in {"experiments", "metrics", "payload"} else one[name] for name in columns]
@@ -232,10 +234,19 @@ class Warehouse:
         with self.connect() as connection, connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO exp.events "
-                "(unit_type, id, event_type, unit_id, experiments, metrics, payload, timestamp, created_at, flags) "
-                "VALUES ('household', %s, %s, %s, %s, %s, nullif(%s::jsonb, 'null'), %s, %s, %s)",
+                "(unit_type, id, event_type, unit_id, experiments, metrics, payload, timestamp, created_at) "
+                "VALUES ('household', %s, %s, %s, %s, %s, nullif(%s::jsonb, 'null'), %s, %s)",
                 values,
             )
+
+    def override(self, run: str, *unit_ids: str) -> None:
+        """Show the units a variant of the run, and take that back at once."""
+        self.overridden |= {(run, unit_id) for unit_id in unit_ids}
+        with self.connect() as connection:
+            for overrides in ({unit_id: "control" for unit_id in unit_ids}, {}):
+                connection.execute(
+                    "UPDATE exp.experiments SET overrides = %s WHERE id = %s", (json.dumps(overrides), run)
+                )
 
     def remove(self, events: list[Event]) -> None:
         gone = {one["id"] for one in events}

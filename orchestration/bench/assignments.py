@@ -19,6 +19,7 @@ import psycopg
 from experimentation.api_keys import make_api_key
 from experimentation.experiments import create_run, start_run
 from experimentation.records import NewVariant
+from experimentation.settings import Settings
 from orchestration.bench.figures import Figure, Memory
 from orchestration.bench.load import Load, LoadResult, measure, unit_id
 from orchestration.bench.servers import Server, environment, running
@@ -80,7 +81,7 @@ class Plan:
     names: Collection[str] = NAMES
     rounds: int = 3
     seconds: float = 2.0
-    memory_units: int = 100_000
+    memory_units: int = 1_000_000
 
 
 @dataclass
@@ -173,9 +174,19 @@ class AssignmentBench:
         with self._api("api-memory", {}) as server:
             self._warm(server)
             before = server.resident_mb()
+            half = units // 2
             self._say(f"asking for {units:,} distinct units (process {server.process.pid})")
-            result = measure(Load(server.port, self._request, prefix="m", count=units))
-            return Memory(units=units, before_mb=before, after_mb=server.resident_mb(), per_second=result.per_second)
+            measure(Load(server.port, self._request, prefix="m", count=half))
+            halfway = server.resident_mb()
+            result = measure(Load(server.port, self._request, prefix="m", first=half, count=units - half))
+            return Memory(
+                units=units,
+                held=Settings().assignment_cache_entries,
+                before_mb=before,
+                halfway_mb=halfway,
+                after_mb=server.resident_mb(),
+                per_second=result.per_second,
+            )
 
     @contextlib.contextmanager
     def _api(self, name: str, settings: dict[str, str], module: str = "serving") -> Iterator[Server]:

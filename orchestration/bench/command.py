@@ -50,8 +50,8 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Alternating rounds; the median counts.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, max=60, help="Length of a round of requests.")] = 2.0,
-    units: Annotated[int, typer.Option(min=100, max=1_000_000, help="Distinct units that memory is measured with.")] = (
-        100_000
+    units: Annotated[int, typer.Option(min=100, max=2_000_000, help="Distinct units that memory is measured with.")] = (
+        1_000_000
     ),
     events: Annotated[int, typer.Option(min=1000, max=200_000, help="Events of each measurement.")] = 20_000,
     output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,

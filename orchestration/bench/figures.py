@@ -77,28 +77,51 @@ class Figure:
         }  # fmt: skip
 
 
+# Beyond the bounds a unit may take this share of what one takes that is held; a heap settles slowly.
+FLAT = 0.05
+
+
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The API process's resident size before and after so many distinct units."""
+    """The API process's resident size before, after half and after all of so many distinct units.
+
+    Goal: once its bounds are reached (`held` units, of which the first half has more), another unit takes next to nothing.
+    """
 
     units: int
+    held: int
     before_mb: float
+    halfway_mb: float
     after_mb: float
     per_second: float
 
     @property
-    def bytes_per_unit(self) -> float:
-        """What one more unit takes."""
-        return (self.after_mb - self.before_mb) * 2**20 / self.units
+    def bytes_a_held_unit(self) -> float:
+        """What a unit takes that is held."""
+        return (self.halfway_mb - self.before_mb) * 2**20 / self.held
+
+    @property
+    def bytes_another_unit(self) -> float:
+        """What a unit takes beyond the bounds."""
+        return (self.after_mb - self.halfway_mb) * 2**20 / (self.units - self.units // 2)
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is flat; nothing is said where the first half does not fill the bounds."""
+        if self.units // 2 <= self.held:
+            return f"ask for more than {2 * self.held:,} to see whether it stays flat"
+        return "flat" if self.bytes_another_unit < FLAT * self.bytes_a_held_unit else "missed: it grows"
 
     def as_json(self) -> dict[str, Any]:
         """Every field, and what follows from them."""
-        return {**asdict(self), "bytes_per_unit": self.bytes_per_unit}
+        told = {"bytes_a_held_unit": self.bytes_a_held_unit, "bytes_another_unit": self.bytes_another_unit}
+        return {**asdict(self), **told, "verdict": self.verdict}
 
     def __str__(self) -> str:
         return (
-            f"Memory of the API: {self.before_mb:.1f} MB before, {self.after_mb:.1f} MB after {self.units:,} distinct units: "
-            f"{self.bytes_per_unit:,.0f} bytes a unit."
+            f"Memory of the API, which holds {self.held:,} units at most: {self.before_mb:.1f} MB before, {self.halfway_mb:.1f} MB after "
+            f"{self.units // 2:,} distinct units, {self.after_mb:.1f} MB after {self.units:,}: {self.bytes_a_held_unit:,.0f} bytes a "
+            f"unit that is held, {self.bytes_another_unit:,.1f} for another one: {self.verdict}."
         )
 
 

@@ -3,11 +3,13 @@
 Belongs here: `bare` (read the body, answer a fixed one) and `insert` (one committed INSERT a request, answered after it). Does not belong
 here: anything of `serving`, whose cost is what is measured; measuring.
 
-Both run as `python -m serving` does: uvicorn with one worker, uvloop, httptools, no access log, no server header. `insert` is quick for
+Both run as `python -m serving` does: uvicorn with one worker, uvloop, httptools, no access log, no server header, the same session settings
+and frozen start-up objects. `insert` is quick for
 what it does: no key, no limits, the answer's bytes made beforehand, connections open from the start, no reset between uses.
 """
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -27,6 +29,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 ANSWER_BYTES = 320
+# As the API's sessions.
+SESSION = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
 READ_RUN = """
 SELECT e.name, e.run, v.id, v.name, v.allocation, v.config::text
 FROM exp.experiments e JOIN exp.variants v ON v.experiment_id = e.id
@@ -95,7 +99,7 @@ class Insert:
 
     async def _open(self) -> None:
         self._pool = await asyncpg.create_pool(
-            self._url, min_size=self._pool_size, max_size=self._pool_size, reset=_keep_session
+            self._url, min_size=self._pool_size, max_size=self._pool_size, reset=_keep_session, server_settings=SESSION
         )
         rows = await self._pool.fetch(READ_RUN, self._run_id)
         self._walk = VariantWalk([row[4] for row in rows])
@@ -162,6 +166,8 @@ def main() -> int:
         parser.error("insert needs --run-id")
     chosen = settings()
     app = Bare() if arguments.floor == "bare" else Insert(chosen.platform_url, chosen.api_pool_size, arguments.run_id)
+    gc.collect()
+    gc.freeze()
     uvicorn.run(
         app, host="127.0.0.1", port=arguments.port, access_log=False, server_header=False, log_config=None,
         loop="uvloop", http="httptools",

@@ -17,7 +17,7 @@ class Ungrouped(Assigner):
 
     async def _settled(self, catalogue: Catalogue, name: str, question: Question) -> Answer:
         run = catalogue.runs[name]
-        decision = judge_new(run, question.unit_type, question.unit_id, question.context)
+        decision = judge_new(run, question.unit_id, question.asker)
         variant = decision.variant
         if variant is None:
             return Answer(name, run, decision)

@@ -5,22 +5,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from experimentation.settings import settings
-from orchestration.local.databases import database
+from experimentation.settings import Settings, settings
+from orchestration.local.databases import database, where
 
 
 @contextmanager
-def connection_for(purpose: str) -> Iterator[Any]:
-    """A connection to a migrated database, in one transaction. `purpose` names the command, like `lifecycle keys`."""
-    import psycopg
+def connection_for(purpose: str, *, reads: bool = False) -> Iterator[Any]:
+    """A connection to a migrated database, in one transaction. `purpose` names the command, like `lifecycle keys`.
 
-    from experimentation.migrate import migrate
+    Who only `reads` changes nothing, not even a schema. Raises MigrationError as `bring_up_to_date` does.
+    """
+    import psycopg
 
     current = settings()
     with database(current, purpose):
-        migrate(current.platform_url)
+        bring_up_to_date(current, reads=reads)
         with psycopg.connect(current.platform_url, connect_timeout=10) as connection:
             yield connection
+
+
+def bring_up_to_date(current: Settings, *, reads: bool = False) -> None:
+    """Migrate the embedded database; another one is migrated by `lifecycle db migrate` alone, and nothing is by who only `reads`.
+
+    Raises MigrationError when the schema is not the one that this code knows.
+    """
+    from experimentation.migrate import migrate, require_current
+
+    if current.embedded and not reads:
+        migrate(current.platform_url)
+    else:
+        require_current(current.platform_url, where(current.platform_url))
 
 
 def actor(purpose: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experimentation.settings import Settings, settings
-from orchestration.commands.access import actor
+from orchestration.commands.access import actor, bring_up_to_date
 from orchestration.commands.console import say
 from orchestration.local.databases import database
 
@@ -25,11 +25,9 @@ def sync(
     ] = False,
 ) -> None:
     """Apply config/experiments.yml and policies.yml to the database, all of it or nothing."""
-    from experimentation.migrate import migrate
-
     current = settings()
     with database(current, "lifecycle sync"):
-        migrate(current.platform_url)
+        bring_up_to_date(current, reads=check)
         report = synchronise(current, check=check)
     for line in report.lines():
         say(line)

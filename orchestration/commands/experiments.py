@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from experimentation.records import Run, Variant
 
 app = typer.Typer(
-    no_args_is_help=True, help="Experiments: show, list, and start, pause, resume or complete one by hand."
+    no_args_is_help=True, help="Experiments: show, list, and start, pause, resume, ramp or complete one by hand."
 )
 
 PURPOSE = "lifecycle experiment"
@@ -79,20 +79,45 @@ def complete(
         )
 
 
+@app.command()
+def ramp(
+    name: Name,
+    to: Annotated[
+        str, typer.Option(help="The share of units of each arm, such as 0.25; the remainder keeps the rest.")
+    ],
+    reason: Reason,
+) -> None:
+    """Let the arms of a running split with a remainder grow: whoever is in an arm stays in it."""
+    from experimentation.allocations import share_of
+    from experimentation.experiments import ramp_run
+    from experimentation.records import ExperimentationError
+    from experimentation.sync_diff import shares_of
+
+    try:
+        share = share_of(to)
+    except ValueError as error:
+        raise ExperimentationError(f"{name} can't be ramped: {error}.") from None
+    with connection_for(PURPOSE) as connection:
+        run = ramp_run(connection, _newest(connection, name).id, share, actor=actor(PURPOSE), reason=_said(reason))
+        _tell(connection, run, f"ramped: {shares_of(run.variants)}; write these allocations into experiments.yml")
+
+
 @app.command("list")
 def list_experiments() -> None:
     """List every experiment with its newest run, a line each."""
     from experimentation.experiments import runs_of
     from experimentation.run_store import names_of_runs
-    from experimentation.sync_diff import shares_of
+    from experimentation.sync_diff import narrowing_of, shares_of
 
-    with connection_for(PURPOSE) as connection:
+    with connection_for(PURPOSE, reads=True) as connection:
         newest = [runs_of(connection, name)[-1] for name in names_of_runs(connection)]
     for run in newest:
         shipped = f", shipped {run.shipped.name}" if run.shipped else ""
-        say(f"{run.label}: {run.status}{shipped} ({run.unit_type}): {shares_of(run.variants)}")
+        told = "; ".join([shares_of(run.variants), *narrowing_of(run), *_window(run)])
+        say(f"{run.label}: {run.status}{shipped} ({run.unit_type}): {told}")
     if not newest:
-        say("There are no experiments yet: write one into config/experiments.yml and run `lifecycle sync`.")
+        place = settings().config_dir / "experiments.yml"
+        say(f"There are no experiments yet: write one into {place} and run `lifecycle sync`.")
 
 
 @app.command()
@@ -102,7 +127,7 @@ def show(name: Name) -> None:
     from experimentation.experiments import runs_of
     from experimentation.run_store import enrolled_units, epochs_of
 
-    with connection_for(PURPOSE) as connection:
+    with connection_for(PURPOSE, reads=True) as connection:
         _newest(connection, name)
         runs = runs_of(connection, name)
         known = [
@@ -176,15 +201,21 @@ def _tell(connection: Any, run: "Run", became: str) -> None:
 def _headline(run: "Run") -> str:
     from experimentation.sync_diff import narrowing_of
 
-    window = f"from {moment(run.start_at) or 'its start'} to {moment(run.end_at) or 'its end'}"
     parts = [
         f"{run.status}{f', shipped {run.shipped.name}' if run.shipped else ''}",
         run.unit_type,
         f"made by {'the file' if run.made_by == 'file' else 'promotion'}",
-        window if run.start_at or run.end_at else "no window",
+        *(_window(run) or ["no window"]),
         *(narrowing_of(run) or ["for all units"]),
     ]
     return f"{run.label}: {'; '.join(parts)}"
+
+
+def _window(run: "Run") -> list[str]:
+    """When units are assigned, where that is not always."""
+    if not (run.start_at or run.end_at):
+        return []
+    return [f"from {moment(run.start_at) or 'its start'} to {moment(run.end_at) or 'its end'}"]
 
 
 def _serves(connection: Any, variant: "Variant") -> str:

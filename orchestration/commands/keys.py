@@ -12,7 +12,6 @@ from orchestration.commands.console import console, moment, say
 app = typer.Typer(no_args_is_help=True, help="API keys of clients: make, list, rotate, revoke.")
 
 PURPOSE = "lifecycle keys"
-WEEK_IN_MINUTES = 7 * 24 * 60
 
 DEFAULT_SCOPES = ["assign", "ingest"]
 SCOPES_HELP = "What the key may do, once for each: assign, ingest, read or admin."
@@ -43,7 +42,7 @@ def list_keys() -> None:
     """List every key by name, without the keys themselves."""
     from experimentation.api_keys import list_api_keys
 
-    with connection_for(PURPOSE) as connection:
+    with connection_for(PURPOSE, reads=True) as connection:
         keys = list_api_keys(connection)
     if not keys:
         say("There are no keys yet: `lifecycle keys make NAME` makes one.")
@@ -62,12 +61,16 @@ def rotate(
     name: Annotated[str, typer.Argument(help="The key's name.")],
     grace_minutes: Annotated[
         int,
-        typer.Option(min=0, max=WEEK_IN_MINUTES, help="For how long the old key goes on working beside the new one."),
+        typer.Option(help="For how long the old key goes on working beside the new one, 0 to 10080 (a week)."),
     ] = 0,
 ) -> None:
     """Give a key a new secret and print it, alone on stdout. A key from before the one that is replaced ends at once."""
-    from experimentation.api_keys import rotate_api_key
+    from experimentation.api_keys import MAX_GRACE, rotate_api_key
+    from experimentation.records import ExperimentationError
 
+    most = MAX_GRACE // timedelta(minutes=1)
+    if not 0 <= grace_minutes <= most:
+        raise ExperimentationError(f"--grace-minutes is {grace_minutes}: give 0 to {most}, which is a week.")
     with connection_for(PURPOSE) as connection:
         key, plaintext = rotate_api_key(
             connection, name, timedelta(minutes=grace_minutes), actor=actor(PURPOSE), reason="Rotated by hand."
@@ -85,9 +88,10 @@ def rotate(
 def revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) -> None:
     """Revoke a key for good."""
     from experimentation.api_keys import revoke_api_key
+    from experimentation.records import ExperimentationError
 
     with connection_for(PURPOSE) as connection:
         was_valid = revoke_api_key(connection, name, actor=actor(PURPOSE), reason="Revoked by hand.")
     if not was_valid:
-        raise typer.BadParameter(f"There is no valid key named {name}: `lifecycle keys list` shows them.")
+        raise ExperimentationError(f"There is no valid key named {name}: `lifecycle keys list` shows them.")
     say(f"Key {name} is revoked.")

@@ -22,8 +22,9 @@ from orchestration.commands.console import console, human_size, say
 from orchestration.local.databases import embedded_server, where
 from orchestration.local.errors import LocalServiceError
 from orchestration.local.home import SETTINGS_FILE, Holder, holder, locked
+from orchestration.local.probes import api_alive
 from orchestration.local.processes import Supervisor, records
-from orchestration.local.services import EVERYTHING, all_services
+from orchestration.local.services import API, EVERYTHING, all_services
 from orchestration.local.stack import Stack
 
 _TEND_SECONDS = 0.5
@@ -72,8 +73,11 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for
     for row in rows:
         since = datetime.fromisoformat(row["since"]).astimezone() if row["since"] else None
         colour = "green" if row["state"] == "running" else "dim"
+        state = row["state"]
+        if row["name"] == API and state == "external":
+            state = f"answers on {current.api_port}, not started by lifecycle"
         table.add_row(
-            row["title"], f"[{colour}]{row['state']}[/{colour}]", row["url"] or "", str(row["pid"] or ""),
+            row["title"], f"[{colour}]{state}[/{colour}]", row["url"] or "", str(row["pid"] or ""),
             f"{since:%Y-%m-%d %H:%M:%S}" if since else "",
         )  # fmt: skip
     console().print(table)
@@ -204,12 +208,15 @@ def _rows(current: Settings) -> list[dict[str, Any]]:
     rows = [_postgres_row(current)]
     for service in all_services(current).values():
         record = running.get(service.name)
+        state, url = ("running", record.url) if record else ("stopped", None)
+        if record is None and service.name == API and api_alive(current.api_port):
+            state, url = "external", service.url
         rows.append(
             {
                 "name": service.name,
                 "title": service.title,
-                "state": "running" if record else "stopped",
-                "url": record.url if record else None,
+                "state": state,
+                "url": url,
                 "pid": record.pid if record else None,
                 "since": record.since if record else None,
             }

@@ -15,6 +15,8 @@ from orchestration.local.errors import LocalServiceError
 Probe = Callable[[], bool]
 
 _SECONDS = 5.0
+# Somebody waits for the table.
+_STATUS_SECONDS = 1.0
 _LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus
   locationOrLoadError { __typename ... on PythonError { message } } } } ... on PythonError { message } } }"""
 
@@ -29,6 +31,15 @@ def answers(url: str) -> Probe:
             return False
 
     return probe
+
+
+def api_alive(port: int) -> bool:
+    """Whether an API of ours answers there, whoever started it."""
+    try:
+        answer = httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=_STATUS_SECONDS, trust_env=False)
+        return bool(answer.json() == {"status": "ok"})
+    except (httpx.HTTPError, ValueError):
+        return False
 
 
 def accepts(path: Path) -> Probe:

@@ -8,7 +8,8 @@ import httpx
 from serving.client.errors import ClientSetupError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-DEFAULT_TIMEOUT = 0.5
+# Longer than the service tries before its 503, whose Retry-After is worth having.
+DEFAULT_TIMEOUT = 1.0
 DEFAULT_TTL = 300.0
 DEFAULT_MAX_ENTRIES = 10_000
 DEFAULT_STALE_FOR = 86_400.0

@@ -71,7 +71,8 @@ def test_away_and_back(server: EmbeddedPostgres) -> None:
         assert client.get("/readyz").status_code == 200
 
 
-def test_a_statement_that_hangs_is_not_waited_for_again_and_again(server: EmbeddedPostgres) -> None:
+@pytest.mark.parametrize("refresh", [3600, 0])
+def test_a_statement_that_hangs_is_not_waited_for_again_and_again(server: EmbeddedPostgres, refresh: float) -> None:
     migrate(server.url)
     with psycopg.connect(server.url, autocommit=True) as connection:
         run_id, _ = make_run(connection, "planner")
@@ -79,10 +80,13 @@ def test_a_statement_that_hangs_is_not_waited_for_again_and_again(server: Embedd
     body = {"unit_type": "household", "unit_id": "h1", "requested_experiments": ["planner"]}
     headers = {"Authorization": f"Bearer {key}"}
     with (
-        running_api(server.url, api_key_cache_seconds=60, api_database_timeout_seconds=0.5) as url,
+        running_api(
+            server.url, api_key_cache_seconds=60, api_database_timeout_seconds=0.5, experiments_refresh_seconds=refresh
+        ) as url,
         httpx.Client(base_url=url, headers=headers, timeout=30) as client,
         psycopg.connect(server.url) as holder,
     ):
+        assert client.post("/api/v1/assignments", json={**body, "unit_id": "before"}).status_code == 200
         holder.execute("LOCK TABLE exp.assignments IN ACCESS EXCLUSIVE MODE")
         began = time.monotonic()
         answer = client.post("/api/v1/assignments", json=body)
@@ -92,4 +96,39 @@ def test_a_statement_that_hangs_is_not_waited_for_again_and_again(server: Embedd
         assert client.post("/api/v1/assignments", json=body).json()["assignments"][0]["enrolled"] is True
         assert holder.execute(
             "SELECT count(*) FROM exp.assignments WHERE experiment_id = %s", (run_id,)
-        ).fetchone() == (1,)
+        ).fetchone() == (2,)
+
+
+@pytest.mark.parametrize(("refresh", "statement"), [
+    (3600, "ALTER TABLE exp.assignments RENAME TO elsewhere"),
+    (0, "ALTER TABLE exp.assignments RENAME TO elsewhere"),
+    (3600, "ALTER SYSTEM SET default_transaction_read_only = on"),
+    (0, "ALTER SYSTEM SET default_transaction_read_only = on"),
+])  # fmt: skip
+def test_a_database_that_cannot_store_now_is_503(server: EmbeddedPostgres, refresh: float, statement: str) -> None:
+    migrate(server.url)
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        make_run(connection, "planner")
+        _, key = make_api_key(connection, "web", ["assign"])
+        headers = {"Authorization": f"Bearer {key}"}
+        with (
+            running_api(server.url, api_key_cache_seconds=60, experiments_refresh_seconds=refresh) as url,
+            httpx.Client(base_url=url, headers=headers, timeout=30) as client,
+        ):
+
+            def ask(unit: str) -> httpx.Response:
+                body = {"unit_type": "household", "unit_id": unit, "requested_experiments": ["planner"]}
+                return client.post("/api/v1/assignments", json=body)
+
+            assert ask("before").status_code == 200
+            connection.execute(statement)
+            connection.execute("SELECT pg_reload_conf()")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lifecycle-api'"
+            )
+            answer = ask("during")
+            assert (answer.status_code, answer.json()["error"], answer.json()["retry_after"]) == (
+                503,
+                "service_unavailable",
+                5,
+            )

@@ -1,5 +1,6 @@
 """A change of what is served reaches every instance, each an operating-system process of its own, within a second."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -7,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,11 @@ pytest_plugins = ["api_service"]
 
 WITHIN_SECONDS = 1.0
 # Far above what is asked for, so that only a notification can be the reason.
-NEVER = {"LIFECYCLE_EXPERIMENTS_REFRESH_SECONDS": "3600", "LIFECYCLE_API_KEY_CACHE_SECONDS": "3600"}
+NEVER = {
+    "LIFECYCLE_EXPERIMENTS_REFRESH_SECONDS": "3600",
+    "LIFECYCLE_API_KEY_CACHE_SECONDS": "3600",
+    "LIFECYCLE_RATE_LIMIT_UNIT_PER_MINUTE": "0",
+}
 
 
 @contextlib.contextmanager
@@ -77,6 +81,15 @@ def ask(client: httpx.Client, unit: str, name: str = "planner") -> str:
     return str((given["assignments"] or given["skipped_experiments"])[0]["reason"])
 
 
+async def race(urls: list[str], headers: dict[str, str]) -> set[str]:
+    """What a hundred requests at once, half of them to each, say of one new unit."""
+    body = {"unit_type": "household", "unit_id": "raced", "requested_experiments": ["planner"]}
+    limits = httpx.Limits(max_connections=100)
+    async with httpx.AsyncClient(headers=headers, timeout=30, limits=limits) as client:
+        racing = (client.post(f"{urls[n % 2]}/api/v1/assignments", json=body) for n in range(100))
+        return {answer.text for answer in await asyncio.gather(*racing)}
+
+
 def test_two_processes_agree_and_hear_of_every_change(
     database_url: str, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
@@ -86,13 +99,7 @@ def test_two_processes_agree_and_hear_of_every_change(
     with contextlib.ExitStack() as stack:
         urls = [stack.enter_context(instance(database_url, tmp_path / name, **NEVER)) for name in ("one", "two")]
         clients = [stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=30)) for url in urls]
-        pool = stack.enter_context(ThreadPoolExecutor(20))
-
-        def race(number: int) -> str:
-            body = {"unit_type": "household", "unit_id": "raced", "requested_experiments": ["planner"]}
-            return clients[number % 2].post("/api/v1/assignments", json=body).text
-
-        assert len(set(pool.map(race, range(100)))) == 1
+        assert len(asyncio.run(race(urls, headers))) == 1
         stored = connection.execute("SELECT count(*) FROM exp.assignments WHERE unit_id = 'raced'").fetchone()
         assert stored == (1,)
 
@@ -115,7 +122,7 @@ def test_what_is_changed_while_nobody_listens_is_heard_of_afterwards(
     database_url: str, connection: psycopg.Connection[Any], make_client: Callable[..., httpx.Client]
 ) -> None:
     make_run(connection, "planner")
-    with running_api(database_url, experiments_refresh_seconds=0.5) as url:
+    with running_api(database_url, experiments_refresh_seconds=0.5, rate_limit_unit_per_minute=0) as url:
         client = make_client(url, "assign")
         assert ask(client, "u1") == "assigned"
         listening = (
@@ -133,12 +140,30 @@ def test_what_is_changed_while_nobody_listens_is_heard_of_afterwards(
         assert until(lambda: ask(client, "u3") == "assigned", WITHIN_SECONDS) < WITHIN_SECONDS
 
 
+def test_a_lost_notification_is_noticed_all_the_same(
+    database_url: str,
+    connection: psycopg.Connection[Any],
+    make_client: Callable[..., httpx.Client],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.catalogue.MAX_AGE_SECONDS", 1.0)
+    make_run(connection, "planner")
+    with running_api(database_url, experiments_refresh_seconds=0.5, rate_limit_unit_per_minute=0) as url:
+        client = make_client(url, "assign")
+        assert ask(client, "u1") == "assigned"
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("UPDATE exp.experiments SET status = 'completed'")
+        until(lambda: ask(client, "u1") == "not_active", 5)
+
+
 def test_a_changed_config_reaches_units_that_are_held_in_memory(
     database_url: str, connection: psycopg.Connection[Any], make_client: Callable[..., httpx.Client]
 ) -> None:
     make_run(connection, "planner", variants={"only": ("control", "1", {"colour": "blue"})})
     body = {"unit_type": "household", "unit_id": "u1", "requested_experiments": ["planner"]}
-    with running_api(database_url, experiments_refresh_seconds=3600, api_key_cache_seconds=3600) as url:
+    with running_api(
+        database_url, experiments_refresh_seconds=3600, api_key_cache_seconds=3600, rate_limit_unit_per_minute=0
+    ) as url:
         client = make_client(url, "assign")
 
         def colour() -> str:

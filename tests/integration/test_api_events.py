@@ -177,15 +177,6 @@ def test_flags_and_credentials(api: Api) -> None:
     assert flags == ["no_policy_version_id", "late", "no_rejection_reason", "unknown_experiment", "unknown_variant"]
 
 
-def test_what_a_unit_does_while_it_looks_at_a_variant_is_marked(api: Api) -> None:
-    run_id, variants = make_run(api.connection, "cards", overrides={"qa": "treatment"})
-    carried = [{"experiment_id": str(run_id), "variant_id": str(variants["treatment"])}]
-    for unit in ("qa", "h1"):
-        assert api.client.post("/api/v1/events", json=event(unit_id=unit, experiments=carried)).status_code == 200
-    marked = dict(api.rows("SELECT unit_id, 'override' = ANY (flags) FROM exp.events"))
-    assert marked == {"qa": True, "h1": False}
-
-
 def test_history_has_its_place_and_a_day_without_a_partition_loses_nothing(api: Api) -> None:
     today = datetime.now(UTC)
     assert api.client.post("/api/v1/events", json=event(timestamp="2008-02-29T10:00:00+01:00")).status_code == 200

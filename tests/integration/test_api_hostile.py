@@ -1,14 +1,17 @@
 """Bodies that break things: refused with our error shape, or accepted as data and found again unchanged. Never a 5xx."""
 
 import json
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
+import psycopg
 import pytest
-from api_support import Api, make_run
+from api_support import Api, make_run, running_api
 from conftest import SHARED_DATA
 
 from experimentation.event_validation import looks_like_credential
@@ -23,6 +26,28 @@ EVENT = {
     "event_type": "custom.x", "unit_type": "user", "unit_id": "u", "experiments": [], "context": {}, "metrics": {}, "payload": {},
     "timestamp": "2025-01-01T00:00:00Z", "event_id": "0b9a7a3e-5f5b-4b6e-9d0a-5b8d5a0c1f00",
 }  # fmt: skip
+
+
+@pytest.fixture(params=["read for every request", "a held picture"])
+def api(request: pytest.FixtureRequest, database_url: str, make_client: Callable[..., httpx.Client]) -> Iterator[Api]:
+    """The API as tests have it, and as production has it: with a held picture of experiments and remembered keys."""
+    held = (
+        {"experiments_refresh_seconds": 0.5, "api_key_cache_seconds": 60} if request.param == "a held picture" else {}
+    )
+    with (
+        running_api(database_url, rate_limit_unit_per_minute=0, rate_limit_key_per_minute=0, **held) as url,
+        psycopg.connect(database_url, autocommit=True) as connection,
+    ):
+        yield Api(make_client(url, "assign", "ingest", "admin", "read"), connection, database_url)
+
+
+def make_known_run(api: Api, name: str, **columns: Any) -> UUID:
+    """A run that the API has heard of."""
+    run_id, _ = make_run(api.connection, name, unit_type="user", **columns)
+    began = time.monotonic()
+    while api.client.get(f"/api/v1/experiments/{name}").status_code != 200:
+        assert time.monotonic() - began < 5, "the API did not hear of the run"
+    return run_id
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +91,7 @@ def test_bodies_as_values_of_every_field(api: Api, hostile: Path) -> None:
 
 
 def test_naughty_strings_are_data(api: Api, hostile: Path) -> None:
-    run_id, _ = make_run(api.connection, "planner", unit_type="user")
+    run_id = make_known_run(api, "planner")
     strings = naughty(hostile)
     legal = {text for text in strings if 1 <= len(text) <= 255 and "\0" not in text}
     now = datetime.now(UTC).isoformat()
@@ -140,7 +165,7 @@ def is_refused_well_by_ofrep(answer: httpx.Response) -> bool:
 
 
 def test_ofrep_refuses_or_takes_as_data(api: Api, hostile: Path) -> None:
-    run_id, _ = make_run(api.connection, "planner", unit_type="user", targeting="context.platform != 'none'")
+    run_id = make_known_run(api, "planner", targeting="context.platform != 'none'")
     files = [file.read_bytes() for file in sorted((hostile / "json_bodies").iterdir())]
     for raw in [*files, *HOSTILE.values()]:
         for path in (OFREP, f"{OFREP}/planner"):
@@ -163,12 +188,7 @@ def test_ofrep_refuses_or_takes_as_data(api: Api, hostile: Path) -> None:
 
 
 def test_hostile_contexts_meet_a_rule(api: Api, hostile: Path) -> None:
-    make_run(
-        api.connection,
-        "planner",
-        unit_type="user",
-        targeting="context.a.b == 1 || context.a > 3 || size(context.a) > 1",
-    )
+    make_known_run(api, "planner", targeting="context.a.b == 1 || context.a > 3 || size(context.a) > 1")
     files = [file.read_bytes() for file in sorted((hostile / "json_bodies").iterdir())]
     body = {**ASSIGNMENT, "requested_experiments": ["planner"]}
     for raw in [*files, *HOSTILE.values(), b'{"b":' + b"[" * 400 + b"]" * 400 + b"}", b'"' + b"a" * 900_000 + b'"']:

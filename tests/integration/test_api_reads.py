@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from decimal import Decimal
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -64,9 +65,29 @@ def test_a_unit_is_looked_up_without_being_enrolled(api: Api) -> None:
 
 def test_odd_names_and_ids_are_found(api: Api) -> None:
     make_run(api.connection, "Ünï cödé & co?")
-    api.assigned("50% of/h#1", "Ünï cödé & co?")
+    make_run(api.connection, "cards")
+    for unit in ("50% of/h#1", "a/b", "/", "../x", "a?b", " ", "\ufffd"):
+        given = api.assigned(unit, "cards")
+        found = api.client.get(f"/api/v1/experiments/cards/assignments/{quote(unit, safe='')}")
+        assert (found.status_code, found.json()["unit_id"]) == (200, unit), found.text
+        assert found.json()["stored"]["variant_id"] == given["variant_id"]
+    broken = api.client.get("/api/v1/experiments/cards/assignments/%ff%fe")
+    assert (broken.status_code, broken.json()["details"][0]["error"]) == (400, "invalid_unit_id")
     found = api.client.get("/api/v1/experiments/%C3%9Cn%C3%AF%20c%C3%B6d%C3%A9%20%26%20co%3F").json()
     assert found["name"] == "Ünï cödé & co?"
+
+
+def test_a_context_can_be_looked_with(api: Api) -> None:
+    make_run(api.connection, "cards", targeting="context.platform == 'ios'")
+    path = "/api/v1/experiments/cards/assignments/h1"
+    assert api.client.get(path).json()["reason"] == "not_targeted"
+    assert api.client.get(path, params={"context": '{"platform": "ios"}'}).json()["reason"] == "not_enrolled"
+    for bad in ("ios", "[]", "{"):
+        answer = api.client.get(path, params={"context": bad})
+        assert (answer.status_code, answer.json()["details"]) == (
+            400,
+            [{"field": "context", "error": "invalid_context"}],
+        )
 
 
 def test_the_policy_version_in_production(api: Api, make_client: Callable[..., httpx.Client]) -> None:

@@ -18,6 +18,9 @@ from conftest import free_port
 pytest_plugins = ["api_service"]
 
 
+RUBBISH = ("", "rubbish", "a:b:c", "00000000-0000-0000-0000-000000000000:x", b"\xff\xfe:\x00")
+
+
 class RedisServer:
     """`redis-server` on a free port."""
 
@@ -115,10 +118,10 @@ def test_rubbish_in_redis_is_not_believed(
     run_id, _ = make_run(connection, "planner")
     with running_api(database_url, redis_url=server.url) as url:
         api = Api(make_client(url, "assign"), connection, database_url)
-        for unit, value in enumerate(("", "rubbish", "a:b:c", f"{run_id}:", "00000000-0000-0000-0000-000000000000:x")):
+        for unit, value in enumerate([*RUBBISH, f"{run_id}:"]):
             server.client().set(f"assignment:{run_id}:h{unit}", value)
             assert api.assigned(f"h{unit}", "planner")["enrolled"] is True
-    assert connection.execute("SELECT count(*) FROM exp.assignments").fetchone() == (5,)
+    assert connection.execute("SELECT count(*) FROM exp.assignments").fetchone() == (len(RUBBISH) + 1,)
 
 
 def test_limits_count_together(
@@ -169,6 +172,8 @@ def test_a_dead_redis_costs_speed_and_no_answer(
             assert time.monotonic() < deadline
 
 
-def test_an_address_that_is_none_is_told_at_the_start(database_url: str) -> None:
-    with pytest.raises(ValueError, match="REDIS_URL"), running_api(database_url, redis_url="localhost:6379"):
+@pytest.mark.parametrize("address", ["localhost:6379", "redis://user:p@ss/word@host:6379/0", "http://cache"])
+def test_an_address_that_is_none_is_told_at_the_start(database_url: str, address: str) -> None:
+    with pytest.raises(ValueError, match="REDIS_URL") as refused, running_api(database_url, redis_url=address):
         pass
+    assert "ss" not in str(refused.value).replace("address", "")

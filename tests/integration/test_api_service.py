@@ -14,7 +14,7 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
-from api_support import Api, running_api
+from api_support import Api, make_run, running_api
 from conftest import free_port
 
 from experimentation.api_keys import list_api_keys, make_api_key, parse_api_key, revoke_api_key
@@ -129,7 +129,16 @@ def test_readiness_tells_a_missing_migration_from_a_missing_database(
     with running_api(nowhere) as url:
         assert httpx.get(f"{url}/healthz").status_code == 200
         answer = httpx.get(f"{url}/readyz")
-        assert (answer.status_code, answer.json()["error"]) == (503, "database_unreachable")
+        assert (answer.status_code, answer.json()["error"]) == (503, "database_refuses")
+    host = postgres_server.partition("@")[2]
+    for url_, error in (
+        (f"postgresql://nobody_here:wrong@{host}", "database_refuses"),
+        (f"postgresql://nobody:wrong@127.0.0.1:{free_port()}/x", "database_unreachable"),
+    ):
+        with running_api(url_) as url:
+            answer = httpx.get(f"{url}/readyz")
+        assert (answer.status_code, answer.json()["error"]) == (503, error)
+        assert "wrong" not in answer.text and "nobody" not in answer.text
 
 
 def test_errors_have_one_shape(api: Api) -> None:
@@ -182,6 +191,7 @@ def test_openapi_describes_the_hot_routes(api: Api) -> None:
         document["paths"]["/api/v1/assignments"]["post"]["requestBody"]["content"]["application/json"]["schema"],
     )
     assert sorted(request["required"]) == ["requested_experiments", "unit_id", "unit_type"]
+    assert request["additionalProperties"] is False
     assert api.client.get("/docs").status_code == 200
 
 
@@ -239,7 +249,7 @@ def test_without_a_database_the_process_says_so_in_one_sentence(home: Path) -> N
 
 
 def test_duplicate_keys_and_odd_spacing_are_plain_json(api: Api) -> None:
-    body = b' {"unit_type":"user","unit_id":"a","unit_id":"b","requested_experiments":["x"],"unknown":1} '
+    body = b' {"unit_type":"user","unit_id":"a","unit_id":"b","requested_experiments":["x"]} '
     answer = api.client.post(ASSIGN[0], content=body)
     assert answer.status_code == 200
     assert json.loads(answer.text)["skipped_experiments"] == [{"experiment_name": "x", "reason": "not_found"}]
@@ -259,3 +269,24 @@ def test_the_two_services_can_be_run_apart(
         paths = client.get("/openapi.json").json()["paths"]
         assert kept in paths and gone not in paths
         assert client.get("/readyz").status_code == 200
+
+
+def test_what_the_page_fills_in_works_as_it_stands(api: Api) -> None:
+    make_run(api.connection, "recipe_cards", unit_type="user")
+    document = api.client.get("/docs/openapi.json").json()
+    tried = 0
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert "`" not in operation["summary"]
+            values = {each["name"]: each["example"] for each in operation["parameters"] if each["in"] == "path"}
+            schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            body = None if schema is None else resolved(document, schema)["example"]
+            answer = api.client.request(method, path.format(**values), json=body)
+            # No policy has a version in production here.
+            assert answer.status_code == (404 if "/policies/" in path else 200), (path, answer.text)
+            tried += 1
+            if path.endswith("/assignments"):
+                assert [each["experiment_name"] for each in answer.json()["assignments"]] == ["recipe_cards"]
+    assert tried == 12
+    assert "503" in document["paths"]["/readyz"]["get"]["responses"]
+    assert "enrols nobody unless X-Enroll: true" in document["paths"]["/ofrep/v1/evaluate/flags"]["post"]["summary"]

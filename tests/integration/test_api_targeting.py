@@ -117,3 +117,13 @@ def test_the_schema_refuses_ranges_that_are_none(api: Api, columns: dict[str, in
     layer = make_layer(api)
     with pytest.raises(Exception, match="experiments_layer_range_check"):
         make_run(api.connection, "cards", layer_id=layer, **columns)
+
+
+def test_a_wide_context_is_judged_by_no_rule_and_holds_up_nobody(api: Api) -> None:
+    names = [f"e{n}" for n in range(20)]
+    for name in names:
+        make_run(api.connection, name, targeting="has(context.x) || true")
+    wide = {f"k{n}": {} for n in range(50_000)}
+    skipped = api.assign("h1", *names, context=wide)["skipped_experiments"]
+    assert [one["reason"] for one in skipped] == ["targeting_error"] * 20
+    assert len(api.assign("h1", *names, context={"x": 1})["assignments"]) == 20

@@ -1,10 +1,13 @@
 """Commands against a real PostgreSQL: the embedded server's life, migrations twice, API keys."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import psycopg
 import pytest
@@ -49,6 +52,14 @@ def test_migrating_twice_changes_nothing_and_leaves_the_server_as_it_was(embedde
     assert embedded_server(settings()).process() is None, "a server that ran only for the command still runs"
 
 
+def test_reading_migrates_nothing_and_writing_migrates_the_embedded_database(embedded: Path) -> None:
+    before = lifecycle("keys", "list")
+    assert before.returncode == 1 and before.stderr.endswith("is not migrated: run `lifecycle db migrate`.\n")
+    made = lifecycle("keys", "make", "shop")
+    assert made.returncode == 0, made.stderr
+    assert "shop" in lifecycle("keys", "list").stdout
+
+
 def test_an_external_database_is_neither_started_nor_stopped(home: Path, database_url: str) -> None:
     for verb in ("start", "stop"):
         refused = lifecycle("db", verb, DATABASE_URL=database_url)
@@ -83,7 +94,11 @@ def test_a_key_is_made_listed_and_revoked(home: Path, database_url: str) -> None
     listed = lifecycle("keys", "list", DATABASE_URL=database_url).stdout
     assert "shop" in listed and made.stdout.strip() not in listed
     assert lifecycle("keys", "revoke", "shop", DATABASE_URL=database_url).returncode == 0
-    assert lifecycle("keys", "revoke", "shop", DATABASE_URL=database_url).returncode == 2
+    gone = lifecycle("keys", "revoke", "shop", DATABASE_URL=database_url)
+    assert (gone.returncode, gone.stderr) == (
+        1,
+        "lifecycle: There is no valid key named shop: `lifecycle keys list` shows them.\n",
+    )
 
 
 def test_sync_shows_applies_and_is_idempotent(home: Path, database_url: str, tmp_path: Path) -> None:
@@ -107,3 +122,23 @@ def test_sync_shows_applies_and_is_idempotent(home: Path, database_url: str, tmp
     assert lifecycle("sync", "--check", **given).returncode == 0
     again = lifecycle("sync", **given)
     assert again.returncode == 0 and again.stdout.startswith("Files and database agree.")
+
+
+@pytest.mark.parametrize("says", ['{"status": "ok"}', "[]", "hello"])
+def test_an_api_that_something_else_started_is_shown(home: Path, says: str) -> None:
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(says.encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        port = str(server.server_address[1])
+        table = lifecycle("status", LIFECYCLE_API_PORT=port, COLUMNS="200").stdout
+        listed = json.loads(lifecycle("status", "--json", LIFECYCLE_API_PORT=port).stdout)["services"]
+        server.shutdown()
+    ours = says.startswith("{")
+    (api,) = (row for row in listed if row["name"] == "api")
+    assert (api["state"], api["url"]) == (("external", f"http://127.0.0.1:{port}/docs") if ours else ("stopped", None))
+    assert (f"answers on {port}, not started by lifecycle" in table) == ours

@@ -1,6 +1,7 @@
 """`exp.metric_aggregates` on a real database: every number against one computed here, and what a build does to rows that are there already.
 
-One database lives through a story (empty, filled, built again, late events, a backfill); each test looks at the pictures taken on the way.
+One database lives through a story (empty, filled, built again, late events, a backfill, an override); each test looks at the pictures taken
+on the way.
 """
 
 import math
@@ -43,12 +44,14 @@ class Story:
     pictures: dict[str, dict[Key, dict[str, Any]]] = field(default_factory=dict)
     statuses: dict[str, dict[str, str]] = field(default_factory=dict)
     events: dict[str, list[Event]] = field(default_factory=dict)
+    overridden: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
     late: Event = field(default_factory=dict)
 
     def build(self, step: str, *arguments: str, **variables: str) -> None:
         self.statuses[step] = self.warehouse.dbt(*(arguments or ("build",)), variables=variables)
         self.pictures[step] = self.warehouse.aggregates()
         self.events[step] = list(self.warehouse.events)
+        self.overridden[step] = set(self.warehouse.overridden)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,7 @@ def tell(warehouse: Warehouse) -> Story:
     told.build("empty")
 
     fill(warehouse.url)
+    warehouse.override(RUN, "qa")
     warehouse.store(ordinary_events() + odd_events())
     told.build("filled")
     told.build("again")
@@ -87,6 +91,10 @@ def tell(warehouse: Warehouse) -> Story:
     warehouse.remove(second_day)
     told.build("unnoticed", "run", "--select", "metric_aggregates")
     told.build("backfilled", "build", recompute_from="2026-03-08", recompute_to="2026-03-08")
+
+    # Has events on days of which nothing was stored lately.
+    warehouse.override(RUN, "h-1")
+    told.build("overridden", "run", "--select", "metric_aggregates")
     return told
 
 
@@ -104,9 +112,9 @@ def test_a_filled_database_builds_green(story: Story) -> None:
         assert not only(story.statuses[step], "success", "pass", "no-op")
 
 
-@pytest.mark.parametrize("step", ["filled", "late", "backfilled"])
+@pytest.mark.parametrize("step", ["filled", "late", "backfilled", "overridden"])
 def test_every_number_is_what_its_events_say(story: Story, step: str) -> None:
-    assert_numbers(story.pictures[step], expected(story.events[step]))
+    assert_numbers(story.pictures[step], expected(story.events[step], story.overridden[step]))
 
 
 def test_the_metrics_of_the_specification_are_all_there(story: Story) -> None:
@@ -186,3 +194,15 @@ def test_a_backfill_finds_what_no_stored_row_tells(story: Story) -> None:
         key: row for key, row in story.pictures["late"].items() if not second <= key[4] < second + timedelta(days=1)
     }
     assert story.pictures["backfilled"] == others
+
+
+def test_a_unit_that_is_overridden_late_counts_no_more_on_any_day(story: Story) -> None:
+    last_hour = (RUN, TREATMENT, "acceptance_rate", "hourly", FIRST_DAY + timedelta(days=DAYS, hours=1))
+    assert last_hour in story.pictures["backfilled"]
+    assert last_hour not in story.pictures["overridden"]
+
+
+def test_an_override_of_one_run_takes_an_event_from_no_other(story: Story) -> None:
+    noon = FIRST_DAY + timedelta(hours=12)
+    assert story.pictures["filled"][OTHER_RUN, OTHER, "latency_ms", "hourly", noon]["max"] == 1e6
+    assert story.pictures["filled"][RUN, TREATMENT, "latency_ms", "hourly", noon]["max"] < 1e6

@@ -1,9 +1,10 @@
-"""`lifecycle experiment …` and `lifecycle keys rotate` as a person runs them: one line, one sentence, and what the files make of it."""
+"""`lifecycle experiment …` and `lifecycle keys rotate` as a person runs them: one line, one sentence, what the files make of it."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ from ground_support import config_of, every_model_exists, next_planner_version, 
 from sync_support import BY
 
 from experimentation.config_files import read_config
-from experimentation.experiments import complete_run, open_candidate_run, pause_run, resume_run, runs_of, start_run
+from experimentation.experiments import (
+    complete_run,
+    open_candidate_run,
+    pause_run,
+    ramp_run,
+    resume_run,
+    runs_of,
+    start_run,
+)
+from experimentation.migrate import schema_state
+from experimentation.records import ExperimentationError
+from experimentation.run_store import epochs_of
 from experimentation.sync import sync
 from experimentation.sync_outlook import sync_outlook
 from experimentation.yaml_nodes import ConfigError
@@ -93,17 +105,20 @@ def test_a_run_is_led_through_its_life_by_hand(
     ):  # fmt: skip
         assert told in shown, f"{told} is not in\n{shown}"
     assert lifecycle("experiment", "list").stdout == (
-        "cards run 1: completed, shipped with_cards (user): control 0.5000, with_cards 0.5000\n"
+        "cards run 1: completed, shipped with_cards (user): control 0.5000, with_cards 0.5000; "
+        'targeting context.tags.exists(t, t == "[new]")\n'
     )
 
 
 def test_what_can_not_be_done_is_one_sentence(
     lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
-    assert lifecycle("experiment", "list").stdout.startswith("There are no experiments yet: ")
+    assert lifecycle("experiment", "list").stdout == (
+        f"There are no experiments yet: write one into {tmp_path}/experiments.yml and run `lifecycle sync`.\n"
+    )
     apply(connection, tmp_path)
     for words, sentence in (
-        (["resume", "cards"], "cards run 1 is active, so it can't become active."),
+        (["resume", "cards"], "cards run 1 is active already."),
         (["pause", "nobody"], "No experiment is called nobody: `lifecycle experiment list` shows them."),
         (
             ["complete", "cards", "--ship", "red"],
@@ -201,6 +216,110 @@ def test_a_key_is_rotated_and_listed(lifecycle: Any) -> None:
     at_once = lifecycle("keys", "rotate", "shop")
     assert "the old one does not work any more" in at_once.stderr
     assert f"{until} UTC" not in lifecycle("keys", "list").stdout
-    assert lifecycle("keys", "rotate", "shop", "--grace-minutes", "10081").returncode == 2
+    refused = lifecycle("keys", "rotate", "shop", "--grace-minutes", "10081")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "lifecycle: --grace-minutes is 10081: give 0 to 10080, which is a week.\n"
     unknown = lifecycle("keys", "rotate", "shops")
     assert unknown.returncode == 1 and unknown.stderr.count("\n") == 1 and "no API key named shops" in unknown.stderr
+
+
+GROWS = """\
+experiments:
+  - name: grows
+    unit_type: user
+    status: active
+    layer: {name: page, from: 0, to: 5000}
+    start_at: 2026-01-05T00:00:00Z
+    variants:
+      - {name: control, allocation: 0.1}
+      - {name: remainder, allocation: 0.8}
+      - {name: late, allocation: 0.1}
+layers:
+  - name: page
+"""
+
+
+def test_a_split_with_a_remainder_is_ramped_and_the_file_follows(
+    lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    apply(connection, tmp_path, GROWS)
+    done = lifecycle("experiment", "ramp", "grows", "--to", "0.25", "--reason", "It is [good].")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace(str(tmp_path), "config") == (
+        "grows run 1 is ramped: control 0.2500, remainder 0.5000, late 0.2500; write these allocations into experiments.yml. "
+        "The next `lifecycle sync` refuses the files: config/experiments.yml:8: control of grows run 1 has 0.2500 while it is active, "
+        "not 0.1000: a running experiment's arms grow by `lifecycle experiment ramp grows --to SHARE --reason TEXT`, and the file says so "
+        "afterwards.\n"
+    )
+    (run,) = runs_of(connection, "grows")
+    epochs = [epoch.allocations for epoch in epochs_of(connection, run.id)]
+    ids = {variant.name: str(variant.id) for variant in run.variants}
+    assert epochs == [
+        {ids["control"]: "0.1000", ids["remainder"]: "0.8000", ids["late"]: "0.1000"},
+        {ids["control"]: "0.2500", ids["remainder"]: "0.5000", ids["late"]: "0.2500"},
+    ]
+    audit = connection.execute(
+        "SELECT action, reason, before -> 'allocations' ->> 'late' FROM exp.audit_log ORDER BY id DESC"
+    )
+    assert audit.fetchone() == ("experiment.ramped", "It is [good].", "0.1000")
+    text = GROWS.replace("0.1}", "0.25}").replace("0.8", "0.5")
+    assert sync(connection, config_of(tmp_path, text), model_stage=every_model_exists, actor="test").changes == ()
+    assert lifecycle("experiment", "list").stdout == (
+        "grows run 1: active (user): control 0.2500, remainder 0.5000, late 0.2500; layer page 0–5000; "
+        "from 2026-01-05 00:00 UTC to its end\n"
+    )
+
+
+def test_what_can_not_be_ramped_is_left_as_it_is(
+    lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    apply(connection, tmp_path, GROWS.replace("active", "draft"))
+    draft = runs_of(connection, "grows")[0]
+    quarter = Decimal("0.25")
+    with pytest.raises(ExperimentationError, match="grows run 1 is draft: only a running experiment is ramped"):
+        ramp_run(connection, draft.id, quarter, **BY)
+    start_run(connection, draft.id, **BY)
+    ramp_run(connection, pause_run(connection, draft.id, **BY).id, quarter, **BY)
+    before = runs_of(connection, "grows")[0]
+    for to, why in (
+        ("0.2", "arms only grow"),
+        ("0.25", "what the arms have"),
+        ("0.51", "1.0200 of the units"),
+        ("2", "between"),
+    ):
+        refused = lifecycle("experiment", "ramp", "grows", "--to", to, "--reason", "Why not.")
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1) and why in refused.stderr
+    assert runs_of(connection, "grows")[0] == before and len(epochs_of(connection, draft.id)) == 2
+    connection.execute("UPDATE exp.experiments SET made_by = 'promotion'")
+    with pytest.raises(
+        ExperimentationError, match="grows run 1 is promotion's: only a run of the file is ramped by hand"
+    ):
+        ramp_run(connection, draft.id, Decimal("0.3"), **BY)
+    apply(connection, tmp_path)
+    with pytest.raises(
+        ExperimentationError, match=r"cards run 1 has no remainder, so .*give the next experiment a remainder"
+    ):
+        ramp_run(connection, runs_of(connection, "cards")[0].id, quarter, **BY)
+
+
+@pytest.mark.parametrize("state", ["missing", "behind"])
+def test_a_database_that_is_not_migrated_is_told_and_left_as_it_is(
+    lifecycle: Any, connection: psycopg.Connection[Any], state: str
+) -> None:
+    connection.execute(
+        "DROP SCHEMA exp CASCADE" if state == "missing" else "UPDATE exp.alembic_version SET version_num = '0001'"
+    )
+    for words in (
+        ["keys", "list"],
+        ["keys", "make", "shop"],
+        ["experiment", "list"],
+        ["experiment", "show", "cards"],
+        ["experiment", "pause", "cards", "--reason", "Why not."],
+        ["sync", "--check"],
+        ["sync"],
+    ):
+        refused = lifecycle(*words)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr.startswith("lifecycle: The database ")
+        assert refused.stderr.endswith(" is not migrated: run `lifecycle db migrate`.\n")
+    assert schema_state(connection) == state

@@ -1,4 +1,4 @@
-"""Migrations on a real PostgreSQL: complete, forward only, safe twice and at once; and what the schema itself refuses."""
+"""Migrations on a real PostgreSQL: complete, forward only, safe twice and at once, over rows that are there; what the schema refuses."""
 
 import multiprocessing
 import uuid
@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from alembic import command
 from ground_support import sync_project_config
-from psycopg import errors
+from psycopg import errors, sql
+from psycopg.rows import dict_row
 
 from experimentation import migrate as migrate_module
 from experimentation.experiments import runs_of
@@ -18,6 +20,7 @@ from experimentation.migrate import MigrationError, migrate, schema_state
 TABLES = {
     "exp.experiments": "id name run description status unit_type made_by policy_id shipped_variant_id start_at end_at created_at "
     "updated_at targeting layer_id layer_from layer_to overrides",
+    "exp.overridden_units": "experiment_id unit_id since",
     "exp.layers": "id name description holdout created_at",
     "exp.variants": "id experiment_id name position role description allocation config withdrawn_at created_at",
     "exp.assignments": "id experiment_id unit_type unit_id variant_id epoch propensity assigned_at",
@@ -62,6 +65,26 @@ INDEXED = {
     "events": ["(event_type, \"timestamp\")", "(unit_type, unit_id, \"timestamp\")", "(experiments jsonb_path_ops)"],
     "offline_replay_results": ["(policy_version_id)", "(dataset_version)"],
 }  # fmt: skip
+
+
+# Of a database that was made by the first revision and has been used since.
+FILLED = ("policies", "policy_versions", "experiments", "variants", "allocation_epochs", "assignments", "api_keys")
+USED = """
+INSERT INTO exp.policies (name) VALUES ('planner_policy');
+INSERT INTO exp.policy_versions (policy_id, version, mlflow_model_name, mlflow_model_version)
+    SELECT id, 1, 'planner_model', '1' FROM exp.policies;
+INSERT INTO exp.experiments (name, status, unit_type) VALUES ('cards', 'active', 'user'), ('plain', 'draft', 'user');
+INSERT INTO exp.variants (experiment_id, name, position, role, allocation, config)
+    SELECT e.id, v.name, v.position, v.role, 0.5, '{"shown": true}'
+    FROM exp.experiments e, (VALUES ('control', 0, 'control'), ('with_cards', 1, 'treatment')) AS v (name, position, role);
+INSERT INTO exp.allocation_epochs (experiment_id, epoch, allocations)
+    SELECT experiment_id, 1, jsonb_object_agg(id, allocation::text) FROM exp.variants GROUP BY experiment_id;
+INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity)
+    SELECT v.experiment_id, 'user', 'u-' || n, v.id, 1, 0.5
+    FROM generate_series(1, 1000) AS n
+    JOIN exp.variants v ON v.position = n % 2 JOIN exp.experiments e ON e.id = v.experiment_id AND e.name = 'cards';
+INSERT INTO exp.api_keys (name, salt, hash, scopes) VALUES ('shop', 'salt', 'hash', '{assign}'), ('old', 's', 'h', '{read}');
+"""
 
 
 @pytest.fixture
@@ -243,3 +266,75 @@ def test_the_schema_refuses_what_must_not_be(
     sync_project_config(connection)
     with pytest.raises(error):
         connection.execute(statement)
+
+
+# a database that holds data
+
+
+@pytest.fixture
+def used(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+    """A connection to a database at revision 0001 that holds data."""
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate_module.command, "upgrade", lambda config, _: upgrade(config, "0001"))
+        migrate(empty_database)
+    with psycopg.connect(empty_database, autocommit=True, row_factory=dict_row) as connection:
+        connection.execute(USED)
+        yield connection
+
+
+def held(connection: psycopg.Connection[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Every row of the tables that were filled."""
+    return {
+        table: connection.execute(
+            sql.SQL("SELECT * FROM exp.{} ORDER BY 1, 2").format(sql.Identifier(table))
+        ).fetchall()
+        for table in FILLED
+    }
+
+
+def test_nothing_is_lost(used: psycopg.Connection[dict[str, Any]], empty_database: str) -> None:
+    before = held(used)
+    assert schema_state(used) == "behind"
+    assert {table: len(rows) for table, rows in before.items()} == {
+        "policies": 1, "policy_versions": 1, "experiments": 2, "variants": 4, "allocation_epochs": 2, "assignments": 1000, "api_keys": 2,
+    }  # fmt: skip
+    migrate(empty_database)
+    assert schema_state(used) == "current"
+    for table, rows in held(used).items():
+        old = before[table]
+        assert [{name: row[name] for name in old[0]} for row in rows] == old
+    cards = runs_of(used, "cards")[0]
+    assert (cards.status, cards.targeting, cards.layer, cards.overrides) == ("active", None, None, {})
+    assert used.execute("SELECT * FROM exp.overridden_units").fetchall() == []
+
+
+def test_rules_hold_for_rows_from_before(used: psycopg.Connection[dict[str, Any]], empty_database: str) -> None:
+    migrate(empty_database)
+    with pytest.raises(errors.ForeignKeyViolation, match="cards run 1 has assignments and is not deleted"):
+        used.execute("DELETE FROM exp.experiments WHERE name = 'cards'")
+    with pytest.raises(errors.ForeignKeyViolation):
+        used.execute("UPDATE exp.assignments SET variant_id = gen_random_uuid() WHERE unit_id = 'u-1'")
+    with pytest.raises(errors.UniqueViolation):
+        used.execute("INSERT INTO exp.assignments SELECT * FROM exp.assignments WHERE unit_id = 'u-1'")
+    used.execute("DELETE FROM exp.experiments WHERE name = 'plain'")
+    assert [row["name"] for row in held(used)["experiments"]] == ["cards"]
+
+
+def test_who_was_ever_overridden_is_noted_once_and_kept(
+    used: psycopg.Connection[dict[str, Any]], empty_database: str
+) -> None:
+    migrate(empty_database)
+    noted = "SELECT e.name, o.unit_id FROM exp.overridden_units o JOIN exp.experiments e ON e.id = o.experiment_id ORDER BY 1, 2"
+    since = "SELECT since FROM exp.overridden_units WHERE unit_id = 'u-1'"
+    used.execute("""UPDATE exp.experiments SET overrides = '{"u-1": "control"}' WHERE name = 'cards'""")
+    first = used.execute(since).fetchall()
+    for overrides in ("{}", '{"u-1": "with_cards", "qa": "control"}', "{}"):
+        used.execute("UPDATE exp.experiments SET overrides = %s WHERE name = 'cards'", (overrides,))
+    used.execute(
+        """INSERT INTO exp.experiments (name, unit_type, overrides) VALUES ('new', 'user', '{"qa": "control"}')"""
+    )
+    assert [tuple(row.values()) for row in used.execute(noted)] == [("cards", "qa"), ("cards", "u-1"), ("new", "qa")]
+    assert used.execute(since).fetchall() == first
+    used.execute("DELETE FROM exp.experiments WHERE name = 'new'")
+    assert [tuple(row.values()) for row in used.execute(noted)] == [("cards", "qa"), ("cards", "u-1")]

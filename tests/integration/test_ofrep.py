@@ -199,10 +199,18 @@ def test_keys_and_limits_hold_here_too(database_url: str, api: Api, make_client:
     body = {"context": {"targetingKey": "h1"}}
     key = api.client.headers["authorization"].removeprefix("Bearer ")
     url = str(api.client.base_url)
-    assert httpx.post(url + FLAG + "cards", json=body).status_code == 401
+    refused = httpx.post(url + FLAG + "cards", json=body)
+    assert (refused.status_code, len(refused.headers.get_list("x-request-id"))) == (401, 1)
     assert httpx.post(url + FLAG + "cards", json=body, headers={"X-API-Key": key}).status_code == 200
     assert make_client(url, "ingest").post(FLAGS, json=body).status_code == 403
     with running_api(database_url, rate_limit_unit_per_minute=2) as limited:
         client = make_client(limited, "assign")
         assert [client.post(FLAG + "cards", json=body).status_code for _ in range(3)] == [200, 200, 429]
         assert json.loads(client.post(FLAG + "cards", json=body).content)["error"] == "rate_limited"
+
+
+def test_refusals_are_counted(api: Api) -> None:
+    for path in (FLAG + "nobody", FLAGS):
+        api.client.post(path, json={"context": {"targetingKey": "h1" if path != FLAGS else ""}})
+    assert api.metric('assignment_requests_total{experiment="other",status="not_found"}') == 1
+    assert api.metric('assignment_requests_total{experiment="other",status="validation_error"}') == 1

@@ -1,13 +1,15 @@
 """Layers, targeting and overrides of the files on a real database: the difference in lines, applied, and what is refused."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from sync_support import BY, Files, allocations, everything
+from ground_support import next_planner_version
+from sync_support import BY, SPLIT, Files, allocations, everything
 
-from experimentation.experiments import complete_run, create_run, runs_of
+from experimentation.experiments import complete_run, create_run, open_candidate_run, runs_of
 from experimentation.layers import ensure_layer, find_layer
-from experimentation.records import LayerRange, NewVariant
+from experimentation.records import LayerRange, NewVariant, Run
 from experimentation.run_store import epochs_of
 
 pytest_plugins = ["sync_support"]
@@ -99,6 +101,62 @@ def test_an_override_may_name_the_variant_that_joins_with_it(files: Files) -> No
     text = text.replace("{h1: with_cards}", "{h1: late}")
     assert files.apply(text).changes[-1] == "~ experiment cards run 1: overrides h1: with_cards → late"
     assert allocations(files.connection)["late"] == Decimal("0.1")
+
+
+def test_overrides_to_variants_that_are_not_there_are_each_told(files: Files) -> None:
+    text = TEXT.replace("{h1: with_cards}", "{a: one, b: control, c: two}")
+    told = [
+        f"experiments.yml:10: The overrides of cards give {unit} the variant {name}, which cards does not have."
+        for unit, name in (("a", "one"), ("c", "two"))
+    ]
+    assert files.problems(text) == told
+    files.apply(TEXT)
+    assert files.problems(text) == told
+
+
+def candidate_run(files: Files) -> tuple[str, Run]:
+    """A file whose experiment promotion has taken over, with the run that it opened."""
+    text = SPLIT[: SPLIT.index("      - name: with_cards")].replace("0.5", "1")
+    text = text.replace("config: {feature_enabled: false}", "policy: planner_policy@1").replace("user", "household")
+    text = text.replace("    variants", "    description: The file's.\n    overrides: {h1: control}\n    variants")
+    files.apply(text)
+    version = next_planner_version(files.connection)
+    opened = open_candidate_run(
+        files.connection, experiment_name="cards", policy_version_id=version.id, treatment_name="candidate_v2", **BY
+    )
+    assert opened.run.overrides == {"h1": "control"}
+    return text, opened.run
+
+
+def test_overrides_of_a_candidates_run_are_the_files(files: Files) -> None:
+    text, before = candidate_run(files)
+    text = text.replace("{h1: control}", "{h2: candidate_v2, h3: gone}").replace("The file's.", "Another.")
+    would = files.apply(text, check=True).changes
+    assert runs_of(files.connection, "cards")[-1] == before
+    report = files.apply(text)
+    assert (
+        report.changes == would == ("~ experiment cards run 2: overrides h1: control → none, h2: none → candidate_v2",)
+    )
+    assert report.notes == (
+        "cards run 2 (active) is promotion's: the file's cards is left alone, but for its overrides",
+        "cards run 2 has no variant gone: overrides to it are left out",
+    )
+    after = runs_of(files.connection, "cards")[-1]
+    assert after == replace(before, overrides={"h2": "candidate_v2"}), "all else stays as it was"
+    audit = files.connection.execute(
+        "SELECT action, subject, after -> 'overrides' FROM exp.audit_log ORDER BY id DESC LIMIT 1"
+    )
+    assert audit.fetchone() == ("experiment.updated", "cards run 2", {"h2": "candidate_v2"})
+    assert files.apply(text).changes == ()
+
+
+def test_overrides_of_a_candidates_run_stay_when_it_is_completed(files: Files) -> None:
+    text, run = candidate_run(files)
+    complete_run(files.connection, run.id, shipped="control", **BY)
+    report = files.apply(text.replace("h1: control", "h2: control"))
+    assert report.changes == ()
+    assert report.notes == ("cards run 2 (completed) is promotion's: the file's cards is left alone",)
+    assert runs_of(files.connection, "cards")[-1].overrides == {"h1": "control"}
 
 
 def test_drafts_may_swap_their_ranges(files: Files) -> None:

@@ -22,7 +22,8 @@ pytest_plugins = ["sync_support"]
         (
             "feature_enabled: true",
             "feature_enabled: 1",
-            "experiments.yml:9: with_cards of cards run 1 can't change while it is active: complete it first.",
+            "experiments.yml:9: with_cards of cards run 1 can't change any more, since cards run 1 was started: "
+            "give a new experiment another name.",
         ),
         (
             "name: with_cards",
@@ -33,7 +34,8 @@ pytest_plugins = ["sync_support"]
         (
             "        config: {feature_enabled: false}\n",
             "",
-            "experiments.yml:6: control of cards run 1 can't change while it is active: complete it first.",
+            "experiments.yml:6: control of cards run 1 can't change any more, since cards run 1 was started: "
+            "give a new experiment another name.",
         ),
         (
             "unit_type: user",
@@ -52,14 +54,15 @@ def test_a_running_experiment_keeps_its_variants(files: Files, old: str, new: st
     assert files.problems(SPLIT.replace(old, new)) == [expected]
 
 
-def test_allocations_of_a_running_experiment_are_promotions(files: Files) -> None:
+def test_allocations_of_a_running_experiment_do_not_change_by_the_file(files: Files) -> None:
     files.apply()
     for status in ("active", "paused"):
         files.apply(SPLIT.replace("active", status))
         text = SPLIT.replace("active", status).replace("0.5", "0.6", 1).replace("0.5", "0.4")
         assert files.problems(text) == [
             f"experiments.yml:6: control of cards run 1 has 0.5000 while it is {status}, not 0.6000: "
-            "allocations of a running experiment change through promotion."
+            "a running experiment's arms grow by `lifecycle experiment ramp cards --to SHARE --reason TEXT`, and the file says so "
+            "afterwards."
         ]
 
 
@@ -145,6 +148,19 @@ def test_a_variant_names_a_version_that_can_be_served(files: Files) -> None:
     )
 
 
+def test_an_experiment_with_a_refused_version_is_not_told_that_there_is_none(files: Files) -> None:
+    naming = SPLIT.replace("config: {feature_enabled: true}", "policy: planner_policy@2")
+    policies = POLICIES + SECOND_VERSION
+    assert files.problems(naming, policies, model_stage=lambda name, version: "none" if version == 1 else None) == [
+        "policies.yml:8: planner_policy@2 names models:/planner_model/2, which MLflow does not have: register the model version first."
+    ]
+    # What was made before is there, though the file is wrong about it.
+    files.apply(naming, policies)
+    assert files.problems(naming, policies.replace("mlflow_model_version: 2", "mlflow_model_version: 3")) == [
+        "policies.yml:8: planner_policy@2 is models:/planner_model/2 for good, not models:/planner_model/3: add a version instead."
+    ]
+
+
 def test_all_problems_are_told_and_nothing_of_the_files_is_applied(files: Files) -> None:
     text = SPLIT + SPLIT.removeprefix("experiments:\n").replace("name: cards", "name: others").replace(
         "config: {feature_enabled: true}", "policy: planner_policy@7"
@@ -175,8 +191,9 @@ def test_an_experiment_is_promotions_from_its_first_candidate_on(connection: psy
         state = everything(connection)
         report = sync_project_config(connection)
         assert report.changes == ()
+        but = ", but for its overrides" if status == "active" else ""
         assert report.notes == (
-            f"weekly_planner run 2 ({status}) is promotion's: the file's weekly_planner is left alone",
+            f"weekly_planner run 2 ({status}) is promotion's: the file's weekly_planner is left alone{but}",
         )
         assert everything(connection) == state
         if status == "active":

@@ -1,4 +1,4 @@
-"""Shares are exact: read, split and cut without a binary float."""
+"""Shares are exact: read, split, cut and grown without a binary float."""
 
 from decimal import Decimal
 from itertools import pairwise
@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experimentation.allocations import STEP, WHOLE, candidate_split, share_of, shrunk
+from experimentation.allocations import STEP, WHOLE, candidate_split, ramped, share_of, shrunk
+from experimentation.bucketing import BUCKETS, VariantWalk
+
+
+def tenths(*numbers: int) -> list[Decimal]:
+    return [Decimal(number) / 10 for number in numbers]
 
 
 def test_every_share_of_four_decimals_is_read_exactly() -> None:
@@ -55,3 +60,43 @@ def test_shrunk_shares_sum_exactly_and_stay_in_proportion(cuts: list[int], room:
 def test_shares_that_do_not_sum_to_one_are_not_shrunk() -> None:
     with pytest.raises(ValueError, match=r"0\.5 \+ 0\.4 is not 1"):
         shrunk([Decimal("0.5"), Decimal("0.4")], Decimal("0.1"))
+
+
+@given(
+    arms=st.lists(st.integers(1, 5000), min_size=2, max_size=6, unique=True).map(sorted),
+    bucket=st.integers(0, BUCKETS - 1),
+)
+def test_a_ramp_moves_no_enrolled_unit(arms: list[int], bucket: int) -> None:
+    """Any sequence of ramps of control, remainder, treatment, by the walk that enrols."""
+    shares = candidate_split(STEP)
+    assert arms[0] > 1 or ramped(shares, STEP * arms[1], 1), "the smallest arm there is can grow"
+    enrolled: int | None = None
+    for arm in [arm for arm in arms if arm > 1]:
+        shares = ramped(shares, STEP * arm, 1)
+        assert shares == (STEP * arm, WHOLE - 2 * STEP * arm, STEP * arm)
+        variant = VariantWalk(shares).choose(bucket)
+        assert enrolled in (None, variant)
+        enrolled = variant if variant != 1 else None
+
+
+def test_a_withdrawn_arm_keeps_its_share() -> None:
+    assert ramped(tenths(1, 8, 1), Decimal("0.3"), 1, kept={2}) == tuple(tenths(3, 6, 1))
+
+
+@pytest.mark.parametrize(
+    ("shares", "to", "remainder", "why"),
+    [
+        ((2, 7, 1), "0.1", 1, "arms only grow"),
+        ((2, 6, 2), "0.2", 1, "that is what the arms have"),
+        ((2, 6, 2), "0.6", 1, r"the arms would have 1\.2000 of the units together"),
+        ((2, 6, 2), "1.2", 1, "not between 0 and 1"),
+        ((1, 1, 8), "0.2", 2, "one arm before the remainder and one after it"),
+        ((8, 1, 1), "0.2", 0, "one arm before the remainder and one after it"),
+        ((1, 1, 7, 1), "0.2", 2, "one arm before the remainder and one after it"),
+    ],
+)
+def test_a_ramp_that_would_move_units_or_shrink_an_arm_is_refused(
+    shares: tuple[int, ...], to: str, remainder: int, why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        ramped(tenths(*shares), Decimal(to), remainder)

@@ -22,7 +22,7 @@ from experimentation.assignments import (
     peeked,
 )
 from experimentation.bucketing import bucket_of
-from experimentation.targeting import Targeting
+from experimentation.targeting import Asker, Targeting
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 CONTROL = ServedVariant(uuid4(), "control", "control", Decimal("0.1"), {"params": {"a": 1}})
@@ -42,7 +42,7 @@ def decide(
     if early is not None:
         return early
     assert run is not None
-    return judge_new(run, unit_type, unit_id, context) if stored is None else judge_stored(run, stored)
+    return judge_new(run, unit_id, Asker(unit_type, context)) if stored is None else judge_stored(run, stored)
 
 
 def unit_in(run: ServedRun, low: int, high: int) -> str:

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -176,8 +177,23 @@ def test_verdicts_name_the_goals_that_are_missed() -> None:
     assert figure(cpu_us=0.0, floor_cpu_us=25.0).cpu_ratio is None
 
 
-def test_memory_is_told_a_unit() -> None:
-    assert Memory(units=1024, before_mb=10.0, after_mb=11.0, per_second=1.0).bytes_per_unit == 1024
+def test_memory_is_judged_by_its_second_half() -> None:
+    def memory(**changes: Any) -> Memory:
+        sizes = {
+            "units": 300_000,
+            "held": 100_000,
+            "before_mb": 100.0,
+            "halfway_mb": 160.0,
+            "after_mb": 161.0,
+            "per_second": 1.0,
+        }
+        return Memory(**{**sizes, **changes})
+
+    assert memory().verdict == "flat"
+    assert memory(after_mb=180.0).verdict == "missed: it grows"
+    assert memory(units=200_000).verdict == "ask for more than 200,000 to see whether it stays flat"
+    assert memory().as_json()["bytes_a_held_unit"] == pytest.approx(60 * 2**20 / 100_000)
+    assert memory().as_json()["bytes_another_unit"] == pytest.approx(2**20 / 150_000)
 
 
 def test_the_command_line_names_what_can_be_measured() -> None:

@@ -233,6 +233,26 @@ def test_a_policy_version_is_named_once(tmp_path: Path) -> None:
     ]
 
 
+def test_flags_need_no_policies(tmp_path: Path) -> None:
+    config_of(tmp_path, EXPERIMENT)
+    (tmp_path / "policies.yml").unlink()
+    read = read_config(tmp_path)
+    assert ([entry.name for entry in read.experiments], read.policies) == (["cards"], ())
+    (tmp_path / "experiments.yml").write_text(EXPERIMENT + "        policy: planner_policy@1\n")
+    with pytest.raises(ConfigError) as caught:
+        read_config(tmp_path)
+    assert [(Path(problem.place.file).name, problem.rule) for problem in caught.value.problems] == [
+        ("policies.yml", "The file does not exist: make it, or name its folder with LIFECYCLE_CONFIG_DIR.")
+    ]
+
+
+def test_who_adds_a_variant_is_told_what_the_others_shrink_to(tmp_path: Path) -> None:
+    assert problems(tmp_path, EXPERIMENT + "      - {name: late, allocation: 0.1}\n") == [
+        "experiments.yml:6: The allocations of cards sum to 1.1000: they must sum to 1 when it is active; to make room for late, shrink "
+        "control to 0.2610, with_cards to 0.6390."
+    ]
+
+
 def test_missing_and_empty_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "policies.yml").write_text("# nothing yet\n")
     with pytest.raises(ConfigError) as caught:

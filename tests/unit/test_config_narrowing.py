@@ -101,7 +101,6 @@ def test_a_rule_may_take_several_lines(tmp_path: Path) -> None:
         ('context.platform == "ios"', "yes", "10: The targeting of cards must be text, not yes or no: put it in quotes."),
         ('context.platform == "ios"', '"context.a == \\"\\0\\""', "10: The targeting of cards holds a character that PostgreSQL "
          "can't keep: NUL, or half of one."),
-        ("h0001: with_cards", "h0001: other", "11: The overrides of cards give h0001 the variant other, which cards does not have."),
         ("h0001: with_cards", "1: with_cards", "11: A unit in the overrides of cards must be text, not a number: put it in quotes."),
         ("h0001: with_cards", "a: control, a: control", "11: The overrides of cards have the unit a twice."),
         ("h0001: with_cards", "u" * 256 + ": control", "11: A unit in the overrides of cards has 256 characters, of at most 255."),
@@ -117,10 +116,10 @@ def test_a_broken_rule_is_told_with_file_and_line(tmp_path: Path, old: str, new:
 
 
 def test_every_override_that_is_wrong_is_told(tmp_path: Path) -> None:
-    text = FILE.replace("{h0001: with_cards}", "{a: one, b: control, c: two}")
+    text = FILE.replace("{h0001: with_cards}", "{1: control, b: control, c: yes}")
     assert problems(tmp_path, text) == [
-        "experiments.yml:11: The overrides of cards give a the variant one, which cards does not have.",
-        "experiments.yml:11: The overrides of cards give c the variant two, which cards does not have.",
+        "experiments.yml:11: A unit in the overrides of cards must be text, not a number: put it in quotes.",
+        "experiments.yml:11: The variant of c in the overrides of cards must be text, not yes or no: put it in quotes.",
     ]
 
 

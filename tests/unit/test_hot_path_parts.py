@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from experimentation.assignments import ServedRun, ServedVariant
-from serving.grouping import Grouped
+from serving.grouping import Grouped, OverloadedError
 from serving.limits import BoundedMemory, Limits
 from serving.measures import AssignmentMeasures
 from serving.unit_cache import UnitCache
@@ -76,6 +76,41 @@ def test_limits_are_apart_and_zero_is_off() -> None:
     assert 1 <= limits.wait(limits.unit, key) <= 60
     assert limits.wait(limits.unit, limits.unit.key("user/u2")) == 0
     assert [limits.wait(limits.api_key, limits.api_key.key("k")) for _ in range(50)] == [0] * 50
+
+
+def test_many_units_do_not_push_a_key_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits(1_000_000, 50, None)
+    key = limits.api_key.key("k")
+    waits = []
+    for number in range(150_000):
+        limits.unit.over(limits.unit.key(f"user/{number}"))
+        if number % 1_500 == 0:
+            waits.append(limits.wait(limits.api_key, key))
+    assert [wait > 0 for wait in waits] == [False] * 50 + [True] * 50
+
+
+def test_who_comes_when_too_many_wait_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.grouping.MAX_WAITING", 3)
+
+    async def ask_all() -> list[int | BaseException]:
+        release = asyncio.Event()
+
+        async def work(asks: Sequence[int]) -> list[int]:
+            await release.wait()
+            return list(asks)
+
+        grouped: Grouped[int, int] = Grouped(work, in_flight=1)
+        first = asyncio.create_task(grouped.ask(0))
+        while not grouped.under_way:
+            await asyncio.sleep(0)
+        others = [asyncio.create_task(grouped.ask(n)) for n in range(1, 5)]
+        await asyncio.sleep(0)
+        release.set()
+        return list(await asyncio.gather(first, *others, return_exceptions=True))
+
+    answers = asyncio.run(ask_all())
+    assert answers[:4] == [0, 1, 2, 3]
+    assert isinstance(answers[4], OverloadedError)
 
 
 def test_whoever_asks_meanwhile_goes_along_with_the_next_call() -> None:

@@ -23,7 +23,7 @@ def test_every_metric_is_there_and_no_other() -> None:
 
 
 def test_every_error_of_readiness_is_there() -> None:
-    errors = {error for error, _ in health._SCHEMA.values()} | {"database_unreachable"}
+    errors = {error for error, _ in health._SCHEMA.values()} | {"database_unreachable", health._REFUSES[0]}
     assert errors <= rows("Health")
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from experimentation.targeting import MAX_RULE, Targeting, TargetingError
+from experimentation.targeting import MAX_RULE, MAX_VALUES, Asker, Targeting, TargetingError
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from experimentation.targeting import MAX_RULE, Targeting, TargetingError
     ],
 )
 def test_what_a_rule_says(rule: str, context: dict[str, Any], holds: bool | None) -> None:
-    assert Targeting(rule).holds("user", context) is holds
+    assert Targeting(rule).holds(Asker("user", context)) is holds
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,7 @@ def test_what_a_rule_says(rule: str, context: dict[str, Any], holds: bool | None
         ("1 + 1", "it says 2, and a rule must say true or false"),
         ("'ios'", "it says 'ios'"),
         ("'a'.matches('[')", "it can't be evaluated"),
+        ("context.a.matches(context.b)", "the pattern of `matches` must stand in the rule as text"),
         ("true || " * MAX_RULE + "true", "characters, and at most 2,000 are allowed"),
     ],
 )
@@ -54,3 +55,15 @@ def test_a_rule_that_cannot_work_is_refused(rule: str, why: str) -> None:
         Targeting(rule)
     assert why in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("wide", [{"a": [1] * MAX_VALUES}, {str(n): {} for n in range(MAX_VALUES)}])
+def test_a_context_of_too_many_values_is_judged_by_no_rule(wide: dict[str, Any]) -> None:
+    rule = Targeting("has(context.a) || true")
+    assert rule.holds(Asker("user", wide)) is None
+    assert rule.holds(Asker("user", {"a": [1] * (MAX_VALUES - 2)})) is True
+
+
+def test_an_asker_serves_many_rules() -> None:
+    asker = Asker("user", {"n": 3})
+    assert [Targeting(f"context.n > {n}").holds(asker) for n in range(5)] == [True, True, True, False, False]

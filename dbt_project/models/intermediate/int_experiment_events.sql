@@ -1,5 +1,5 @@
 -- An event counts once for each variant that it carries, however often it names it; a plan reconstructed from a diary never counts,
--- nor what a unit did while it was shown a variant for looking at it.
+-- nor what a unit does in a run in which it was ever shown a variant by an override.
 -- References are compared as text: an id that is no UUID, or of no variant, is a flagged event and not a failed build.
 select
     events.event_id,
@@ -23,4 +23,9 @@ inner join {{ ref('stg_variants') }} as variants
     on variants.variant_id::text = carried.variant_id
     and variants.experiment_id::text = carried.experiment_id
 where not events.is_reconstructed
-    and not ('override' = any(events.flags))
+    and not exists (
+        select
+        from {{ ref('stg_overridden_units') }} as overridden
+        where overridden.experiment_id = variants.experiment_id
+            and overridden.unit_id = events.unit_id
+    )

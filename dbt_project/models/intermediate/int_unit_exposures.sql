@@ -1,4 +1,5 @@
 -- Exposed is a unit that was assigned a variant and then took part in an event that carries it: an `exposure`, or a plan made for it.
+-- A unit that was ever shown a variant by an override does not belong to the run's population.
 select
     assignments.experiment_id,
     assignments.variant_id,
@@ -21,3 +22,9 @@ left join (
     on exposures.experiment_id = assignments.experiment_id
     and exposures.variant_id = assignments.variant_id
     and exposures.unit_id = assignments.unit_id
+where not exists (
+    select
+    from {{ ref('stg_overridden_units') }} as overridden
+    where overridden.experiment_id = assignments.experiment_id
+        and overridden.unit_id = assignments.unit_id
+)

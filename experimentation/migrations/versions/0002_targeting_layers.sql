@@ -21,6 +21,23 @@ ALTER TABLE exp.experiments
     );
 CREATE INDEX experiments_layer ON exp.experiments (layer_id);
 
+-- Who was ever shown a variant by an override counts in no analysis of that run, whatever becomes of the override.
+CREATE TABLE exp.overridden_units (
+    experiment_id uuid NOT NULL REFERENCES exp.experiments ON DELETE CASCADE,
+    unit_id text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (experiment_id, unit_id)
+);
+CREATE FUNCTION exp.note_overridden_units() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO exp.overridden_units (experiment_id, unit_id)
+    SELECT NEW.id, unit_id FROM jsonb_object_keys(NEW.overrides) AS unit_id
+    ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER experiments_note_overridden AFTER INSERT OR UPDATE OF overrides ON exp.experiments
+    FOR EACH ROW EXECUTE FUNCTION exp.note_overridden_units();
+
 -- Who could be enrolled changes with the rule, so a new rule opens an epoch.
 ALTER TABLE exp.allocation_epochs ADD COLUMN targeting text;
 

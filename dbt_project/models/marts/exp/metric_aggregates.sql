@@ -11,6 +11,8 @@
         pre_hook="select pg_advisory_xact_lock(hashtext('exp.metric_aggregates'))",
     )
 }}
+{#- Named outside of the condition, or dbt would not know that it comes first. -#}
+{%- set overridden_days = ref('int_overridden_days') -%}
 {#-
   Sums are exact (numeric) until the last step, so that neither the order of rows nor the way from hours to days changes a digit.
   Numbers are read out of the events' json once.
@@ -24,6 +26,13 @@ changed_days as materialized (
     select distinct bucket_day
     from {{ ref('int_experiment_events') }}
     where stored_at > (select coalesce(max(created_at), '-infinity') from {{ this }}) - interval '{{ var("stored_overlap") }}'
+
+    union
+
+    -- What overridden units did before counts no more.
+    select bucket_day
+    from {{ overridden_days }}
+    where overridden_since > (select coalesce(max(created_at), '-infinity') from {{ this }}) - interval '{{ var("stored_overlap") }}'
 
     {% if in_backfill('occurred_at') != 'false' %}
     union

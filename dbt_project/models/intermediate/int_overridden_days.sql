@@ -1,0 +1,7 @@
+-- Where the numbers change when a unit is overridden: what it did before counts no more.
+select
+    date_trunc('day', events.occurred_at, 'UTC') as bucket_day,
+    max(overridden.overridden_since) as overridden_since
+from {{ ref('stg_events') }} as events
+inner join {{ ref('stg_overridden_units') }} as overridden on overridden.unit_id = events.unit_id
+group by date_trunc('day', events.occurred_at, 'UTC')
