@@ -55,6 +55,18 @@ ON CONFLICT (experiment_id, unit_id) DO NOTHING
 RETURNING experiment_id, unit_id
 """
 
+# The same for one unit alone, without what arrays cost.
+STORE_ONE = """
+INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity)
+SELECT e.id, e.unit_type, $5, v.id, $3, v.allocation
+FROM exp.experiments e
+JOIN exp.variants v ON v.id = $2 AND v.allocation = $4 AND v.withdrawn_at IS NULL
+WHERE e.id = $1 AND e.status = 'active'
+  AND NOT EXISTS (SELECT 1 FROM exp.allocation_epochs n WHERE n.experiment_id = $1 AND n.epoch > $3)
+ON CONFLICT (experiment_id, unit_id) DO NOTHING
+RETURNING experiment_id, unit_id
+"""
+
 FIND_ASSIGNMENT = """
 SELECT variant_id, epoch, propensity, assigned_at FROM exp.assignments WHERE experiment_id = $1 AND unit_id = $2
 """
@@ -137,9 +149,14 @@ async def _store(
     places: Sequence[int],
     rows: list[StoredRow | None],
 ) -> None:
-    described = tuple(zip(*arms, strict=True))
-    ids, numbers = [units[place][0] for place in places], [units[place][1] + 1 for place in places]
-    made = {tuple(row) for row in await connection.fetch(STORE_NEW, *described, ids, numbers)}
+    if len(places) == 1:
+        unit_id, number = units[places[0]]
+        found = await connection.fetch(STORE_ONE, *arms[number], unit_id)
+    else:
+        described = tuple(zip(*arms, strict=True))
+        ids, numbers = [units[place][0] for place in places], [units[place][1] + 1 for place in places]
+        found = await connection.fetch(STORE_NEW, *described, ids, numbers)
+    made = {tuple(row) for row in found}
     for place in places:
         unit_id, number = units[place]
         arm = arms[number]
