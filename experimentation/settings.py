@@ -72,16 +72,6 @@ class Settings(BaseSettings):
         default=False,
         description="Let the gate pass a model although no replayed row has a constraint (a diary has none).",
     )
-    assignment_service_url: str | None = Field(
-        default=None,
-        validation_alias=AliasChoices("ASSIGNMENT_SERVICE_URL", "assignment_service_url"),
-        description="Where clients ask for assignments; unset: the API's address on this machine.",
-    )
-    event_service_url: str | None = Field(
-        default=None,
-        validation_alias=AliasChoices("EVENT_SERVICE_URL", "event_service_url"),
-        description="Where clients send events; unset: the API's address on this machine.",
-    )
     redis_url: str | None = Field(
         default=None,
         validation_alias=AliasChoices("REDIS_URL", "redis_url"),

@@ -14,8 +14,7 @@ GROUPS = {
     "home": "Where things live",
     "pg_port": "Ports",
     "first_day": "Days, datasets and replay",
-    "assignment_service_url": "Between clients, the API and Redis",
-    "api_host": "The API",
+    "redis_url": "The API",
     "schedules": "Dagster",
 }
 HEAD = "| variable | default | what it does |\n|---|---|---|\n"

@@ -34,14 +34,15 @@ def main() -> int:
     try:
         chosen = settings()
         configure_logging(chosen.api_log_format)
-        if trouble := _database_trouble(chosen) or _port_trouble(chosen.api_host, chosen.api_port):
+        if trouble := _database_trouble(chosen):
             return _refuse(trouble)
         app: ASGIApp = create_app(chosen)
+        # Last, so that what is told of the settings does not depend on what else runs here.
+        if trouble := _port_trouble(chosen.api_host, chosen.api_port):
+            return _refuse(trouble)
     except (ValidationError, SettingsError) as error:
         return _refuse(invalid_settings(error))
-    except FileNotFoundError as error:
-        return _refuse(str(error))
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         return _refuse(str(error))
     for sentence in unknown_names(os.environ):
         log.warning(sentence)

@@ -4,7 +4,7 @@ import difflib
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
@@ -19,6 +19,7 @@ from experimentation.event_validation import (
     UnitId,
     why_unreadable,
 )
+from experimentation.records import UnitType
 from experimentation.targeting import Asker
 from serving.auth import KeyRing
 from serving.deciding import Answer, Assigner, Question
@@ -39,7 +40,7 @@ WHOLE = b'{"assignments":[%b],"skipped_experiments":[%b]}'
 class AssignmentRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Who asks for which experiments. `context` is what targeting rules read; with `enroll` false nothing is stored."""
 
-    unit_type: Literal["user", "household", "session"]
+    unit_type: UnitType
     unit_id: UnitId
     requested_experiments: Annotated[list[str], msgspec.Meta(max_length=MAX_REQUESTED)]
     context: dict[str, Any] | None = None
@@ -142,11 +143,7 @@ class AssignmentEndpoint(Endpoint):
         started = time.perf_counter()
         try:
             asked = read_request(body)
-            limit = self._limits.unit
-            if self._limits.shared:
-                await limit_unit(self._limits, asked.unit_type, asked.unit_id)
-            elif limit.over(key := limit.key(f"{asked.unit_type}/{asked.unit_id}")):
-                raise rate_limited(f"A {asked.unit_type}", limit.amount, limit.wait(key))
+            await limit_unit(self._limits, asked.unit_type, asked.unit_id)
             names = asked.requested_experiments
             if len(names) > 1:
                 names = list(dict.fromkeys(names))

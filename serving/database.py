@@ -81,10 +81,8 @@ class Database:
 
     def acquire(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """A connection outside of any transaction."""
-        if self._pool is None:
-            raise RuntimeError("The database is not open: run the application's lifespan.")
-        pool_acquire: Any = self._pool.acquire(timeout=self._settings.api_database_timeout_seconds)
-        return pool_acquire
+        acquired: Any = self._opened().acquire(timeout=self._settings.api_database_timeout_seconds)
+        return acquired
 
     def keeping(self) -> "Kept":
         """A connection that is kept for the next who asks, for what is asked thousands of times a second: the pool's own care for each
@@ -93,9 +91,12 @@ class Database:
 
     async def take(self) -> asyncpg.Connection:
         """From the pool, to be given back."""
+        return await self._opened().acquire(timeout=self._settings.api_database_timeout_seconds)
+
+    def _opened(self) -> asyncpg.Pool:
         if self._pool is None:
             raise RuntimeError("The database is not open: run the application's lifespan.")
-        return await self._pool.acquire(timeout=self._settings.api_database_timeout_seconds)
+        return self._pool
 
     async def give_back(self, connection: asyncpg.Connection) -> None:
         """To the pool."""

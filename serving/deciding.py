@@ -96,8 +96,6 @@ class Assigner:
             if None not in known:
                 return known  # type: ignore[return-value]  # mypy does not see that no None is left
             try:
-                if len(known) == 1:
-                    return [await self._settled(catalogue, question.names[0], question)]
                 return await self._completed(catalogue, question, known)
             except StaleCatalogueError:
                 pass
@@ -136,6 +134,9 @@ class Assigner:
         self, catalogue: Catalogue, question: Question, known: Sequence[Answer | None]
     ) -> list[Answer]:
         """Every answer, what is not known being looked up, or stored. Raises StaleCatalogueError."""
+        if len(known) == 1 and known[0] is None:
+            # One name is what most ask for, and needs no task.
+            return [await self._settled(catalogue, question.names[0], question)]
         asked = [
             self._settled(catalogue, name, question)
             for name, answer in zip(question.names, known, strict=True)

@@ -83,12 +83,11 @@ class Endpoint(ABC):
         await send({"type": "http.response.body", "body": content})
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises ApiError (413) as soon as it is known to exceed `limit` bytes, ClientLeftError."""
-    return await _rest_of_body(await receive(), headers, receive, limit)
-
-
 async def _rest_of_body(message: Message, headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+    """The whole body, of which `message` is the first part.
+
+    Raises ApiError (413) as soon as it is known to exceed `limit` bytes, ClientLeftError.
+    """
     announced = headers.get(b"content-length", b"")
     if announced.isdigit() and int(announced) > limit:
         raise payload_too_large(limit)

@@ -4,13 +4,14 @@ Belongs here: the description. Does not belong here: the routes.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from experimentation.event_validation import IncomingEvent, UnitId
+from experimentation.records import UnitType
 from serving.assignments import AssignmentRequest, AssignmentResponse
 from serving.errors import ErrorBody
 from serving.events import MAX_BATCH, BatchAccepted, EventAccepted
@@ -85,7 +86,7 @@ class OfrepContext(msgspec.Struct, rename="camel"):
     """Who is asked for, and anything that targeting rules read. `unitType` is only needed to enrol in every experiment at once."""
 
     targeting_key: UnitId
-    unit_type: Literal["user", "household", "session"] | msgspec.UnsetType = msgspec.UNSET
+    unit_type: UnitType | msgspec.UnsetType = msgspec.UNSET
 
 
 class OfrepRequest(msgspec.Struct):

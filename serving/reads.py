@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from fastapi import APIRouter, Path, Query, Request
 from experimentation.assignment_store import find_assignment, find_production_version
 from experimentation.assignments import ServedRun, complete_config
 from experimentation.event_validation import MAX_UNIT_ID, FieldError
+from experimentation.records import UnitType
 from experimentation.targeting import Asker
 from serving.auth import KeyRing
 from serving.catalogue import CatalogueCache
@@ -25,7 +26,6 @@ from serving.deciding import Assigner, Question
 from serving.errors import not_found, validation_error
 from serving.openapi import refusals
 
-UnitType = Literal["user", "household", "session"]
 Name = Annotated[str, Path(description="The experiment's name.", max_length=255)]
 UnitId = Annotated[str, Path(description="The unit's id.", min_length=1, max_length=MAX_UNIT_ID)]
 
