@@ -22,7 +22,7 @@ TEST_JOBS ?= 2
 INSTALLED = test -e $(STAMP) || { echo "Nothing is installed in $(VENV): run 'make setup' first." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test up down clean bench
+.PHONY: help setup demo test up down clean bench soak
 
 help: ## List these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -44,6 +44,9 @@ clean: ## Remove .lifecycle with all its data (asks first; YES=1 does not ask)
 
 bench: setup ## Measure ratios against a floor, in one run
 	@$(BIN)/lifecycle bench
+
+soak: setup ## Ten minutes of killing the API and stopping PostgreSQL under load: nothing acknowledged may be lost or doubled
+	@$(BIN)/lifecycle soak $(if $(MINUTES),--minutes $(MINUTES))
 
 test: setup ## Everything that must hold: style, types, import contracts, dbt, and all tests
 	@echo "== style";            $(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -55,6 +55,7 @@ external_assets: list[dg.AssetSpec] = [
             "variants": "The arms of each run, with their allocations and configurations.",
             "allocation_epochs": "Periods of constant allocations of each run.",
             "overridden_units": "Units that an override ever showed a variant of a run: they count in no analysis of it.",
+            "erased_days": "Days of which events were erased with their units: their aggregates are made anew.",
             "policies": "What serves units: a policy, and its version in production.",
             "policy_versions": "Versions of policies, each pinned to one model version. `candidate_policy` adds to them.",
             "offline_replay_results": "What every replay found. `replay_metrics` writes it.",

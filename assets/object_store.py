@@ -8,11 +8,14 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_REGION, …
 """
 
 import errno
+import hashlib
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,14 @@ class MissingObjectError(StoreError):
 
 class ObjectExistsError(StoreError):
     """An exclusive write found that something lies under the key already."""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size in bytes and SHA-256 (hexadecimal) of an object."""
+
+    size: int
+    sha256: str
 
 
 class ObjectStore:
@@ -91,6 +102,74 @@ class ObjectStore:
                 self._publish(staged, key, data, exclusive)
             finally:
                 self._discard(staged)
+
+    @contextmanager
+    def staged_file(self) -> Iterator[Path]:
+        """A path on this machine for an object too big for memory: write it there, then `publish_file` it. Removed at the end."""
+        if self.remote:
+            with tempfile.TemporaryDirectory(prefix="lifecycle-") as folder:
+                yield Path(folder) / "staged"
+            return
+        staged = f"{STAGING}/{uuid.uuid4().hex}"
+        path = Path(self.uri(staged))
+        with self._sentences("write", staged):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield path
+        finally:
+            self._discard(staged)
+
+    def publish_file(self, key: str, staged: Path, verify: Callable[[Path], None]) -> FileFacts:
+        """Put the file at `staged` under `key` as `write` does: durable, read back, handed to `verify`, and only then published.
+
+        `staged` comes from `staged_file` of this store. Raises StoreError.
+        """
+        _checked(key)
+        with self._sentences("write", key):
+            facts = _facts(staged)
+            if not self.remote:
+                _to_disk(staged)
+                verify(staged)
+                self._publish(f"{STAGING}/{staged.name}", key, b"", False)
+                return facts
+            remote = f"{STAGING}/{uuid.uuid4().hex}"
+            try:
+                self._fs.put_file(str(staged), self.uri(remote))
+                with self.local_file(remote) as stored:
+                    if _facts(stored) != facts:
+                        raise StoreError(
+                            f"{self.uri(key)} was not written: what came back differs from what was sent. "
+                            "Check the service behind the store."
+                        )
+                    verify(stored)
+                self._publish(remote, key, b"", False)
+            finally:
+                self._discard(remote)
+        return facts
+
+    @contextmanager
+    def local_file(self, key: str) -> Iterator[Path]:
+        """The object under `key` as a file on this machine, to be read in parts. Raises MissingObjectError, StoreError."""
+        _checked(key)
+        if not self.remote:
+            path = Path(self.uri(key))
+            if not path.is_file():
+                raise MissingObjectError(f"Can't read {path}: nothing lies there.")
+            yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="lifecycle-") as folder:
+            path = Path(folder) / "object"
+            with self._sentences("read", key):
+                self._fs.get_file(self.uri(key), str(path))
+            yield path
+
+    def facts(self, key: str) -> FileFacts | None:
+        """Size and SHA-256 of the object under `key`, or None when nothing lies there; reads all of it. Raises StoreError."""
+        try:
+            with self.local_file(key) as path, self._sentences("read", key):
+                return _facts(path)
+        except MissingObjectError:
+            return None
 
     def read(self, key: str) -> bytes:
         """The bytes under `key`. Raises MissingObjectError, StoreError."""
@@ -241,6 +320,17 @@ def _client_errors(remote: bool) -> tuple[type[Exception], ...]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     return (BotoCoreError, ClientError)
+
+
+def _facts(path: Path) -> FileFacts:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileFacts(path.stat().st_size, digest)
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _checked(key: str) -> str:

@@ -1,6 +1,6 @@
-"""What a valid event is: its fields, limits and error codes, the flags of accepted ones, and the removal of credentials.
+"""What a valid event is: its fields, limits and error codes, and the flags of accepted ones.
 
-Belongs here: judging one event. Does not belong here: storing (events.py), HTTP.
+Belongs here: judging one event. Does not belong here: storing (events.py), HTTP, which keys are credentials (credentials.py).
 """
 
 import math
@@ -8,9 +8,12 @@ import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
+
+from experimentation.credentials import holds_credentials, without_credentials
+from experimentation.event_ids import new_event_id
 
 EVENT_TYPES = frozenset(
     {
@@ -47,16 +50,8 @@ USUAL_CONTEXT: Mapping[str, tuple[str, ...]] = {
     "validator_intervention": ("plan_id",),
 }
 
-# A key's words, split at punctuation and at capitals: accessToken, access_token and ACCESS-TOKEN have the same two.
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_CREDENTIAL_WORDS = frozenset(
-    {"password", "passwords", "passwd", "secret", "secrets", "authorization", "credential", "credentials", "apikey"}
-)
-_CREDENTIAL_ENDINGS = ("password", "secret", "token", "authorization", "apikey")
-# A language model's tokens are counted in these; they are no credentials.
-_TOKEN_AMOUNTS = frozenset({"count", "counts", "limit", "budget", "usage", "rate"})
-# Bodies without any of this need no look at each key. An escape may spell anything.
-_SUSPICIOUS = re.compile(rb"passw|secret|token|authorization|credential|api|\\u", re.IGNORECASE)
+_USUAL_FLAGS = {event_type: [(key, f"no_{key}") for key in keys] for event_type, keys in USUAL_CONTEXT.items()}
+
 # Where msgspec says that a value of the wrong kind stands.
 _PLACE = re.compile(r"at `\$\.(\w+)")
 
@@ -105,6 +100,8 @@ class Event(msgspec.Struct):
     payload: dict[str, Any] | None
     timestamp: datetime
     flags: list[str] = []
+    received_at: datetime | None = None
+    """When the API took it; None for history, which is late by nature."""
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -148,11 +145,12 @@ def read_event(raw: bytes | memoryview, now: datetime) -> Event:
     if errors or timestamp is None:
         raise InvalidEventError(errors)
     context, payload = incoming.context or {}, incoming.payload
-    if _SUSPICIOUS.search(raw):
+    if holds_credentials(context):
         context = without_credentials(context)
-        payload = None if payload is None else without_credentials(payload)
+    if holds_credentials(payload):
+        payload = without_credentials(payload)
     return Event(
-        event_id=incoming.event_id or uuid4(),
+        event_id=incoming.event_id or new_event_id(),
         event_type=incoming.event_type,
         unit_type=incoming.unit_type,
         unit_id=incoming.unit_id,
@@ -161,51 +159,35 @@ def read_event(raw: bytes | memoryview, now: datetime) -> Event:
         metrics=incoming.metrics or {},
         payload=payload,
         timestamp=timestamp,
+        received_at=now,
     )
 
 
-def flags_of(event: Event, variants: Mapping[UUID, UUID], runs: Collection[UUID], now: datetime | None) -> list[str]:
+def flags_of(event: Event, variants: Mapping[UUID, UUID], runs: Collection[UUID]) -> list[str]:
     """What is to be known of an accepted event.
 
-    `variants`: each known variant's run; `runs`: the known runs; `now`: None leaves lateness out.
+    `variants`: each known variant's run; `runs`: the known runs. History is never late.
     """
     flags = []
-    if not event.experiments:
+    context, payload, refs = event.context, event.payload or {}, event.experiments
+    if not refs:
         flags.append("no_experiment_context")
-    if not event.context.get("policy_version_id"):
+    if not context.get("policy_version_id"):
         flags.append("no_policy_version_id")
-    if now is not None and event.timestamp < now - LATE_AFTER:
+    if event.received_at is not None and event.timestamp < event.received_at - LATE_AFTER:
         flags.append("late")
-    payload = event.payload or {}
-    flags += [
-        f"no_{key}"
-        for key in USUAL_CONTEXT.get(event.event_type, ())
-        if payload.get(key) is None and event.context.get(key) is None
-    ]
-    if any(ref.experiment_id not in runs for ref in event.experiments):
-        flags.append("unknown_experiment")
-    if any(variants.get(ref.variant_id) != ref.experiment_id for ref in event.experiments):
-        flags.append("unknown_variant")
+    for key, flag in _USUAL_FLAGS.get(event.event_type, ()):
+        if payload.get(key) is None and context.get(key) is None:
+            flags.append(flag)
+    for ref in refs:
+        if ref.experiment_id not in runs:
+            flags.append("unknown_experiment")
+            break
+    for ref in refs:
+        if variants.get(ref.variant_id) != ref.experiment_id:
+            flags.append("unknown_variant")
+            break
     return flags
-
-
-def without_credentials(value: Any) -> Any:
-    """A copy of JSON-like data without the keys that look like credentials, at any depth."""
-    if isinstance(value, Mapping):
-        return {key: without_credentials(item) for key, item in value.items() if not looks_like_credential(str(key))}
-    if isinstance(value, list | tuple):
-        return [without_credentials(item) for item in value]
-    return value
-
-
-def looks_like_credential(key: str) -> bool:
-    """Whether a key holds a credential by its name: `password`, `access_token`, `clientSecret`; not `token_count`."""
-    if key.lower().endswith(_CREDENTIAL_ENDINGS):
-        return True
-    words = [word.lower() for word in _WORDS.findall(key)]
-    if _CREDENTIAL_WORDS.intersection(words) or "api_key" in "_".join(words):
-        return True
-    return "token" in words and words[-1] not in _TOKEN_AMOUNTS
 
 
 def unstorable(value: Any) -> bool:
@@ -241,13 +223,13 @@ def is_finite(value: Any) -> bool:
 def _beyond_types(incoming: IncomingEvent, raw: bytes) -> list[FieldError]:
     """The rules that types don't say."""
     errors = []
-    if not _is_event_type(incoming.event_type):
+    if incoming.event_type not in EVENT_TYPES and not _is_event_type(incoming.event_type):
         errors.append(FieldError("event_type", "invalid_event_type"))
-    errors += [
-        FieldError(f"metrics.{name}"[:MAX_UNIT_ID], "invalid_metric")
-        for name, number in (incoming.metrics or {}).items()
-        if not is_finite(number)
-    ]
+    if incoming.metrics:
+        for name, number in incoming.metrics.items():
+            # A float that was read from JSON is finite; an integer may have any number of digits.
+            if number.__class__ is int and not is_finite(number):
+                errors.append(FieldError(f"metrics.{name}"[:MAX_UNIT_ID], "invalid_metric"))
     # Only a body that spells NUL out, or has many brackets, needs the walk through all it holds.
     if b"\\u0000" in raw or raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
         held = {

@@ -4,18 +4,20 @@ Belongs here: storing, and the partitions that storing needs. Does not belong he
 HTTP, the archive.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 import msgspec
 import psycopg
 from psycopg.rows import tuple_row
 
-from experimentation.event_validation import Event, ExperimentRef, flags_of, is_finite, without_credentials
-from experimentation.partitions import EXISTING_PARTITIONS, HISTORY, ensure_event_partitions
+from experimentation.credentials import without_credentials
+from experimentation.event_ids import new_event_id
+from experimentation.event_validation import Event, ExperimentRef, flags_of, is_finite
+from experimentation.partitions import EXISTING_PARTITIONS, HISTORY, ensure_event_days, ensure_event_partitions
 
 COLUMNS = (
     "id", "event_type", "unit_type", "unit_id", "experiments", "context", "metrics", "payload", "timestamp", "flags",
@@ -24,16 +26,12 @@ _QUOTED = ", ".join(f'"{column}"' for column in COLUMNS)
 _PARAMETERS = ", ".join(f"${index + 1}" for index in range(len(COLUMNS)))
 
 INSERT_ONE = f"INSERT INTO exp.events ({_QUOTED}) VALUES ({_PARAMETERS}) ON CONFLICT DO NOTHING"
-# One array a column, and flags as JSON: arrays of arrays of different lengths don't exist in SQL.
-INSERT_MANY = f"""
-INSERT INTO exp.events ({_QUOTED})
-SELECT id, event_type, unit_type, unit_id, experiments, context, metrics, payload, "timestamp",
-       ARRAY(SELECT jsonb_array_elements_text(flags))
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::jsonb[], $7::jsonb[], $8::jsonb[],
-            $9::timestamptz[], $10::jsonb[])
-     AS incoming (id, event_type, unit_type, unit_id, experiments, context, metrics, payload, "timestamp", flags)
-ORDER BY id, "timestamp"
-ON CONFLICT DO NOTHING
+# For a batch of which something is stored already. The table stays with its connection, so that retries don't make tables all the time.
+KEEP_STAGE = f"""
+CREATE TEMPORARY TABLE IF NOT EXISTS retried_events ON COMMIT DELETE ROWS AS SELECT {_QUOTED} FROM exp.events WITH NO DATA
+"""
+INSERT_RETRIED = f"""
+INSERT INTO exp.events ({_QUOTED}) SELECT {_QUOTED} FROM retried_events ORDER BY id, "timestamp" ON CONFLICT DO NOTHING
 """
 STAGE = f"CREATE TEMPORARY TABLE incoming_events AS SELECT {_QUOTED} FROM exp.events WITH NO DATA"
 COPY_STAGED = f"COPY incoming_events ({_QUOTED}) FROM STDIN"
@@ -67,15 +65,17 @@ async def insert_events(connection: asyncpg.Connection, events: Sequence[Event])
 
 
 async def _insert_many(connection: asyncpg.Connection, events: Sequence[Event]) -> None:
+    once = {(event.event_id.int, event.timestamp): event for event in events}
     # Sorted: two batches that share events would deadlock in different orders.
-    rows = sorted((_row(event) for event in events), key=lambda row: (row[0], row[8]))
+    rows = [_row(once[key]) for key in sorted(once)]
     try:
         await connection.copy_records_to_table("events", schema_name="exp", columns=COLUMNS, records=rows)
     except asyncpg.UniqueViolationError:
-        # One event that is there already ends the whole COPY. Retries are rare, so COPY is tried first: it is a fifth faster.
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        columns[9] = [_json(flags) for flags in columns[9]]
-        await connection.execute(INSERT_MANY, *columns)
+        # One event that is there already ends the whole COPY. Retries are rare, so COPY is tried first: docs/performance.md.
+        async with connection.transaction():
+            await connection.execute(KEEP_STAGE)
+            await connection.copy_records_to_table("retried_events", columns=COLUMNS, records=rows)
+            await connection.execute(INSERT_RETRIED)
 
 
 def store_events(connection: psycopg.Connection[Any], events: Iterable[Mapping[str, Any]]) -> int:
@@ -84,6 +84,11 @@ def store_events(connection: psycopg.Connection[Any], events: Iterable[Mapping[s
     Each has the fields of an incoming event, its timestamp a datetime with an offset or ISO 8601 text; an id is made where none is given.
     Credentials are removed and flags set, but for lateness: history is late by nature. Partitions must be there. Raises ValueError.
     """
+    return store_read_events(connection, map(_event_of, events))
+
+
+def store_read_events(connection: psycopg.Connection[Any], events: Iterable[Event]) -> int:
+    """The same for events that were read before. Flags are set anew."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         # Before the block: it would commit where it is the outermost one, so the caller's transaction has to be open by now.
         variants: dict[UUID, UUID] = dict(cursor.execute(KNOWN_VARIANTS).fetchall())
@@ -91,9 +96,8 @@ def store_events(connection: psycopg.Connection[Any], events: Iterable[Mapping[s
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(STAGE)
         with cursor.copy(COPY_STAGED) as copy:
-            for mapping in events:
-                event = _event_of(mapping)
-                event.flags = flags_of(event, variants, runs, now=None)
+            for event in events:
+                event.flags = flags_of(event, variants, runs)
                 copy.write_row(_row(event))
         cursor.execute(INSERT_STAGED)
         stored = cursor.rowcount
@@ -101,16 +105,19 @@ def store_events(connection: psycopg.Connection[Any], events: Iterable[Mapping[s
     return stored
 
 
-def make_partitions(url: str, first_day: date, days_ahead: int) -> int:
-    """Make the partitions from the first day to `days_ahead` days from now; return how many were made.
+def make_partitions(
+    url: str, first_day: date, days_ahead: int, days: Collection[date] = (), keep_days: int | None = None
+) -> int:
+    """Make the partitions that are always there, `keep_days` back to `days_ahead` days from now, and those of `days`.
 
-    `first_day` counts only where the database has no history partition yet: its own first day wins.
+    Returns how many were made. `first_day` counts only where the database has no history partition yet: its own first day wins.
     """
     with psycopg.connect(url, connect_timeout=5) as connection:
-        return ensure_event_partitions(connection, _recorded_first_day(connection) or first_day, days_ahead)
+        made = ensure_event_partitions(connection, recorded_first_day(connection) or first_day, days_ahead)
+        return made + (ensure_event_days(connection, days) if days else 0)
 
 
-def _recorded_first_day(connection: psycopg.Connection[Any]) -> date | None:
+def recorded_first_day(connection: psycopg.Connection[Any]) -> date | None:
     """Where this database's history ends, or None before there is a history partition."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         ends: dict[str, datetime] = dict(cursor.execute(EXISTING_PARTITIONS).fetchall())
@@ -129,7 +136,7 @@ def _event_of(mapping: Mapping[str, Any]) -> Event:
     event_id = mapping.get("event_id")
     payload = mapping.get("payload")
     return Event(
-        event_id=UUID(str(event_id)) if event_id is not None else uuid4(),
+        event_id=UUID(str(event_id)) if event_id is not None else new_event_id(),
         event_type=mapping["event_type"],
         unit_type=mapping["unit_type"],
         unit_id=mapping["unit_id"],

@@ -65,10 +65,10 @@ SET description = %(description)s, unit_type = %(unit_type)s, policy_id = %(poli
 WHERE id = %(id)s
 """
 OPEN_EPOCH = """
-INSERT INTO exp.allocation_epochs (experiment_id, epoch, allocations, targeting)
+INSERT INTO exp.allocation_epochs (experiment_id, epoch, started_at, allocations, targeting)
 SELECT e.id, (SELECT coalesce(max(epoch), 0) + 1 FROM exp.allocation_epochs WHERE experiment_id = e.id),
-       jsonb_object_agg(v.id::text, v.allocation::text), e.targeting
-FROM exp.experiments e JOIN exp.variants v ON v.experiment_id = e.id WHERE e.id = %s GROUP BY e.id
+       coalesce(%(started_at)s::timestamptz, now()), jsonb_object_agg(v.id::text, v.allocation::text), e.targeting
+FROM exp.experiments e JOIN exp.variants v ON v.experiment_id = e.id WHERE e.id = %(run_id)s GROUP BY e.id
 """
 EPOCHS_OF_RUN = "SELECT epoch, started_at, allocations, targeting FROM exp.allocation_epochs WHERE experiment_id = %s ORDER BY epoch"
 ENROLLED = "SELECT variant_id, count(*) AS units FROM exp.assignments WHERE experiment_id = %s GROUP BY variant_id"
@@ -181,9 +181,9 @@ def set_details(connection: psycopg.Connection[Any], run: Run) -> None:
     connection.execute(SET_DETAILS, fields)
 
 
-def open_epoch(connection: psycopg.Connection[Any], run_id: UUID) -> None:
-    """Record the run's allocations and targeting, as they are now, as its next epoch."""
-    connection.execute(OPEN_EPOCH, (run_id,))
+def open_epoch(connection: psycopg.Connection[Any], run_id: UUID, started_at: datetime | None = None) -> None:
+    """Record the run's allocations and targeting, as they are now, as its next epoch, which begins now unless it is said."""
+    connection.execute(OPEN_EPOCH, {"run_id": run_id, "started_at": started_at})
 
 
 def epochs_of(connection: psycopg.Connection[Any], run_id: UUID) -> list[Epoch]:

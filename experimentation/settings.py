@@ -59,6 +59,11 @@ class Settings(BaseSettings):
         default=None,
         description="First day of the hourly and daily partitions; earlier events are history. Recorded at first start.",
     )
+    retention_days: int = Field(
+        default=90,
+        ge=1,
+        description="Days of events in PostgreSQL; older ones, once archived, are in the archive only.",
+    )
     dataset_window_days: int = Field(default=7, ge=1, description="Days of accepted plans in one dataset version.")
     dataset_lookback_days: int = Field(default=28, ge=28, description="Days searched for a household's previous plan.")
     dataset_min_rows: int = Field(default=1000, ge=1, description="Fewest rows that a dataset version may have.")
@@ -95,6 +100,18 @@ class Settings(BaseSettings):
     rate_limit_key_per_minute: int = Field(
         default=10_000, ge=0, description="Requests a minute with one API key; 0: no limit."
     )
+    rate_limit_unit_events_per_minute: int = Field(
+        default=1_000, ge=0, description="Events a minute of one unit; 0: no limit."
+    )
+    spool_dir: Path | None = Field(
+        default=None, description="Where the API keeps events while PostgreSQL is away; unset: <home>/spool."
+    )
+    spool_mb: int = Field(
+        default=256, ge=0, description="Most MB of events kept there; 0: none, and such events are refused with 503."
+    )
+    event_memory_mb: int = Field(
+        default=64, ge=16, description="Most MB of request bodies that an API process holds at once; beyond: 503."
+    )
     api_log_format: Literal["json", "text"] = Field(
         default="json", description="How the API logs: a JSON object a line, or text for people."
     )
@@ -103,6 +120,11 @@ class Settings(BaseSettings):
         default=5.0,
         ge=0,
         description="How long the API trusts a key that it has checked; where changes can't be heard of, a revoked key works this long.",
+    )
+    api_key_grace_seconds: float = Field(
+        default=3600,
+        ge=0,
+        description="How much longer a key that was valid is trusted while PostgreSQL is away, so that events can be spooled.",
     )
     api_retry_delays_ms: tuple[int, ...] = Field(
         default=(100, 200, 400),
@@ -156,6 +178,11 @@ class Settings(BaseSettings):
     def store_root(self) -> str:
         """Root of the object store, without a trailing slash."""
         return (self.store or str(self.home / "store")).rstrip("/")
+
+    @property
+    def spool_root(self) -> Path:
+        """Folder of the spools of all API processes of this machine."""
+        return self.spool_dir or self.home / "spool"
 
     @property
     def datasets_root(self) -> str:

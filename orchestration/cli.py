@@ -12,11 +12,22 @@ from typing import Annotated
 import typer
 
 from orchestration.bench import command as bench_command
-from orchestration.commands import configuration, database, docs, experiments, keys, modules, services
+from orchestration.commands import (
+    configuration,
+    database,
+    docs,
+    erase_unit,
+    events,
+    experiments,
+    keys,
+    modules,
+    services,
+)
 from orchestration.commands.console import console
 from orchestration.commands.failures import sentence
 from orchestration.demo import command as demo_command
 from orchestration.local.signals import interrupt_on_signals
+from orchestration.soak import command as soak_command
 
 app = typer.Typer(
     name="lifecycle",
@@ -36,11 +47,14 @@ app.command(rich_help_panel=SERVICES)(services.status)
 app.command(rich_help_panel=SERVICES)(services.clean)
 app.command(rich_help_panel=SERVICES)(docs.docs)
 app.command(rich_help_panel=SERVICES)(bench_command.bench)
+app.command(rich_help_panel=SERVICES)(soak_command.soak)
 app.command(rich_help_panel=DATA)(demo_command.demo)
 app.command(rich_help_panel=DATA)(demo_command.import_history)
 app.command(rich_help_panel=DATA, context_settings=modules.PASSED_ON, add_help_option=False)(modules.train)
 app.command(rich_help_panel=DATA, context_settings=modules.PASSED_ON, add_help_option=False)(modules.replay)
+app.command(rich_help_panel=DATA)(erase_unit.erase_unit)
 app.command(rich_help_panel=CONFIGURATION)(configuration.sync)
+app.add_typer(events.app, name="events", rich_help_panel=DATA)
 app.add_typer(experiments.app, name="experiment", rich_help_panel=CONFIGURATION)
 app.add_typer(database.app, name="db", rich_help_panel=CONFIGURATION)
 app.add_typer(keys.app, name="keys", rich_help_panel=CONFIGURATION)

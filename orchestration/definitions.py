@@ -27,7 +27,7 @@ from assets.replay import asset as replay
 from assets.resources import ArtefactStore, MlflowTracking, PlatformDatabase
 from orchestration.jobs import all_jobs
 from orchestration.schedules import all_schedules
-from orchestration.sensors import new_model_version
+from orchestration.sensors import all_sensors
 
 
 def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
@@ -52,7 +52,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         asset_checks=dg.load_asset_checks_from_modules(modules),
         jobs=all_jobs,
         schedules=all_schedules,
-        sensors=[new_model_version],
+        sensors=all_sensors,
         # One process a run: a multiprocess step costs about 4 s of start-up, and heavy work has processes of its own anyway.
         executor=dg.in_process_executor,
         resources={**resources, **(resource_overrides or {})},

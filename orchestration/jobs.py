@@ -3,6 +3,8 @@
 Belongs here: selections and tags. Does not belong here: when they start (schedules.py, sensors.py).
 """
 
+from typing import Any
+
 import dagster as dg
 from dagster_dbt import build_dbt_asset_selection
 
@@ -12,6 +14,11 @@ archive_job = dg.define_asset_job(
     "archive_events",
     selection=["raw_events"],
     description="Archive an hour of events as Parquet, read it back and count it.",
+)
+retention_job = dg.define_asset_job(
+    "retire_events",
+    selection=["event_retention"],
+    description="Drop the days of events from PostgreSQL that are old enough and wholly archived.",
 )
 cleaning_job = dg.define_asset_job(
     "clean_events",
@@ -41,4 +48,38 @@ analytics_job = dg.define_asset_job(
     description="dbt build: metric aggregates, marts and views, with their tests as checks.",
 )
 
-all_jobs = [archive_job, cleaning_job, dataset_job, training_job, replay_job, analytics_job]
+
+class SilenceConfig(dg.Config):
+    """What the alert tells."""
+
+    since: str
+
+
+@dg.op
+def tell_of_silence(config: SilenceConfig) -> None:
+    """Fail, with the sentence for whoever is called by a failed run."""
+    raise dg.Failure(
+        f"No event came since {config.since}: look whether the API answers (`lifecycle status`) and whether products send.",
+        allow_retries=False,
+    )
+
+
+@dg.job(
+    name="alert_no_events",
+    description="Fails, once for each time that no event came for an hour, so that alerts on failed runs tell of it.",
+)
+def silence_job() -> None:
+    """One op that fails."""
+    tell_of_silence()
+
+
+all_jobs: list[Any] = [
+    archive_job,
+    retention_job,
+    silence_job,
+    cleaning_job,
+    dataset_job,
+    training_job,
+    replay_job,
+    analytics_job,
+]

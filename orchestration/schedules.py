@@ -6,7 +6,7 @@
 import dagster as dg
 
 from experimentation.settings import settings
-from orchestration.jobs import analytics_job, archive_job, cleaning_job, dataset_job
+from orchestration.jobs import analytics_job, archive_job, cleaning_job, dataset_job, retention_job
 
 _STATUS = dg.DefaultScheduleStatus.RUNNING if settings().schedules else dg.DefaultScheduleStatus.STOPPED
 
@@ -29,6 +29,13 @@ dataset_daily = dg.build_schedule_from_partitioned_job(
     default_status=_STATUS,
     description="The day before, at 02:00.",
 )
+retention_daily = dg.ScheduleDefinition(
+    name="retention_daily",
+    job=retention_job,
+    cron_schedule="0 3 * * *",
+    default_status=_STATUS,
+    description="Days that are old enough leave PostgreSQL, at 03:00, when nothing else of the day is due.",
+)
 metrics_hourly = dg.ScheduleDefinition(
     name="metrics_hourly",
     job=analytics_job,
@@ -44,4 +51,4 @@ metrics_daily = dg.ScheduleDefinition(
     description="Metric aggregates of the day before, at 01:00: the roll-up of its hours.",
 )
 
-all_schedules = [archive_hourly, clean_daily, dataset_daily, metrics_hourly, metrics_daily]
+all_schedules = [archive_hourly, clean_daily, dataset_daily, retention_daily, metrics_hourly, metrics_daily]

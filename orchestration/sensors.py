@@ -3,18 +3,30 @@
 A sensor that ticks twice asks for the same run key, so one run starts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import psycopg
 
+from assets.events.asset import HOUR_KEY, MOST_SILENCE, events_arrive
+from assets.groups import EVENTS_TABLE
 from assets.partitions import MODEL_VERSIONS, model_version_key
+from experimentation.archived_hours import anything_archived, last_arrival, mark_late_hours, waiting_hours
 from experimentation.settings import settings
-from orchestration.jobs import replay_job
+from orchestration.jobs import archive_job, replay_job, silence_job
 
 # A run that was killed left no result; it is asked for again, but a model that breaks its replay every time is not replayed for ever.
 MOST_ATTEMPTS = 3
 REPLAYED_MODEL = "planner_model"
+# What schedules begin, these go on with; where they are off, so are these.
+_STATUS = dg.DefaultSensorStatus.RUNNING if settings().schedules else dg.DefaultSensorStatus.STOPPED
+# The schedule archives the hour before at :05; only what it left out is asked for here.
+GRACE = timedelta(minutes=20)
+MOST_RANGES = 10
+FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=5), timedelta(hours=6)
+RAW_EVENTS = dg.AssetKey("raw_events")
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
 @dg.sensor(
@@ -65,3 +77,124 @@ def _attempts(instance: dg.DagsterInstance, key: str) -> int | None:
     """How many replay runs of this version ended without a result; None while one is under way."""
     runs = instance.get_runs(dg.RunsFilter(job_name=replay_job.name, tags={"dagster/partition": key}))
     return None if any(not run.is_finished for run in runs) else len(runs)
+
+
+@dg.sensor(
+    job=archive_job,
+    minimum_interval_seconds=120,
+    default_status=_STATUS,
+    description="Hours that got events after they were archived, or that the schedule left out, are archived: one run a range.",
+)
+def late_events(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Ask for the waiting hours, unless the archive is at work; after a failure only after a while."""
+    first_day, now = settings().lineage_start, datetime.now(UTC)
+    with psycopg.connect(settings().platform_url, connect_timeout=10) as connection:
+        if not anything_archived(connection):
+            return dg.SkipReason("Nothing was archived yet: archive_hourly or a backfill begins.")
+        mark_late_hours(connection, first_day)
+        waiting = waiting_hours(connection, first_day, now - GRACE)
+    if not waiting:
+        return dg.SkipReason("Every full hour of events is archived.")
+    if any(_archives(run) for run in context.instance.get_runs(dg.RunsFilter(statuses=UNDER_WAY))):
+        return dg.SkipReason(f"{len(waiting)} hours wait, and the archive is at work.")
+    requests, held = [], []
+    for first, last in hour_ranges(waiting)[:MOST_RANGES]:
+        tags = {
+            RANGE_START: first.strftime(HOUR_KEY),
+            RANGE_END: last.strftime(HOUR_KEY),
+        }
+        runs = context.instance.get_run_records(dg.RunsFilter(job_name=archive_job.name, tags=tags))
+        ready = _ready_after(runs)
+        if ready is not None and now < ready:
+            held.append(f"{first:%Y-%m-%d %H}:00 broke its archive run, the next one comes at {ready:%H:%M} UTC")
+        else:
+            key = f"{tags[RANGE_START]}..{tags[RANGE_END]}#{len(runs) + 1}"
+            requests.append(dg.RunRequest(run_key=key, tags=tags))
+    return dg.SensorResult(run_requests=requests) if requests else dg.SkipReason("; ".join(held) + ".")
+
+
+UNDER_WAY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def _archives(run: dg.DagsterRun) -> bool:
+    return run.job_name == archive_job.name or RAW_EVENTS in (run.asset_selection or ())
+
+
+def hour_ranges(hours: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
+    """First and last hour of each range, in order. Hours less than a day apart share one: what lies between is only looked at."""
+    ranges: list[tuple[datetime, datetime]] = []
+    for hour in sorted(hours):
+        if ranges and hour - ranges[-1][1] < timedelta(days=1):
+            ranges[-1] = (ranges[-1][0], hour)
+        else:
+            ranges.append((hour, hour))
+    return ranges
+
+
+def _ready_after(runs: Sequence[dg.RunRecord]) -> datetime | None:
+    """When a range whose latest runs failed may be tried again: twice as long after each."""
+    failures = 0
+    for record in runs:  # the latest first
+        if record.dagster_run.is_success:
+            break
+        failures += 1
+    if not failures or runs[0].end_time is None:
+        return None
+    wait = min(FIRST_WAIT * 2 ** min(failures - 1, 10), LONGEST_WAIT)
+    return datetime.fromtimestamp(runs[0].end_time, UTC) + wait
+
+
+@dg.sensor(
+    job=silence_job,
+    minimum_interval_seconds=60,
+    default_status=_STATUS,
+    description="No event for an hour: the check events_arrive of exp/events fails, and so does one run, once for each silence.",
+)
+def no_events_for_an_hour(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Tell of a silence when it begins to be too long, and when it ends. The cursor is the last event before the silence told of."""
+    now = datetime.now(UTC)
+    with psycopg.connect(settings().platform_url, connect_timeout=10) as connection:
+        latest = last_arrival(connection)
+    if latest is None:
+        return dg.SkipReason("No event was ever stored.")
+    since = f"{latest.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if now - latest <= MOST_SILENCE:
+        reason = f"The last event came at {since}."
+        if not context.cursor:
+            return dg.SkipReason(reason)
+        return dg.SensorResult(
+            skip_reason=f"Events come again. {reason}",
+            cursor="",
+            asset_events=[_arrival_check(passed=True, latest=since)],
+        )
+    if context.cursor == since:
+        return dg.SkipReason(f"No event came since {since}; that was told.")
+    context.log.error(f"No event came since {since}.")
+    return dg.SensorResult(
+        run_requests=[
+            dg.RunRequest(
+                run_key=f"silent since {since}", run_config={"ops": {"tell_of_silence": {"config": {"since": since}}}}
+            )
+        ],
+        cursor=since,
+        asset_events=[_arrival_check(passed=False, latest=since)],
+    )
+
+
+def _arrival_check(*, passed: bool, latest: str) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=EVENTS_TABLE,
+        check_name=events_arrive.check_key.name,
+        passed=passed,
+        severity=dg.AssetCheckSeverity.ERROR,
+        metadata={"last event": dg.MetadataValue.text(latest)},
+    )
+
+
+all_sensors = [new_model_version, late_events, no_events_for_an_hour]

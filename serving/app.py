@@ -20,7 +20,7 @@ from serving.database import Database, PartitionKeeper
 from serving.deciding import Assigner
 from serving.endpoint import Endpoint
 from serving.errors import ApiError, on_api_error, on_http_exception, on_request_validation, on_unexpected
-from serving.events import BatchEndpoint, EventEndpoint, EventStore
+from serving.event_service import EventService
 from serving.health import health_router
 from serving.limits import Limits
 from serving.measures import Measures
@@ -29,6 +29,7 @@ from serving.ofrep import FlagEndpoint, FlagsEndpoint
 from serving.openapi import describe
 from serving.reads import reads_router
 from serving.redis_link import RedisLink
+from serving.room import Room
 from serving.shared_units import SharedUnits
 from serving.unit_cache import UnitCache
 
@@ -56,9 +57,15 @@ def create_app(settings: Settings) -> FastAPI:
     database = Database(settings)
     redis = RedisLink(settings.redis_url) if settings.redis_url else None
     catalogue = CatalogueCache(database, settings.experiments_refresh_seconds)
-    limits = Limits(settings.rate_limit_unit_per_minute, settings.rate_limit_key_per_minute, redis)
-    keys = KeyRing(database, settings.api_key_cache_seconds, limits)
-    listener = ChangeListener(database, catalogue, keys.forget, settings.experiments_refresh_seconds)
+    limits = Limits(
+        settings.rate_limit_unit_per_minute,
+        settings.rate_limit_key_per_minute,
+        redis,
+        settings.rate_limit_unit_events_per_minute,
+    )
+    keys = KeyRing(database, settings.api_key_cache_seconds, settings.api_key_grace_seconds, limits)
+    room = Room(settings.event_memory_mb * 2**20)
+    listener = ChangeListener(database, catalogue, keys.forget, keys.doubt, settings.experiments_refresh_seconds)
     partitions = PartitionKeeper(settings, database.url)
     measures = Measures()
     assigner = Assigner(
@@ -68,19 +75,19 @@ def create_app(settings: Settings) -> FastAPI:
         SharedUnits(redis, settings.assignment_cache_seconds),
         measures.assignments,
     )
-    events = EventStore(database, catalogue, partitions)
     hot: dict[str, Endpoint] = {}
     cold: dict[str, Endpoint] = {}
     if settings.api_services != "events":
         hot["/api/v1/assignments"] = AssignmentEndpoint(
-            keys, assigner, limits, measures.assignments, settings.assignment_max_age_seconds
+            keys, room, assigner, limits, measures.assignments, settings.assignment_max_age_seconds
         )
-        ofrep = (keys, database, catalogue, assigner, limits, measures.assignments)
+        ofrep = (keys, room, database, catalogue, assigner, limits, measures.assignments)
         cold["/ofrep/v1/evaluate/flags"] = FlagsEndpoint(*ofrep)
         cold["/ofrep/v1/evaluate/flags/{key}"] = FlagEndpoint(*ofrep)
+    events: EventService | None = None
     if settings.api_services != "assignments":
-        hot["/api/v1/events"] = EventEndpoint(keys, events, measures)
-        hot["/api/v1/events/batch"] = BatchEndpoint(keys, events, measures)
+        events = EventService(settings, database, catalogue, partitions, keys, room, limits, measures)
+        hot.update(events.endpoints)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -90,6 +97,8 @@ def create_app(settings: Settings) -> FastAPI:
             asyncio.create_task(partitions.keep(await partitions.try_make())),
             asyncio.create_task(listener.listen()),
         ]
+        if events is not None:
+            tasks += map(asyncio.create_task, events.background())
         try:
             yield
         finally:
@@ -97,6 +106,8 @@ def create_app(settings: Settings) -> FastAPI:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await database.close()
+            if events is not None:
+                events.close()
             if redis is not None:
                 await redis.close()
 

@@ -27,6 +27,7 @@ from serving.endpoint import Endpoint, Headers, encode
 from serving.errors import MAX_TOLD, ApiError, rate_limited, validation_error
 from serving.limits import Limits
 from serving.measures import OTHER, AssignmentMeasures
+from serving.room import Room
 
 MAX_REQUESTED = 100
 MAX_NAME_SHOWN = 100
@@ -130,10 +131,16 @@ class AssignmentEndpoint(Endpoint):
     limit = MAX_BODY_BYTES
 
     def __init__(
-        self, keys: KeyRing, assigner: Assigner, limits: Limits, measures: AssignmentMeasures, max_age: int
+        self,
+        keys: KeyRing,
+        room: Room,
+        assigner: Assigner,
+        limits: Limits,
+        measures: AssignmentMeasures,
+        max_age: int,
     ) -> None:
         """`max_age`: seconds that a client may hold an answer."""
-        super().__init__(keys)
+        super().__init__(keys, room)
         self._assigner, self._limits, self._measures = assigner, limits, measures
         self._pieces = Pieces()
         self._headers = ((b"cache-control", f"max-age={max_age}".encode()),)

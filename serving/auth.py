@@ -10,7 +10,7 @@ from hashlib import sha256
 
 from experimentation.api_keys import ApiKey, find_api_key, parse_api_key
 from serving.database import Database
-from serving.errors import forbidden, rate_limited, unauthorized
+from serving.errors import ApiError, forbidden, rate_limited, unauthorized
 from serving.limits import Limits
 
 MAX_REMEMBERED = 1_000
@@ -22,9 +22,10 @@ WHAT_A_KEY_HAS = "This API key"
 class KeyRing:
     """Checks keys, and trusts a checked one for a few seconds, so that most requests cost no query. Only valid keys are remembered."""
 
-    def __init__(self, database: Database, seconds: float, limits: Limits) -> None:
-        """Where changes are not notified, a revoked key keeps working for up to `seconds`."""
-        self._database, self._seconds, self._limits = database, seconds, limits
+    def __init__(self, database: Database, seconds: float, grace: float, limits: Limits) -> None:
+        """Where changes are not notified, a revoked key keeps working for up to `seconds`; while the database is away, where nobody can
+        revoke one either, a key that was valid is trusted for `grace` seconds more."""
+        self._database, self._seconds, self._grace, self._limits = database, seconds, grace, limits
         # By digest of the whole header, so that a dump of this process's memory gives no key away: key, good until, its counter.
         self._checked: OrderedDict[bytes, tuple[ApiKey, float, str]] = OrderedDict()
         self._forgotten_at = float("-inf")
@@ -64,13 +65,20 @@ class KeyRing:
         self._checked.clear()
         self._forgotten_at = time.monotonic()
 
+    def doubt(self) -> None:
+        """Check every key anew: one of them may have been changed. Until the database answers, they are trusted as during its absence."""
+        now = time.monotonic()
+        self._forgotten_at = now
+        for digest, (key, good_until, counter) in self._checked.items():
+            self._checked[digest] = key, min(good_until, now), counter
+
     async def _key(self, header: bytes) -> ApiKey | None:
         scheme, _, token = header.partition(b" ")
         if scheme.lower() != b"bearer" or len(header) > MAX_HEADER_BYTES:
             return None
         digest = sha256(header).digest()
         found = self._checked.get(digest)
-        if found is not None and time.monotonic() < found[1]:
+        if found is not None and (time.monotonic() < found[1] or self._trusted(found[1])):
             return found[0]
         plaintext = token.strip().decode("latin-1")
         if parse_api_key(plaintext) is None:
@@ -81,10 +89,18 @@ class KeyRing:
                 return await find_api_key(connection, plaintext)
 
         asked_at = time.monotonic()
-        key = await self._database.retrying(find)
+        try:
+            key = await self._database.retrying(find)
+        except ApiError:
+            if found is not None and self._trusted(found[1]):
+                return found[0]
+            raise
         self._checked.pop(digest, None)
         if key is not None and asked_at > self._forgotten_at:
             self._checked[digest] = key, asked_at + self._seconds, self._limits.api_key.key(key.id.hex)
             if len(self._checked) > MAX_REMEMBERED:
                 self._checked.popitem(last=False)
         return key
+
+    def _trusted(self, good_until: float) -> bool:
+        return self._database.away and time.monotonic() < good_until + self._grace

@@ -74,10 +74,16 @@ class ChangeListener:
     """Listens on a connection of its own, for ever; a lost connection is made anew."""
 
     def __init__(
-        self, database: Database, catalogue: CatalogueCache, forget_keys: Callable[[], None], seconds: float
+        self,
+        database: Database,
+        catalogue: CatalogueCache,
+        forget_keys: Callable[[], None],
+        doubt_keys: Callable[[], None],
+        seconds: float,
     ) -> None:
-        """`forget_keys` is called when a key changed; heartbeats are sent a few times in `seconds`."""
-        self._database, self._catalogue, self._forget_keys = database, catalogue, forget_keys
+        """`forget_keys` is called when a key changed, `doubt_keys` when one may have; heartbeats are sent a few times in `seconds`."""
+        self._database, self._catalogue = database, catalogue
+        self._forget_keys, self._doubt_keys = forget_keys, doubt_keys
         self._beat = max(seconds, 0.05) / BEATS
         self._told = False
 
@@ -99,7 +105,7 @@ class ChangeListener:
             await connection.add_listener(CHANNEL, self._hear)
             # What changed while nobody listened.
             self._catalogue.changed()
-            self._forget_keys()
+            self._doubt_keys()
             if self._told:
                 log.info("Changes are heard of again.")
                 self._told = False

@@ -6,8 +6,9 @@ Belongs here: connections and retries. Does not belong here: SQL, and what is kn
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
+from datetime import date
 from typing import Any, TypeVar
 
 import asyncpg
@@ -25,6 +26,7 @@ PARTITIONS_EVERY_SECONDS = 3600
 PARTITIONS_RETRY_SECONDS = 5
 CONNECT_SECONDS = 2
 KEPT_SECONDS = 30.0
+MOST_KEPT = 2
 # Statements are few and always the same: planning them anew for each group's arrays took longer than running them.
 SESSION = {"plan_cache_mode": "force_generic_plan", "jit": "off", "application_name": "lifecycle-api"}
 
@@ -59,6 +61,8 @@ class Database:
         self._delays = (*(delay / 1000 for delay in settings.api_retry_delays_ms), None)
         self._pool: asyncpg.Pool | None = None
         self.kept: list[tuple[asyncpg.Connection, float]] = []
+        self.away = False
+        """Whether the last operation that was tried again and again found no database."""
 
     async def open(self) -> None:
         """Make the pool; call it in the loop that will use it."""
@@ -123,10 +127,13 @@ class Database:
                 if failed is not None:
                     error, failed = failed, None
                     raise error
-                return await operation()
+                result = await operation()
+                self.away = False
+                return result
             except TRANSIENT as error:
                 # A statement that hangs has used up the time for more tries.
                 if delay is None or time.monotonic() - began >= self._settings.api_database_timeout_seconds:
+                    self.away = True
                     log.warning("The database does not answer: %s: %s", type(error).__name__, error)
                     raise service_unavailable("The database does not answer; try again shortly.") from error
                 await asyncio.sleep(delay)
@@ -164,8 +171,8 @@ class Kept:
         return self._connection
 
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Keep it, or give it back where it failed."""
-        if kind is None:
+        """Keep it, or give it back where it failed, or where enough are kept: who waits for the pool gets none of those."""
+        if kind is None and len(self._database.kept) < MOST_KEPT:
             self._database.kept.append((self._connection, time.monotonic()))
         else:
             await self._database.give_back(self._connection)
@@ -178,9 +185,16 @@ class PartitionKeeper:
         """Nothing is made yet."""
         self._settings, self._url = settings, url
 
-    async def make(self) -> None:
-        """Make what is missing. Raises psycopg.Error."""
-        made = await asyncio.to_thread(make_partitions, self._url, self._settings.lineage_start, PARTITION_DAYS_AHEAD)
+    async def make(self, days: Collection[date] = ()) -> None:
+        """Make what is missing, and `days`, which may be old ones. Raises psycopg.Error."""
+        made = await asyncio.to_thread(
+            make_partitions,
+            self._url,
+            self._settings.lineage_start,
+            PARTITION_DAYS_AHEAD,
+            days,
+            self._settings.retention_days,
+        )
         if made:
             log.info("Made %d partitions of exp.events.", made)
 

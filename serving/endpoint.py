@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving.auth import KeyRing
 from serving.errors import ApiError, payload_too_large, unexpected
+from serving.room import Room
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ class Endpoint(ABC):
     scope: ClassVar[str]
     limit: ClassVar[int]
 
-    def __init__(self, keys: KeyRing) -> None:
-        """`keys` tells who may call, and how often."""
-        self._keys = keys
+    def __init__(self, keys: KeyRing, room: Room) -> None:
+        """`keys` tells who may call, and how often; all bodies together take no more than `room`."""
+        self._keys, self._room = keys, room
 
     @abstractmethod
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
@@ -50,6 +51,7 @@ class Endpoint(ABC):
         self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: bytes | None
     ) -> None:
         """Answer one request; `request_id` is sent with it, where nobody outside does so."""
+        taken = 0
         try:
             credentials = self.credentials(headers)
             if not self._keys.let_in_at_once(credentials, self.scope):
@@ -59,8 +61,14 @@ class Endpoint(ABC):
                 body = message["body"]
                 if len(body) > self.limit:
                     raise payload_too_large(self.limit)
+                self._room.take(len(body))
+                taken = len(body)
             else:
-                body = await _rest_of_body(message, headers, receive, self.limit)
+                # Without a length as much as it may have: a body that comes in pieces must not grow past the room.
+                size = _announced(headers, self.limit)
+                self._room.take(size)
+                taken = size
+                body = await _rest_of_body(message, receive, size, self.limit)
             status, content, more = await self.answer(body, scope)
         except ApiError as error:
             if request_id is not None:
@@ -76,6 +84,8 @@ class Endpoint(ABC):
                 defect.headers.clear()
             await defect.response()(scope, receive, send)
             return
+        finally:
+            self._room.give(taken)
         sent = [JSON, (b"content-length", b"%d" % len(content)), *more]
         if request_id is not None:
             sent.append((b"x-request-id", request_id))
@@ -83,14 +93,21 @@ class Endpoint(ABC):
         await send({"type": "http.response.body", "body": content})
 
 
-async def _rest_of_body(message: Message, headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The whole body, of which `message` is the first part.
-
-    Raises ApiError (413) as soon as it is known to exceed `limit` bytes, ClientLeftError.
-    """
+def _announced(headers: dict[bytes, bytes], limit: int) -> int:
+    """How many bytes a body may have. Raises ApiError (413)."""
     announced = headers.get(b"content-length", b"")
-    if announced.isdigit() and int(announced) > limit:
+    if not announced.isdigit():
+        return limit
+    if int(announced) > limit:
         raise payload_too_large(limit)
+    return int(announced)
+
+
+async def _rest_of_body(message: Message, receive: Receive, most: int, limit: int) -> bytes:
+    """The whole body, of which `message` is the first part and `most` the size that there is room for.
+
+    Raises ApiError (413) as soon as it is known to be larger, ClientLeftError.
+    """
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -98,7 +115,7 @@ async def _rest_of_body(message: Message, headers: dict[bytes, bytes], receive: 
             raise ClientLeftError
         chunk = message.get("body", b"")
         size += len(chunk)
-        if size > limit:
+        if size > most:
             raise payload_too_large(limit)
         chunks.append(chunk)
         if not message.get("more_body", False):

@@ -124,9 +124,9 @@ def not_found(message: str) -> ApiError:
     return ApiError(404, ErrorBody("not_found", message))
 
 
-def rate_limited(who: str, amount: int, wait: int) -> ApiError:
+def rate_limited(who: str, amount: int, wait: int, what: str = "requests") -> ApiError:
     """429, with the seconds after which to come back."""
-    said = f"{who} has {amount:,} requests a minute and used them; come back in {wait} s."
+    said = f"{who} has {amount:,} {what} a minute and used them; come back in {wait} s."
     return ApiError(429, ErrorBody("rate_limited", said, retry_after=wait), {"Retry-After": str(wait)})
 
 

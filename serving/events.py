@@ -1,37 +1,37 @@
 """`POST /api/v1/events` and `/events/batch`. Belongs here: requests, answers, statuses. Does not belong here: what is valid, SQL."""
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 import msgspec
-import psycopg
 from starlette.types import Scope
 
-from experimentation.assignments import Catalogue
 from experimentation.event_validation import (
     MAX_EVENT_BYTES,
     Event,
     ExplainedError,
     FieldError,
     InvalidEventError,
-    flags_of,
     read_event,
     why_unreadable,
 )
-from experimentation.events import NoPartitionError, insert_events
 from serving.auth import KeyRing
-from serving.catalogue import CatalogueCache
-from serving.database import Database, PartitionKeeper
 from serving.endpoint import Endpoint, Headers, encode
-from serving.errors import ApiError, payload_too_large, service_unavailable, validation_error
-from serving.measures import OTHER, Measures, event_label
+from serving.errors import ApiError, payload_too_large, rate_limited, validation_error
+from serving.event_store import EventStore, Outcome
+from serving.limits import Limit, Limits
+from serving.measures import Measures
+from serving.room import Room
 
 MAX_BATCH_BYTES = 10 * 1_048_576
 MAX_BATCH = 1_000
+BATCHES_AT_ONCE = 4
+RATE_LIMITED = "rate_limited"
 
 
 class EventAccepted(msgspec.Struct):
@@ -66,55 +66,38 @@ class RawBatch(msgspec.Struct):
 _batch = msgspec.json.Decoder(RawBatch)
 
 
-class EventStore:
-    """Flags and stores events; what returns is committed."""
-
-    def __init__(self, database: Database, catalogue: CatalogueCache, partitions: PartitionKeeper) -> None:
-        """`partitions` is asked for a day that none is ready for."""
-        self._database, self._catalogue, self._partitions = database, catalogue, partitions
-
-    async def store(self, events: Sequence[Event], now: datetime) -> None:
-        """Raises ApiError: 503 when the database is away."""
-        catalogue = await self._database.retrying(self._catalogue.current)
-        _flag(events, catalogue, now)
-        await self._database.retrying(lambda: self._insert(events))
-
-    async def _insert(self, events: Sequence[Event]) -> None:
-        try:
-            async with self._database.acquire() as connection:
-                await insert_events(connection, events)
-            return
-        except NoPartitionError:
-            pass
-        try:
-            await self._partitions.make()
-            async with self._database.acquire() as connection:
-                await insert_events(connection, events)
-        except (NoPartitionError, psycopg.Error) as error:
-            raise service_unavailable("There is no room yet for the day of an event; try again shortly.") from error
-
-
 class EventEndpoint(Endpoint):
     """One event."""
 
     scope = "ingest"
     limit = MAX_EVENT_BYTES
 
-    def __init__(self, keys: KeyRing, store: EventStore, measures: Measures) -> None:
-        """Events that `keys` lets through go to `store`."""
-        super().__init__(keys)
-        self._store, self._measures = store, measures
+    def __init__(self, keys: KeyRing, room: Room, store: EventStore, limits: Limits, measures: Measures) -> None:
+        """Events that `keys` and `limits` let through go to `store`."""
+        super().__init__(keys, room)
+        self._store, self._limits, self._measures = store, limits, measures.events
 
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
-        """Raises ApiError: 400, 413, 503."""
+        """Raises ApiError: 400, 413, 429, 503."""
         started, now = time.perf_counter(), datetime.now(UTC)
         try:
             event = read_event(body, now)
         except InvalidEventError as error:
-            self._measures.events_received.labels(OTHER, "rejected").inc()
-            self._measures.validation_errors.labels(error.errors[0].error).inc()
+            self._measures.count_refused(error.errors[0].error)
             raise validation_error(error.errors) from None
-        await _store_counted(self._store, [event], now, self._measures, started)
+        limit = self._limits.unit_events
+        key = limit.key(_unit(event))
+        # Without Redis nothing is awaited, so nothing need be made for it.
+        if await self._limits.too_many(limit, {key: 1}) if self._limits.shared else limit.count(key, 1):
+            self._measures.count_refused(RATE_LIMITED)
+            raise rate_limited("This unit", limit.amount, limit.wait(key), "events")
+        try:
+            outcome = await self._store.store_one(event)
+        except ApiError:
+            self._measures.count_received(event.event_type, "failed")
+            raise
+        self._measures.count_received(event.event_type, outcome)
+        self._measures.observe_latency(event.event_type, time.perf_counter() - started)
         return 200, encode(EventAccepted(event.event_id)), ()
 
 
@@ -124,31 +107,114 @@ class BatchEndpoint(Endpoint):
     scope = "ingest"
     limit = MAX_BATCH_BYTES
 
-    def __init__(self, keys: KeyRing, store: EventStore, measures: Measures) -> None:
-        """Events that `keys` lets through go to `store`."""
-        super().__init__(keys)
-        self._store, self._measures = store, measures
+    def __init__(self, keys: KeyRing, room: Room, store: EventStore, limits: Limits, measures: Measures) -> None:
+        """Events that `keys` and `limits` let through go to `store`."""
+        super().__init__(keys, room)
+        self._store, self._limits, self._measures = store, limits, measures
+        # An event that is read takes several times its bytes, so few batches are read at once; the others wait as bytes.
+        self._slots = asyncio.Semaphore(BATCHES_AT_ONCE)
 
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
-        """Raises ApiError: 400, 413, 503."""
-        started, now = time.perf_counter(), datetime.now(UTC)
+        """Raises ApiError: 400, 413, 429, 503."""
+        started = time.perf_counter()
+        async with self._slots:
+            batch = _Batch(body, datetime.now(UTC))
+            self._measures.batch_size.observe(batch.size)
+            limit = self._limits.unit_events
+            over = await self._limits.too_many(limit, batch.units(limit))
+            if over:
+                batch.refuse_last(limit, over)
+            for _, error in batch.refused:
+                self._measures.events.count_refused(error.errors[0].error)
+            if not batch.events:
+                raise batch.all_refused(max(map(limit.wait, over), default=0), limit.amount)
+            await self._store_counted(batch, started)
+        return batch.answer()
+
+    async def _store_counted(self, batch: "_Batch", started: float) -> None:
+        events = [event for _, event in batch.events]
+        measures = self._measures.events
+        try:
+            outcomes = await self._store.store(events)
+        except ApiError:
+            for event_type, count in Counter(event.event_type for event in events).items():
+                measures.count_received(event_type, "failed", count)
+            raise
+        counts = Counter(zip((event.event_type for event in events), outcomes, strict=True))
+        seconds = time.perf_counter() - started
+        for (event_type, outcome), count in counts.items():
+            measures.count_received(event_type, outcome, count)
+            measures.observe_latency(event_type, seconds, count)
+        if "rejected" in outcomes:
+            batch.refuse_unstorable(outcomes)
+
+
+class _Batch:
+    """The events of one request: those that are valid, and those that are refused, each with its place."""
+
+    def __init__(self, body: bytes, now: datetime) -> None:
+        """Raises ApiError (400) for what is no batch."""
         raws = read_batch(body)
-        self._measures.batch_size.observe(len(raws))
-        events: list[Event] = []
-        refused: list[tuple[int, InvalidEventError]] = []
+        self.size = len(raws)
+        self.events: list[tuple[int, Event]] = []
+        self.refused: list[tuple[int, InvalidEventError]] = []
         for index, raw in enumerate(raws):
             try:
-                events.append(read_event(memoryview(raw), now))
+                self.events.append((index, read_event(raw, now)))
             except InvalidEventError as error:
-                refused.append((index, error))
-                self._measures.events_received.labels(OTHER, "rejected").inc()
-                self._measures.validation_errors.labels(error.errors[0].error).inc()
-        errors = [BatchError(index, error.errors[0].error) for index, error in refused]
-        if not events:
-            raise _all_refused(refused, errors)
-        await _store_counted(self._store, events, now, self._measures, started)
-        accepted = BatchAccepted(len(events), len(errors), [event.event_id for event in events], errors)
+                self.refused.append((index, error))
+
+    def units(self, limit: Limit) -> dict[str, int]:
+        """How many events each unit has, by its key."""
+        return Counter(limit.key(_unit(event)) for _, event in self.events)
+
+    def refuse_last(self, limit: Limit, over: Mapping[str, int]) -> None:
+        """Refuse the last so many events of each unit."""
+        left = dict(over)
+        kept: list[tuple[int, Event]] = []
+        for index, event in reversed(self.events):
+            key = limit.key(_unit(event))
+            if left.get(key):
+                left[key] -= 1
+                self.refused.append((index, InvalidEventError([FieldError("unit_id", RATE_LIMITED)])))
+            else:
+                kept.append((index, event))
+        self.events = kept[::-1]
+
+    def refuse_unstorable(self, outcomes: Sequence[Outcome]) -> None:
+        """Refuse those that PostgreSQL can't hold. Raises ApiError (400) when none is left."""
+        held = list(zip(self.events, outcomes, strict=True))
+        self.events = [event for event, outcome in held if outcome != "rejected"]
+        for (index, _), outcome in held:
+            if outcome == "rejected":
+                self.refused.append((index, InvalidEventError([FieldError("event", "invalid_event")])))
+        if not self.events:
+            raise self.all_refused(0, 0)
+
+    def answer(self) -> tuple[int, bytes, Headers]:
+        """200, or 207 where some are refused."""
+        errors = self._errors()
+        accepted = BatchAccepted(len(self.events), len(errors), [event.event_id for _, event in self.events], errors)
         return 207 if errors else 200, encode(accepted), ()
+
+    def all_refused(self, wait: int, amount: int) -> ApiError:
+        """400; 413 or 429 where that is what is wrong with each. `wait`: seconds until a unit may send its `amount` again."""
+        errors = self._errors()
+        if all(error.error == "payload_too_large" for error in errors):
+            return payload_too_large(MAX_EVENT_BYTES)
+        if all(error.error == RATE_LIMITED for error in errors):
+            return rate_limited("Each unit of this batch", amount, wait, "events")
+        details = [
+            FieldError(f"events[{index}].{detail.field}", detail.error)
+            for index, error in self.refused
+            for detail in error.errors
+        ]
+        listed = [msgspec.to_builtins(error) for error in errors]
+        return validation_error(details, f"None of the {len(errors)} events is valid.", listed)
+
+    def _errors(self) -> list[BatchError]:
+        self.refused.sort(key=lambda one: one[0])
+        return [BatchError(index, error.errors[0].error) for index, error in self.refused]
 
 
 def read_batch(body: bytes) -> list[msgspec.Raw]:
@@ -168,34 +234,5 @@ def read_batch(body: bytes) -> list[msgspec.Raw]:
     return raws
 
 
-def _all_refused(refused: Sequence[tuple[int, InvalidEventError]], errors: Sequence[BatchError]) -> ApiError:
-    if all(error.error == "payload_too_large" for error in errors):
-        return payload_too_large(MAX_EVENT_BYTES)
-    details = [
-        FieldError(f"events[{index}].{detail.field}", detail.error)
-        for index, error in refused
-        for detail in error.errors
-    ]
-    listed = [msgspec.to_builtins(error) for error in errors]
-    return validation_error(details, f"None of the {len(errors)} events is valid.", listed)
-
-
-async def _store_counted(
-    store: EventStore, events: Sequence[Event], now: datetime, measures: Measures, started: float
-) -> None:
-    labels = Counter(event_label(event.event_type) for event in events)
-    try:
-        await store.store(events, now)
-    except ApiError:
-        for label, count in labels.items():
-            measures.events_received.labels(label, "failed").inc(count)
-        raise
-    seconds = time.perf_counter() - started
-    for label, count in labels.items():
-        measures.events_received.labels(label, "accepted").inc(count)
-        measures.ingestion_latency.labels(label).observe(seconds)
-
-
-def _flag(events: Sequence[Event], catalogue: Catalogue, now: datetime) -> None:
-    for event in events:
-        event.flags = flags_of(event, catalogue.variants, catalogue.by_id.keys(), now)
+def _unit(event: Event) -> str:
+    return f"{event.unit_type}:{event.unit_id}"

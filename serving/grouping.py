@@ -42,12 +42,17 @@ class Grouped(Generic[Ask, Reply]):
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((ask, future))
         if len(self._running) < self._in_flight:
-            task = asyncio.create_task(self._run())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._running.add(asyncio.create_task(self._run()))
         return await future
 
     async def _run(self) -> None:
+        try:
+            await self._answer_all()
+        finally:
+            # At once, not when the task's end is told: who is woken before that, and asks again, would wait for a task that is over.
+            self._running.discard(asyncio.current_task())  # type: ignore[arg-type]  # a coroutine that runs has its task
+
+    async def _answer_all(self) -> None:
         while self._waiting:
             group, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
             try:

@@ -1,13 +1,14 @@
-"""Limits of requests a minute, by the `limits` library: for a unit and for an API key.
+"""Limits of requests a minute, by the `limits` library: for a unit, its events, and an API key.
 
 Belongs here: which limits there are, and counting in memory or in Redis. Does not belong here: the answer 429 (errors.py).
 
 In memory each process counts for itself; with Redis all instances count together. While Redis is away each counts for itself again.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
@@ -105,6 +106,10 @@ class Limit:
         """Count a request in this process; whether it is one too many."""
         return self.on and self._memory.count(key, 60) > self.amount
 
+    def count(self, key: str, more: int) -> int:
+        """Count `more` in this process; how many are too many now, of those `more`."""
+        return min(more, max(0, self._memory.count(key, 60, more) - self.amount)) if self.on else 0
+
     def wait(self, key: str) -> int:
         """Seconds until the window ends, at least 1."""
         return max(1, round(self._memory.get_expiry(key) - time.time()))
@@ -122,17 +127,28 @@ class Limit:
         ends = await link.ask(lambda: shared.get_expiry(key))
         return True, max(1, round((ends or time.time() + 60) - time.time()))
 
+    async def count_shared(self, key: str, more: int, link: RedisLink) -> int | None:
+        """As `count`, among all instances; None while Redis is away."""
+        shared = self._shared
+        if shared is None or not self.on:
+            return 0
+        count = await link.ask(lambda: shared.incr(key, 60, amount=more))
+        return None if count is None else min(more, max(0, count - self.amount))
+
 
 class Limits:
-    """The limits of a unit's assignments and of a key's requests."""
+    """The limits of a unit's assignments, of its events, and of a key's requests."""
 
-    def __init__(self, unit_per_minute: int, key_per_minute: int, link: RedisLink | None) -> None:
+    def __init__(
+        self, unit_per_minute: int, key_per_minute: int, link: RedisLink | None, unit_events_per_minute: int = 0
+    ) -> None:
         """0 switches a limit off; with a `link` all instances count together. Raises ValueError for an address that is none."""
         shared = None if link is None else _shared(link)
         self._link = link
         # Apart, so that many units do not push the few keys out.
         self.unit = Limit(unit_per_minute, "unit", BoundedMemory(), shared)
         self.api_key = Limit(key_per_minute, "key", BoundedMemory(), shared)
+        self.unit_events = Limit(unit_events_per_minute, "events", BoundedMemory(), shared)
 
     @property
     def shared(self) -> bool:
@@ -149,6 +165,20 @@ class Limits:
         if found is None:
             return self.wait(limit, key)
         return found[1] if found[0] else 0
+
+    async def too_many(self, limit: Limit, counts: Mapping[str, int]) -> dict[str, int]:
+        """Count so many for each key, among all instances; how many of them are too many, for the keys where some are."""
+        link = self._link
+        if link is None or not limit.on:
+            found = {key: limit.count(key, more) for key, more in counts.items()}
+        else:
+            # Side by side: a batch may hold a thousand units, and each is a round trip.
+            replies = await asyncio.gather(*(limit.count_shared(key, more, link) for key, more in counts.items()))
+            found = {
+                key: limit.count(key, more) if reply is None else reply
+                for (key, more), reply in zip(counts.items(), replies, strict=True)
+            }
+        return {key: over for key, over in found.items() if over}
 
 
 def _shared(link: RedisLink) -> RedisStorage:

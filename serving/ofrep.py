@@ -27,6 +27,7 @@ from serving.endpoint import Endpoint, Headers, encode
 from serving.errors import ApiError
 from serving.limits import Limits
 from serving.measures import OTHER, AssignmentMeasures
+from serving.room import Room
 
 ENROLL_HEADER = b"x-enroll"
 UNIT_TYPE = "unitType"
@@ -84,6 +85,7 @@ class _OfrepEndpoint(Endpoint):
     def __init__(
         self,
         keys: KeyRing,
+        room: Room,
         database: Database,
         catalogue: CatalogueCache,
         assigner: Assigner,
@@ -91,7 +93,7 @@ class _OfrepEndpoint(Endpoint):
         measures: AssignmentMeasures,
     ) -> None:
         """What `POST /api/v1/assignments` is answered with, too."""
-        super().__init__(keys)
+        super().__init__(keys, room)
         self._database, self._catalogue, self._assigner = database, catalogue, assigner
         self._limits, self._measures = limits, measures
 

@@ -6,6 +6,7 @@ Belongs here: what tests of serving.client share. Does not belong here: expectat
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import httpx
@@ -81,6 +82,42 @@ class Service:
     def names(self) -> list[list[str]]:
         """The names that each request asked for."""
         return [request["requested_experiments"] for request in self.requests]
+
+
+@dataclass
+class Place:
+    """Where the service is now: one that comes back in a test gets another port, and clients keep the address they were given."""
+
+    url: str
+
+    def lead(self, request: httpx.Request) -> None:
+        """Send the request there."""
+        there = httpx.URL(self.url)
+        request.url = request.url.copy_with(host=there.host, port=there.port)
+
+
+class Led(httpx.HTTPTransport):
+    """Real connections to wherever the service is."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self._place = place
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self._place.lead(request)
+        return super().handle_request(request)
+
+
+class AsyncLed(httpx.AsyncHTTPTransport):
+    """The same for asyncio."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self._place = place
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._place.lead(request)
+        return await super().handle_async_request(request)
 
 
 def refusal(status: int, error: str, message: str, **more: Any) -> httpx.Response:

@@ -1,62 +1,46 @@
 """The archive of `exp.events`: one Parquet file an hour, one a month for history; each counted against PostgreSQL before it shows.
 
-Belongs here: the one query, the union with what the archive holds, and the count. Does not belong here: a file's columns and keys
-(`event_files.py`), cleaning, retention (which may drop a day only once this says that it is archived), or Dagster.
+Belongs here: which periods are written, in which slices of time. Does not belong here: how rows become columns (`event_rows.py`), one
+file (`period_file.py`), cleaning, retention (which may drop a day only once this says that it is archived), or Dagster.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import psycopg
 import pyarrow as pa
-from psycopg.pq import TransactionStatus
+from psycopg import sql
+from psycopg.rows import tuple_row
 
+from assets.events.counting import EVENTS, Counted, count_in_database
 from assets.events.event_files import (
-    EVENT_SCHEMA,
-    IDENTITY,
-    event_table,
+    HISTORY_FOLDER,
+    archived_keys,
+    day_folder,
     hour_key,
-    id_bits,
-    identities,
-    moment_of,
+    microseconds,
     month_key,
-    parquet_bytes,
+    open_archive,
     period_name,
-    read_archive,
-    read_parquet,
+    period_of,
 )
-from assets.object_store import ObjectStore
+from assets.events.event_reader import Slice, read_slices, snapshot
+from assets.events.manifest import record_files
+from assets.events.period_file import ArchiveError, PeriodFile, Published
+from assets.object_store import FileFacts, ObjectStore
+from experimentation.archived_hours import HOUR, ArchivedHour, archive_lock, archived_hours
 
-HOUR = timedelta(hours=1)
-FETCH_ROWS = 10_000
+SLICE_ROWS = 32_768
+"""Events held at once by each reader. What shares a minute (in history: a day) is never cut."""
 WRITERS = 8
-"""Files written at once: a file is mostly waiting (fsync, S3), an hour of events small."""
-
-# One ordered pass over the whole range; the planner merges the day partitions by their time index.
-_ROWS = """
-SELECT id::text, event_type, unit_type, unit_id, experiments::text, context::text, metrics::text, payload::text,
-       "timestamp", created_at, flags
-FROM exp.events
-WHERE "timestamp" >= %(start)s::timestamptz AND "timestamp" < %(end)s
-ORDER BY "timestamp", id
-"""
-# 120 of an id's 128 bits, summed: independent of order, and of anything that Python did with the rows.
-_COUNTS = """
-SELECT date_trunc(%(unit)s, "timestamp" AT TIME ZONE 'UTC') AS period, count(*), min("timestamp"), max("timestamp"),
-       sum(('x' || substr(replace(id::text, '-', ''), 1, 15))::bit(60)::bigint::numeric
-         + ('x' || substr(replace(id::text, '-', ''), 18, 15))::bit(60)::bigint::numeric)
-FROM exp.events
-WHERE "timestamp" >= %(start)s::timestamptz AND "timestamp" < %(end)s
-GROUP BY 1
-"""
-
-
-class ArchiveError(Exception):
-    """An hour or month could not be archived, or was never archived; the message names it and the difference."""
+"""Files finished at once: finishing is mostly waiting (fsync, S3), an hour of events small."""
+DAYS_AT_ONCE = 7
+"""Days archived in one snapshot: longer ones would keep PostgreSQL from cleaning up."""
 
 
 @dataclass(frozen=True)
@@ -77,206 +61,229 @@ class PeriodArchive:
         return self.rows - self.database_rows
 
 
-HourArchive = PeriodArchive
-
-
 @dataclass(frozen=True)
-class _Counted:
-    """What must agree on both sides."""
+class _Period:
+    """What is to be archived under one key. `cuts`: further beginnings of slices, where the file that is there is big."""
 
-    rows: int = 0
-    first: datetime | None = None
-    last: datetime | None = None
-    checksum: int = 0
-
-    def difference(self, file: "_Counted") -> str | None:
-        """A clause that says how the file differs from PostgreSQL, or None."""
-        if self.rows != file.rows:
-            less = "fewer" if file.rows < self.rows else "more"
-            return f"PostgreSQL counts {self.rows} events and the file {file.rows}, {abs(self.rows - file.rows)} {less}"
-        if (self.first, self.last) != (file.first, file.last):
-            return f"PostgreSQL's times run from {self.first} to {self.last} and the file's from {file.first} to {file.last}"
-        if self.checksum != file.checksum:
-            return f"both count {self.rows} events, but the checksums of their ids differ ({self.checksum} and {file.checksum})"
-        return None
+    start: datetime
+    end: datetime
+    key: str
+    counted: Counted
+    held: bool
+    cuts: tuple[datetime, ...] = ()
 
 
 def archive_hours(
-    connection: psycopg.Connection[Any], store: ObjectStore, start: datetime, end: datetime
+    connection: psycopg.Connection[Any],
+    store: ObjectStore,
+    start: datetime,
+    end: datetime,
+    source: sql.Identifier = EVENTS,
 ) -> list[PeriodArchive]:
-    """Archive every hour of [start, end), in one query for the whole range; empty hours too. In order of time.
+    """Archive every hour of [start, end); empty hours too. In order of time.
 
-    `start` and `end` are whole hours with a time zone. On an idle connection rows and counts are read in one snapshot. Each hour is
-    published by itself: what was published before a failure stays. Raises ArchiveError, assets.object_store.StoreError.
+    `start` and `end` are whole hours with a time zone, `connection` is idle, `source` a table of events. Rows and counts are read in one
+    snapshot; an hour that is archived as it stands is only looked at. Each hour is published by itself: what was published before a
+    failure stays. Raises ArchiveError, EventReadError, assets.object_store.StoreError.
     """
     for moment in (start, end):
         if moment.utcoffset() is None or moment.astimezone(UTC) != _hour_of(moment):
             raise ValueError(f"{moment} is no whole hour with a time zone.")
     start, end = start.astimezone(UTC), end.astimezone(UTC)
-    hours = [start + HOUR * index for index in range(max(0, (end - start) // HOUR))]
-    days = sorted({f"events/{hour:%Y/%m/%d}" for hour in hours})
-    held = {key for day in days for key in store.list(day)}
     store.sweep()
-    with _snapshot(connection):
-        counts = _counts(connection, "hour", start, end)
-        batches = _periods(connection, start, end, _hour_of)
-        return _publish_all(store, _with_empty(batches, hours), counts, hour_key, held)
+    done: list[PeriodArchive] = []
+    while start < end:
+        until = min(end, start.replace(hour=0) + timedelta(days=DAYS_AT_ONCE))
+        hours = [start + HOUR * index for index in range((until - start) // HOUR)]
+        days = sorted({hour.date() for hour in hours})
+        with archive_lock(connection, days):
+            held = {key for day in days for key in archived_keys(store, day_folder(day))}
+
+            def periods(
+                counts: Mapping[datetime, Counted], hours: list[datetime] = hours, held: set[str] = held
+            ) -> list[_Period]:
+                totals = _totals(counts, _hour_of)
+                return [
+                    _Period(hour, hour + HOUR, key, totals.get(hour, Counted()), key in held)
+                    for hour in hours
+                    for key in [hour_key(hour)]
+                ]
+
+            done += _archive(connection, store, source, (start, until, "1 minute"), periods)
+        start = until
+    return done
 
 
 def archive_history(connection: psycopg.Connection[Any], store: ObjectStore, first_day: date) -> list[PeriodArchive]:
     """Archive everything before `first_day` (UTC), one file a month; months without events get none. In order of time.
 
-    The same guarantees as `archive_hours`. Raises ArchiveError, assets.object_store.StoreError.
+    The same guarantees as `archive_hours`. Raises ArchiveError, EventReadError, assets.object_store.StoreError.
     """
-    end = datetime(first_day.year, first_day.month, first_day.day, tzinfo=UTC)
-    held = set(store.list("events/history"))
-    with _snapshot(connection):
-        counts = _counts(connection, "month", None, end)
-        batches = _periods(connection, None, end, _month_of)
-        return _publish_all(store, batches, counts, month_key, held)
+    end = datetime.combine(first_day, time(), UTC)
+    with archive_lock(connection, [date.min]):
+        held = set(archived_keys(store, HISTORY_FOLDER))
+
+        def periods(counts: Mapping[datetime, Counted]) -> list[_Period]:
+            return [
+                _Period(
+                    month, min(end, period_of(month_key(month))[1]), month_key(month), counted, month_key(month) in held
+                )
+                for month, counted in _totals(counts, _month_of).items()
+            ]
+
+        return _archive(connection, store, EVENTS, (None, end, "1 day"), periods)
 
 
-@contextmanager
-def _snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """A transaction in which rows and counts see the same events; inside a caller's transaction, a part of that one."""
-    idle = connection.info.transaction_status == TransactionStatus.IDLE
-    with connection.transaction():
-        if idle:
-            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        yield
-
-
-def _counts(
-    connection: psycopg.Connection[Any], unit: str, start: datetime | None, end: datetime
-) -> Mapping[datetime, _Counted]:
-    rows = connection.execute(_COUNTS, {"unit": unit, "start": start or "-infinity", "end": end})
-    return {
-        period.replace(tzinfo=UTC): _Counted(count, first.astimezone(UTC), last.astimezone(UTC), int(checksum))
-        for period, count, first, last, checksum in rows
-    }
-
-
-def _periods(
+def _archive(
     connection: psycopg.Connection[Any],
-    start: datetime | None,
-    end: datetime,
-    period_of: Callable[[datetime], datetime],
-) -> Iterator[tuple[datetime, pa.Table]]:
-    """Non-empty periods in order, each with its events; one server-side cursor, never more than a period in memory."""
-    with connection.cursor(name="archive_events") as cursor:
-        cursor.execute(_ROWS, {"start": start or "-infinity", "end": end})
-        current: datetime | None = None
-        tables: list[pa.Table] = []
-        while rows := cursor.fetchmany(FETCH_ROWS):
-            first = 0
-            periods = [period_of(row[8]) for row in rows]
-            for index in range(1, len(rows) + 1):
-                if index < len(rows) and periods[index] == periods[first]:
-                    continue
-                if current is not None and periods[first] != current:
-                    yield current, pa.concat_tables(tables)
-                    tables = []
-                current = periods[first]
-                tables.append(event_table(rows[first:index]))
-                first = index
-        if current is not None:
-            yield current, pa.concat_tables(tables)
+    store: ObjectStore,
+    source: sql.Identifier,
+    span: tuple[datetime | None, datetime, str],
+    periods_of: Callable[[Mapping[datetime, Counted]], list[_Period]],
+) -> list[PeriodArchive]:
+    """Count, read what changed, publish it, and note it even when a later period fails."""
+    start, end, width = span
+    published: list[ArchivedHour] = []
+    try:
+        with snapshot(connection) as shared, connection.cursor(row_factory=tuple_row) as cursor:
+            ((now,),) = cursor.execute("SELECT now()").fetchall()
+            counts = count_in_database(connection, width, start, end, source)
+            periods = periods_of(counts)
+            known = archived_hours(connection, periods[0].start, periods[-1].end) if periods else {}
+            as_before = {
+                one.key: known[one.start] for one in periods if _is_as_before(store, one, known.get(one.start))
+            }
+            todo = [_with_cuts(store, one, known.get(one.start)) for one in periods if one.key not in as_before]
+            slices = _slices(todo, counts)
+            _publish_all(store, todo, read_slices(connection, shared, source, slices), now, published)
+    except BaseException:
+        if not connection.closed:
+            record_files(connection, store, published)
+        raise
+    record_files(connection, store, published)
+    written = {one.key: one for one in published}
+    return [_result(written.get(one.key) or as_before[one.key], one.key in written) for one in periods]
 
 
-def _with_empty(
-    batches: Iterator[tuple[datetime, pa.Table]], hours: list[datetime]
-) -> Iterator[tuple[datetime, pa.Table]]:
-    empty = EVENT_SCHEMA.empty_table()
-    upcoming = next(batches, None)
-    for hour in hours:
-        if upcoming is not None and upcoming[0] == hour:
-            yield upcoming
-            upcoming = next(batches, None)
-        else:
-            yield hour, empty
+def _is_as_before(store: ObjectStore, period: _Period, known: ArchivedHour | None) -> bool:
+    """Whether the file holds what PostgreSQL has, by both counts and by the file's own digest."""
+    if known is None:
+        return False
+    if not period.held and known.file_rows > period.counted.rows:
+        raise ArchiveError(
+            f"{period_name(period.key)}: {known.file_rows} events were archived, and their file {store.uri(period.key)} is gone. "
+            "Bring it back from a backup of the store, or correct LIFECYCLE_STORE."
+        )
+    same = (known.database_rows, known.checksum) == (period.counted.rows, period.counted.checksum)
+    return same and store.facts(period.key) == FileFacts(known.bytes, known.sha256)
+
+
+def _with_cuts(store: ObjectStore, period: _Period, known: ArchivedHour | None) -> _Period:
+    if not period.held or (known is not None and known.file_rows <= SLICE_ROWS):
+        return period
+    with open_archive(store, period.key) as file:
+        return replace(period, cuts=tuple(file.first_times())) if file.rows > SLICE_ROWS else period
+
+
+def _slices(periods: Sequence[_Period], counts: Mapping[datetime, Counted]) -> list[Slice]:
+    """The periods' time in slices of at most SLICE_ROWS events, as far as they can be cut; small periods share one."""
+    slices: list[Slice] = []
+    spans = sorted(counts)
+    start: datetime | None = None
+    rows = 0
+    for index, period in enumerate(periods):
+        start = start or period.start
+        inside = spans[bisect_left(spans, period.start) : bisect_left(spans, period.end)]
+        for point in sorted({*inside, *period.cuts}):
+            more = counts[point].rows if point in counts else 0
+            if point > start and (point in period.cuts or rows + more > SLICE_ROWS):
+                slices.append(Slice(start, point, rows))
+                start, rows = point, 0
+            rows += more
+        if index + 1 == len(periods) or periods[index + 1].start != period.end:
+            slices.append(Slice(start, period.end, rows))
+            start, rows = None, 0
+    return slices
 
 
 def _publish_all(
     store: ObjectStore,
-    periods: Iterator[tuple[datetime, pa.Table]],
-    counts: Mapping[datetime, _Counted],
-    key_of: Callable[[datetime], str],
-    held: set[str],
-) -> list[PeriodArchive]:
-    """Publish every period, some at once, and never hold more than a few in memory."""
-    done: list[PeriodArchive] = []
-    pending: list[Future[PeriodArchive]] = []
-    with ThreadPoolExecutor(WRITERS) as pool:
+    periods: Sequence[_Period],
+    parts: Iterator[tuple[Slice, pa.Table]],
+    now: datetime,
+    published: list[ArchivedHour],
+) -> None:
+    """Write every period and finish some at once; each is appended to `published` once it shows."""
+    pending: list[Future[None]] = []
+    file: PeriodFile | None = None
+    upcoming = iter(periods)
+    period = next(upcoming, None)
+    with closing(parts), ThreadPoolExecutor(WRITERS) as pool:  # type: ignore[type-var]  # it is a generator
         try:
-            for start, table in periods:
-                counted = counts.get(start, _Counted())
-                key = key_of(start)
-                pending.append(pool.submit(_publish, store, start, key, table, counted, key in held))
-                if len(pending) > 4 * WRITERS:
-                    done.append(pending.pop(0).result())
-            done.extend(future.result() for future in pending)
+            for part, table in parts:
+                while period is not None and period.start < part.end:
+                    file = file or PeriodFile(store, period.key, held=period.held)
+                    start, end = max(period.start, part.start), min(period.end, part.end)
+                    file.add(_between(table, start, end), start, end)
+                    if end < period.end:
+                        break
+                    pending.append(pool.submit(_finish, file, period, now, published))
+                    file, period = None, next(upcoming, None)
+                    if len(pending) > 4 * WRITERS:
+                        pending.pop(0).result()
+            for future in pending:
+                future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    missing = sorted(set(counts) - {one.start for one in done})
-    if missing:
-        raise ArchiveError(f"{period_name(key_of(missing[0]))}: PostgreSQL counts events, and its query returned none.")
-    return done
+        finally:
+            if file is not None:
+                file.close()
 
 
-def _publish(
-    store: ObjectStore, start: datetime, key: str, fresh: pa.Table, counted: _Counted, held: bool
-) -> PeriodArchive:
-    """Write the union of `fresh` and what the archive holds, unless that is what lies there."""
-    table, only_archived, before = fresh, frozenset[tuple[str, int]](), None
-    if held:
-        before = read_archive(store, key)
-        known = set(identities(fresh))
-        keep = [identity not in known for identity in identities(before)]
-        only_archived = frozenset(identity for identity in identities(before) if identity not in known)
-        if any(keep):
-            table = pa.concat_tables([before.filter(pa.array(keep)), fresh])
-            table = table.sort_by([("timestamp", "ascending"), ("event_id", "ascending")])
-    table = table.combine_chunks()
-
-    def verify(stored: bytes) -> None:
-        _compare(key, read_parquet(stored, IDENTITY), counted, only_archived, before)
-
-    if before is not None and before.combine_chunks().equals(table):
-        _compare(key, before, counted, only_archived, before)
-        return PeriodArchive(start, key, table.num_rows, counted.rows, store.size(key) or 0, written=False)
-    data = parquet_bytes(table)
-    store.write(key, data, verify=verify)
-    return PeriodArchive(start, key, table.num_rows, counted.rows, len(data), written=True)
+def _finish(file: PeriodFile, period: _Period, now: datetime, published: list[ArchivedHour]) -> None:
+    with closing(file):
+        done = file.publish(period.counted)
+    published.append(archived_row(period.start, period.key, period.counted, done, now))
 
 
-def _compare(
-    key: str, file: pa.Table, counted: _Counted, only_archived: frozenset[tuple[str, int]], before: pa.Table | None
-) -> None:
-    """Raise ArchiveError unless the file holds PostgreSQL's events, all that the archive had besides, and no row twice."""
-    held = identities(file)
-    twice = len(held) - len(set(held))
-    if twice:
-        raise ArchiveError(f"{period_name(key)}: {twice} events stand in the file twice; nothing was published.")
-    if before is not None and file.num_rows < before.num_rows:
-        raise ArchiveError(
-            f"{period_name(key)}: the archive holds {before.num_rows} events and the new file {file.num_rows}; "
-            "it may only grow, so nothing was published."
-        )
-    ours = [identity for identity in held if identity not in only_archived]
-    times = [time for _, time in ours]
-    in_file = _Counted(
-        len(ours),
-        moment_of(min(times)) if times else None,
-        moment_of(max(times)) if times else None,
-        sum(id_bits(event_id) for event_id, _ in ours),
+def archived_row(start: datetime, key: str, in_database: Counted, done: Published, now: datetime) -> ArchivedHour:
+    """What is noted of a file that was published, and of the events that PostgreSQL held at `now`."""
+    return ArchivedHour(
+        hour=start,
+        key=key,
+        database_rows=in_database.rows,
+        checksum=in_database.checksum,
+        file_rows=done.counted.rows,
+        file_checksum=done.counted.checksum,
+        first_event=done.counted.first,
+        last_event=done.counted.last,
+        bytes=done.facts.size,
+        sha256=done.facts.sha256,
+        archived_at=now,
     )
-    difference = counted.difference(in_file)
-    if difference is not None:
-        raise ArchiveError(
-            f"{period_name(key)}: {difference}; nothing was published. "
-            "Archive it again; if it stays, the events changed under the same key."
-        )
+
+
+def _result(hour: ArchivedHour, written: bool) -> PeriodArchive:
+    return PeriodArchive(hour.hour, hour.key, hour.file_rows, hour.database_rows, hour.bytes, written)
+
+
+def _between(table: pa.Table, start: datetime, end: datetime) -> pa.Table:
+    if not table.num_rows:
+        return table
+    times = table["timestamp"].combine_chunks().cast(pa.int64()).to_numpy()
+    low, high = times.searchsorted([microseconds(start), microseconds(end)])
+    return table.slice(low, high - low)
+
+
+def _totals(
+    counts: Mapping[datetime, Counted], period_of_moment: Callable[[datetime], datetime]
+) -> dict[datetime, Counted]:
+    totals: dict[datetime, Counted] = {}
+    for span, counted in counts.items():
+        period = period_of_moment(span)
+        totals[period] = totals.get(period, Counted()) + counted
+    return totals
 
 
 def _hour_of(moment: datetime) -> datetime:

@@ -1,22 +1,27 @@
-"""Dagster assets of the event stage: the archive and the cleaned events, by hour, by day, and for imported history.
+"""Dagster assets of the event stage: the archive, retention, and the cleaned events, by hour, by day, and for imported history.
 
-Belongs here: wiring and metadata. Does not belong here: how an hour is archived (`archive.py`) or an event is cleaned (`cleaning.py`).
+Belongs here: wiring and metadata. Does not belong here: how an hour is archived (`archive.py`), which day may leave PostgreSQL
+(`retention.py`), or how an event is cleaned (`cleaning.py`).
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from assets.events.archive import PeriodArchive, archive_history, archive_hours
 from assets.events.cleaning import Cleaned, clean_day, clean_history, day_key
+from assets.events.retention import DayFate, apply_retention
 from assets.failures import as_failures
 from assets.groups import DATA_TEAM, EVENTS, EVENTS_TABLE
 from assets.partitions import DAILY, HOURLY
 from assets.resources import ArtefactStore, PlatformDatabase
+from experimentation.archived_hours import last_arrival, waiting_hours
 from experimentation.settings import settings
 
 MOST_TABLE_ROWS = 60
+MOST_SILENCE = timedelta(hours=1)
+"""Without a new event for this long, something is wrong with whoever sends them."""
 HOUR_KEY, DAY_KEY = "%Y-%m-%d-%H:%M", "%Y-%m-%d"
 
 
@@ -121,6 +126,69 @@ def cleaned_history(store: ArtefactStore) -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(metadata=_counts(cleaned))
 
 
+@dg.asset(
+    group_name=EVENTS,
+    kinds={"postgres", "python"},
+    owners=[DATA_TEAM],
+    deps=[raw_events],
+    description=(
+        "Days of events that are older than `LIFECYCLE_RETENTION_DAYS` leave PostgreSQL, each only once its 24 hours are archived and "
+        "verified; the archive keeps them. Restored days stay as long as was asked for."
+    ),
+)
+def event_retention(
+    context: dg.AssetExecutionContext, database: PlatformDatabase, store: ArtefactStore
+) -> dg.MaterializeResult[None]:
+    """Drop the days that may go, and say what became of each."""
+    fates: list[DayFate] = []
+    with as_failures(), database.connect() as connection:
+        connection.autocommit = True
+        for fate in apply_retention(connection, store.open(), settings().retention_days, datetime.now(UTC).date()):
+            fates.append(fate)
+            context.log.info(f"{fate.day}: {_fate(fate)}, {fate.rows:,} events.")
+    dropped = [fate for fate in fates if fate.dropped]
+    return dg.MaterializeResult(
+        metadata={
+            "days dropped": len(dropped),
+            "events dropped": sum(fate.rows for fate in dropped),
+            "days kept": len(fates) - len(dropped),
+            "days": _fates(fates),
+        }
+    )
+
+
+@dg.asset_check(
+    asset=raw_events,
+    description="No full hour of events waits for the archive: none was left out, and none got late events since.",
+)
+def nothing_waits_for_the_archive(database: PlatformDatabase) -> dg.AssetCheckResult:
+    """Count the hours that wait. WARN: the sensor `late_events` asks for them by itself."""
+    with database.connect() as connection:
+        waiting = waiting_hours(connection, settings().lineage_start, datetime.now(UTC))
+    named = ", ".join(f"{hour:{HOUR_KEY}}" for hour in waiting[:MOST_TABLE_ROWS])
+    return dg.AssetCheckResult(
+        passed=not waiting,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"hours in the archive queue": len(waiting), "they are": named or "none"},
+    )
+
+
+@dg.asset_check(
+    asset=EVENTS_TABLE,
+    description="An event came within the last hour. The sensor `no_events_for_an_hour` looks all the time.",
+)
+def events_arrive(database: PlatformDatabase) -> dg.AssetCheckResult:
+    """ERROR when nothing came for an hour; before the first event there is nothing to miss."""
+    now = datetime.now(UTC)
+    with database.connect() as connection:
+        latest = last_arrival(connection)
+    return dg.AssetCheckResult(
+        passed=latest is None or now - latest <= MOST_SILENCE,
+        severity=dg.AssetCheckSeverity.ERROR,
+        metadata={"last event": "never" if latest is None else f"{latest.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"},
+    )
+
+
 def _counts(cleaned: Cleaned) -> dict[str, dg.MetadataValue | int]:
     return {
         "dagster/row_count": len(cleaned.frame),
@@ -137,3 +205,12 @@ def _summary(periods: Sequence[PeriodArchive], name: str) -> str:
 def _table(periods: Sequence[PeriodArchive]) -> dg.MetadataValue:
     lines = [f"| {one.start:%Y-%m} | {one.rows:,} | {one.size:,} |" for one in periods[-MOST_TABLE_ROWS:]]
     return dg.MetadataValue.md("\n".join(["| month | events | bytes |", "|---|---:|---:|", *lines]))
+
+
+def _fate(fate: DayFate) -> str:
+    return "dropped" if fate.dropped else f"kept ({fate.reason})"
+
+
+def _fates(fates: Sequence[DayFate]) -> dg.MetadataValue:
+    lines = [f"| {fate.day} | {fate.rows:,} | {_fate(fate)} |" for fate in fates[-MOST_TABLE_ROWS:]]
+    return dg.MetadataValue.md("\n".join(["| day | events | what became of it |", "|---|---:|---|", *lines]))

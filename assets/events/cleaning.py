@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from assets.events.archive import ArchiveError
-from assets.events.event_files import EVENT_SCHEMA, KNOWN_METRICS, hour_key, read_archive
+from assets.events.event_files import EVENT_SCHEMA, HISTORY_FOLDER, KNOWN_METRICS, archived_keys, hour_key, read_archive
 from assets.object_store import ObjectStore
 
 HISTORY_KEY = "cleaned/history.parquet"
@@ -109,7 +109,7 @@ def clean_day(store: ObjectStore, day: date) -> Cleaned:
 
 def clean_history(store: ObjectStore) -> Cleaned:
     """Clean every archived month of history into one file; without any it is empty. Raises assets.object_store.StoreError."""
-    return _write(store, HISTORY_KEY, store.list("events/history"))
+    return _write(store, HISTORY_KEY, archived_keys(store, HISTORY_FOLDER))
 
 
 def read_cleaned(store: ObjectStore, start: date, end: date, *, history: bool = False) -> pl.DataFrame:

@@ -28,7 +28,7 @@ class What(StrEnum):
 
 
 class Only(StrEnum):
-    """The paths of assignments (assignments.NAMES), written out so that `--help` loads nothing else."""
+    """The paths (assignments.NAMES, ingestion.NAMES, the archive), written out so that `--help` loads nothing else."""
 
     HIT = "hit"
     NO_CACHE = "no-cache"
@@ -39,21 +39,29 @@ class Only(StrEnum):
     NEW_ALIKE_4 = "new-alike-4"
     NEW_ALIKE_1 = "new-alike-1"
     MEMORY = "memory"
+    BATCH = "batch"
+    BATCH_1 = "batch-1"
+    BATCH_100 = "batch-100"
+    SINGLE = "single"
+    SINGLE_ALIKE = "single-alike"
+    SINGLE_32 = "single-32"
+    ARCHIVE = "archive"
 
 
 def bench(
-    what: Annotated[What, typer.Argument(help="Requests for assignments, storing and archiving events, or both.")] = (
-        What.ALL
-    ),
+    what: Annotated[What, typer.Argument(help="Assignments, events and their archive, or all.")] = What.ALL,
     only: Annotated[
-        list[Only] | None, typer.Option(help="Of the assignments, only this path; may be given again for another.")
+        list[Only] | None, typer.Option(help="Of these, only this path; may be given again for another.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Alternating rounds; the median counts.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, max=60, help="Length of a round of requests.")] = 2.0,
     units: Annotated[int, typer.Option(min=100, max=2_000_000, help="Distinct units that memory is measured with.")] = (
         1_000_000
     ),
-    events: Annotated[int, typer.Option(min=1000, max=200_000, help="Events of each measurement.")] = 20_000,
+    events: Annotated[int, typer.Option(min=1000, max=200_000, help="Events of a round over HTTP.")] = 40_000,
+    hour: Annotated[
+        int, typer.Option(min=1000, max=10_000_000, help="Events of the hour that is archived.")
+    ] = 1_000_000,
     output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
 ) -> None:
     """Measure the API and the events as ratios to a floor, in one run, on a database of its own."""
@@ -62,17 +70,22 @@ def bench(
     out = console()
     figures: list[Figure] = []
     memory: Memory | None = None
+    names = frozenset(one.value for one in only or Only)
     with _server() as (new_database, folder), _progress(out) as say:
         if what is not What.EVENTS:
             from orchestration.bench.assignments import NAMES, AssignmentBench, Plan
 
-            names = [one.value for one in only] if only else NAMES
-            plan = Plan(names=names, rounds=rounds, seconds=seconds, memory_units=units)
-            figures, memory = AssignmentBench(new_database("assignments"), folder, plan, say).measure()
-        if what is What.EVENTS or (what is What.ALL and not only):
-            from orchestration.bench.events import measure_events
+            if chosen := names.intersection(NAMES):
+                plan = Plan(names=chosen, rounds=rounds, seconds=seconds, memory_units=units)
+                figures, memory = AssignmentBench(new_database("assignments"), folder, plan, say).measure()
+        if what is not What.ASSIGNMENTS:
+            from orchestration.bench.archive import measure_archive
+            from orchestration.bench.ingestion import WAYS, IngestionBench
 
-            figures += measure_events(new_database("events"), folder, events, rounds, say)
+            if chosen := names.intersection(way.name for way in WAYS):
+                figures += IngestionBench(new_database("events"), folder, events, rounds, say).measure(chosen)
+            if Only.ARCHIVE.value in names:
+                figures += measure_archive(new_database("archive"), folder, hour, rounds, say)
     if figures:
         out.print(table(figures))
     if any(figure.disturbed for figure in figures):

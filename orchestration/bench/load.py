@@ -16,8 +16,9 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from experimentation.settings import PROJECT_ROOT
 
@@ -35,12 +36,12 @@ class LoadError(Exception):
 class Load:
     """What to send, where to, and for how long: `seconds` after `warm_up` ones that don't count, or `count` requests.
 
-    `request` is the whole request, with `{unit}` where the unit's id stands: `prefix` and eight digits from `first` on, starting again
-    after `cycle` of them.
+    `request` is the whole request, with `{unit}` where a unit's id is to stand: `prefix` and eight digits from `first` on, starting again
+    after `cycle` of them. Or the whole requests stand one after another in the file `prepared`, as `write_requests` writes them.
     """
 
     port: int
-    request: str
+    request: str = ""
     connections: int = 32
     prefix: str = "h"
     first: int = 0
@@ -48,6 +49,7 @@ class Load:
     seconds: float | None = None
     count: int | None = None
     warm_up: float = 0.0
+    prepared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,34 @@ def unit_id(prefix: str, number: int) -> str:
 
 def requests_of(load: Load) -> Iterator[bytes]:
     """The bytes of one request after another."""
-    head, tail = load.request.encode().split(PLACE)
+    if load.prepared is not None:
+        yield from read_requests(Path(load.prepared))
+        return
+    head, place, tail = load.request.encode().partition(PLACE)
+    if not place:
+        yield from itertools.repeat(head)
     head += load.prefix.encode()
     if load.cycle is not None:
-        return itertools.cycle([b"%b%08d%b" % (head, load.first + n, tail) for n in range(load.cycle)])
-    return (b"%b%08d%b" % (head, number, tail) for number in itertools.count(load.first))
+        yield from itertools.cycle([b"%b%08d%b" % (head, load.first + n, tail) for n in range(load.cycle)])
+    yield from (b"%b%08d%b" % (head, number, tail) for number in itertools.count(load.first))
+
+
+def write_requests(path: Path, requests: Iterable[bytes]) -> None:
+    """Each with its length before it, in 8 bytes."""
+    with path.open("wb") as file:
+        for request in requests:
+            file.write(len(request).to_bytes(8, "big") + request)
+
+
+def read_requests(path: Path) -> list[bytes]:
+    """What `write_requests` wrote, all in memory, so that reading takes no time from the measurement."""
+    data = path.read_bytes()
+    requests, offset = [], 0
+    while offset < len(data):
+        size = int.from_bytes(data[offset : offset + 8], "big")
+        requests.append(data[offset + 8 : offset + 8 + size])
+        offset += 8 + size
+    return requests
 
 
 class ResponseReader:
@@ -124,14 +149,18 @@ class _Connection:
 
     def send(self, request: bytes) -> None:
         self.started = time.perf_counter()
-        if self.push(request) != len(request):
-            raise LoadError("A request did not fit into a socket's buffer.")
+        sent = self.push(request)
+        if sent != len(request):
+            # Only what is larger than a socket's buffer: the others wait meanwhile, as they would for this one's bytes anyway.
+            self.socket.settimeout(STALL_SECONDS)
+            self.socket.sendall(request[sent:])
+            self.socket.setblocking(False)
 
 
 def run(load: Load) -> LoadResult:
     """Measure in this process. Raises LoadError for any answer but 200, a closed connection, and silence of 15 s."""
-    if load.seconds is None and load.count is None:
-        raise ValueError("A load ends after some seconds or a count.")
+    if load.seconds is None and load.count is None and load.prepared is None:
+        raise ValueError("A load ends after some seconds, a count, or with what is prepared.")
     requests = requests_of(load)
     if load.count is not None:
         requests = itertools.islice(requests, load.count)

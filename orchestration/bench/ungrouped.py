@@ -6,10 +6,12 @@ Belongs here: the one difference. Does not belong here: keys, limits, metrics an
 import sys
 
 from experimentation.assignments import Catalogue, judge_new
+from experimentation.event_validation import Event
 from orchestration.bench.floor import INSERT
 from serving import __main__ as service
-from serving import app
+from serving import app, event_service
 from serving.deciding import Answer, Assigner, Question
+from serving.event_store import EventStore, Outcome
 
 
 class Ungrouped(Assigner):
@@ -29,8 +31,18 @@ class Ungrouped(Assigner):
         return Answer(name, run, run.as_stored[place], made=True)
 
 
+class UngroupedEvents(EventStore):
+    """Stores each single event by a statement of its own, through the same connections."""
+
+    async def store_one(self, event: Event) -> Outcome:
+        """One INSERT."""
+        await self._database.retrying(lambda: self.insert([event]))
+        return "accepted"
+
+
 def main() -> int:
     """Serve until a signal ends it."""
+    event_service.EventStore = UngroupedEvents  # type: ignore[misc]
     app.Assigner = Ungrouped  # type: ignore[misc]  # the one part that is exchanged
     return service.main()
 

@@ -1,10 +1,11 @@
-"""The Python client of the assignment service: last known answers while the service is away, the caller's default where none is known.
+"""The Python clients: of assignments, with last known answers while the service is away; of events, kept until it has them.
 
-Belongs here: asking and remembering; only the standard library, httpx and msgspec. Does not belong here: anything else of this
+Belongs here: asking, remembering, sending; only the standard library, httpx and msgspec. Does not belong here: anything else of this
 project, so that a product imports the client without it.
 """
 
 from serving.client.async_client import AsyncAssignmentClient
+from serving.client.async_event_client import AsyncEventClient
 from serving.client.errors import (
     AssignmentClientError,
     ClientClosedError,
@@ -12,7 +13,8 @@ from serving.client.errors import (
     KeyRefusedError,
     RequestRefusedError,
 )
-from serving.client.records import Assignment, Assignments, Skipped, Source
+from serving.client.event_client import EventClient
+from serving.client.records import Assignment, Assignments, EventStats, LostEvent, Skipped, Source
 from serving.client.sync_client import AssignmentClient
 
 __all__ = [
@@ -21,9 +23,13 @@ __all__ = [
     "AssignmentClientError",
     "Assignments",
     "AsyncAssignmentClient",
+    "AsyncEventClient",
     "ClientClosedError",
     "ClientSetupError",
+    "EventClient",
+    "EventStats",
     "KeyRefusedError",
+    "LostEvent",
     "RequestRefusedError",
     "Skipped",
     "Source",

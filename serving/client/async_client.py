@@ -20,7 +20,7 @@ from serving.client.options import (
     read_options,
 )
 from serving.client.records import Assignments
-from serving.client.sync_client import BROKEN, LIMITS
+from serving.client.sending import BROKEN, LIMITS
 from serving.client.wire import Reply, Unreachable
 
 

@@ -40,6 +40,10 @@ class Breaker:
             self._probing = True
         return self._state
 
+    def seconds_left(self) -> float:
+        """How long nobody may ask about any unit; 0 when the service may be asked."""
+        return max(0.0, self._until - self._clock()) if self._failures else 0.0
+
     def succeeded(self, ticket: Ticket) -> None:
         """The service answered."""
         if ticket == self._state and self._failures:

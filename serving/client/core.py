@@ -5,7 +5,6 @@ async_client.py).
 """
 
 import hashlib
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import msgspec
 from serving.client.breaker import Breaker, Ticket
 from serving.client.cache import Entry, Key, KnownAnswers
 from serving.client.errors import AssignmentClientError, RequestRefusedError
+from serving.client.notices import Notices
 from serving.client.options import Options
 from serving.client.records import UNAVAILABLE, Assignment, Assignments, Skipped
 from serving.client.wire import (
@@ -31,10 +31,6 @@ from serving.client.wire import (
     read_refusal,
     retry_after,
 )
-
-log = logging.getLogger("serving.client")
-
-LOG_EVERY_SECONDS = 60.0
 
 
 class Waiter(Protocol):
@@ -61,6 +57,11 @@ class Question:
     def key(self, experiment: str) -> Key:
         """Of one name's answer."""
         return Key(self.unit_type, self.unit_id, experiment, self.fingerprint, self.enroll)
+
+    @property
+    def unit(self) -> tuple[str, str]:
+        """Whom it is about."""
+        return self.unit_type, self.unit_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class Core(Generic[W]):
         self._known = KnownAnswers(options.max_entries)
         self._breaker = Breaker(clock, jitter)
         self._flights: dict[Key, Flight[W]] = {}
-        self._said: dict[str, float] = {}
+        self._notices = Notices(clock)
 
     def plan(self, question: Question) -> Plan[W]:
         """Decide; a request in `own` must be made inside `flying`."""
@@ -127,7 +128,7 @@ class Core(Generic[W]):
                 key = question.key(name)
                 entry = self._known.get(key, now)
                 if entry is not None and now < entry.fresh_until:
-                    plan.fresh[name] = entry.answer.result("cache")
+                    plan.fresh[name] = entry.answer.result(question.unit, "cache")
                 elif key in self._flights:
                     plan.joined[name] = self._flights[key]
                 else:
@@ -153,7 +154,7 @@ class Core(Generic[W]):
             outcome, why, wait = self._judge(flight, reply)
             self._end(flight, outcome)
         if wait is not None:
-            self._warn("away", f"No assignments from {self.options.url} ({why}); asking again in {wait:.1f} s.")
+            self._notices.warn("away", f"No assignments from {self.options.url} ({why}); asking again in {wait:.1f} s.")
 
     def settle(self, question: Question, plan: Plan[W]) -> Assignments | None:
         """The answer, of what is there by now; None: a request of somebody else told nothing, plan anew.
@@ -174,7 +175,7 @@ class Core(Generic[W]):
                     return None
                 raise outcome.error()
             if isinstance(outcome, Mapping) and name in outcome:
-                found[name] = outcome[name].result("service")
+                found[name] = outcome[name].result(question.unit, "service")
         results = [found.get(name) or self._last_known(question, name) for name in question.experiments]
         return Assignments(
             {one.experiment: one for one in results if isinstance(one, Assignment)},
@@ -184,7 +185,7 @@ class Core(Generic[W]):
     def report(self, error: AssignmentClientError) -> None:
         """Log a mistake of the program, once a minute for each kind."""
         asked = f" (request {error.request_id})" if error.request_id else ""
-        self._warn(f"{type(error).__name__} {error.status}", f"The default is used: {error.message}{asked}")
+        self._notices.warn(f"{type(error).__name__} {error.status}", f"The default is used: {error.message}{asked}")
 
     def forget_flights(self) -> None:
         """Nobody will land what is on its way: another event loop, another process."""
@@ -195,11 +196,12 @@ class Core(Generic[W]):
     def after_fork(self) -> None:
         """In the child: a lock that no thread of the parent holds; answers stay known."""
         self._lock = threading.Lock()
+        self._notices.after_fork()
         self.forget_flights()
 
     def _start(self, question: Question, names: list[str], now: float) -> Flight[W] | None:
         body = encode_request(question.unit_type, question.unit_id, names, question.context, question.enroll)
-        ticket = self._breaker.enter((question.unit_type, question.unit_id))
+        ticket = self._breaker.enter(question.unit)
         if ticket is None:
             return None
         flight = Flight(question, names, body, ticket, now, self._make_waiter())
@@ -219,8 +221,7 @@ class Core(Generic[W]):
         if isinstance(reply, Unreachable):
             return Away(), reply.why, self._breaker.failed(ticket, None)
         if reply.status == 429:
-            unit = (question.unit_type, question.unit_id)
-            return Away(), "too many requests", self._breaker.limited(ticket, unit, retry_after(reply))
+            return Away(), "too many requests", self._breaker.limited(ticket, question.unit, retry_after(reply))
         outcome, why = self._read(flight, reply)
         if isinstance(outcome, Away):
             return outcome, why, self._breaker.failed(ticket, retry_after(reply))
@@ -254,15 +255,7 @@ class Core(Generic[W]):
             entry = self._known.get(question.key(name), now)
         if entry is None:
             return Skipped(name, UNAVAILABLE, "default")
-        return entry.answer.result("cache" if now < entry.fresh_until else "stale")
-
-    def _warn(self, kind: str, message: str) -> None:
-        now = self.clock()
-        with self._lock:
-            if now < self._said.get(kind, float("-inf")) + LOG_EVERY_SECONDS:
-                return
-            self._said[kind] = now
-        log.warning(message)
+        return entry.answer.result(question.unit, "cache" if now < entry.fresh_until else "stale")
 
 
 def ask(

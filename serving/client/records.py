@@ -30,6 +30,8 @@ class Assignment:
     run: int
     variant_id: str
     source: Source
+    unit_type: str
+    unit_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +62,34 @@ class Assignments:
         """The variant's complete config, else `default`; the two are never mixed."""
         found = self.assigned.get(experiment)
         return default if found is None else found.config
+
+
+@dataclass(frozen=True, slots=True)
+class LostEvent:
+    """An event that will not be stored. `code` is the service's (`invalid_unit_id`, …), or one of ours:
+
+    `not_sendable` (no JSON can be made of it), `payload_too_large`, `buffer_full`, `closed`.
+    """
+
+    event_id: str
+    event_type: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventStats:
+    """What became of events since the client was made, or forked; counts, and bytes on disk.
+
+    `sent`: stored by the service, those that an earlier process left on disk among them. `refused`: wrong, by the service's word or ours.
+    `dropped`: right, but there was no room for them. `spooled`: written to disk, whether sent from there by now or not.
+    `buffered`: in memory now. `disk_bytes`: on disk now, from all processes that share the folder.
+    """
+
+    logged: int
+    sent: int
+    refused: int
+    dropped: int
+    spooled: int
+    buffered: int
+    disk_bytes: int

@@ -20,12 +20,8 @@ from serving.client.options import (
     read_options,
 )
 from serving.client.records import Assignments
+from serving.client.sending import LIMITS, post
 from serving.client.wire import Reply, Unreachable
-
-# The service closes an idle connection after 5 s; one that is dropped earlier is never found closed in the middle of a request.
-LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
-# A connection that broke tells little about the service, and asking twice gives the same answer: these are tried once more.
-BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
 class AssignmentClient:
@@ -151,30 +147,14 @@ class AssignmentClient:
             return Assignments({}, {})
 
     def _send(self, body: bytes) -> Reply | Unreachable:
-        http = self._connections()
-        deadline = self._core.clock() + self._core.options.timeout
-        for last in (False, True):
-            try:
-                return self._post(http, body, deadline)
-            except httpx.HTTPError as error:
-                if last or not isinstance(error, BROKEN):
-                    return Unreachable(type(error).__name__)
-            except RuntimeError:
-                # httpx, when the client was closed by another thread.
-                if self._closed:
-                    raise ClientClosedError("This client is closed.") from None
-                raise
-        raise AssertionError("the last try returns")
-
-    def _post(self, http: httpx.Client, body: bytes, deadline: float) -> Reply:
-        read = bytearray()
-        with http.stream("POST", self._core.options.url, content=body) as response:
-            # httpx bounds each read; a service that drips bytes is bounded here.
-            for chunk in response.iter_bytes():
-                read += chunk
-                if self._core.clock() > deadline:
-                    raise httpx.ReadTimeout("the answer came too slowly")
-            return Reply(response.status_code, response.headers, bytes(read))
+        options = self._core.options
+        try:
+            return post(self._connections(), options.url, body, options.timeout, self._core.clock)
+        except RuntimeError:
+            # httpx, when the client was closed by another thread.
+            if self._closed:
+                raise ClientClosedError("This client is closed.") from None
+            raise
 
     def _connections(self) -> httpx.Client:
         with self._lock:

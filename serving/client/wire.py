@@ -46,8 +46,8 @@ class Known:
     skipped: str | None
     assignment: "_Assignment | None" = None
 
-    def result(self, source: Source) -> Assignment | Skipped:
-        """For a caller."""
+    def result(self, unit: tuple[str, str], source: Source) -> Assignment | Skipped:
+        """For a caller; `unit` is the type and id of whom it is about."""
         served = self.assignment
         if served is None:
             return Skipped(self.experiment, self.skipped or "", source)
@@ -61,6 +61,8 @@ class Known:
             run=served.run,
             variant_id=served.variant_id,
             source=source,
+            unit_type=unit[0],
+            unit_id=unit[1],
         )
 
 
@@ -135,7 +137,7 @@ def read_answer(body: bytes) -> dict[str, Known]:
         served = [msgspec.structs.replace(one, config=one.config.copy()) for one in answer.assignments]
         found = {one.experiment_name: Known(one.experiment_name, None, one) for one in served}
         for known in found.values():
-            known.result("service")
+            known.result(("", ""), "service")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableAnswerError(str(error)) from None
     for one in answer.skipped_experiments:

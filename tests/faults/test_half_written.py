@@ -13,8 +13,9 @@ import pytest
 
 from assets.datasets.build import versions
 from assets.events.archive import archive_hours
-from assets.events.event_files import hour_key, read_archive
-from assets.object_store import STAGING, ObjectStore, StoreError
+from assets.events.event_files import archived_keys, hour_key, read_archive
+from assets.events.manifest import day_manifest
+from assets.object_store import STAGING, FileFacts, ObjectStore, StoreError
 from experimentation.partitions import ensure_event_partitions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,12 +92,55 @@ def test_an_archive_run_that_is_killed_ends_well_when_run_again(database_url: st
             database_url, str(tmp_path), first.isoformat(),
         )  # fmt: skip
         store = ObjectStore(str(tmp_path))
-        shown = store.list("events")
+        shown = archived_keys(store)
         assert hour_key(first + timedelta(hours=13)) not in shown
         assert all(read_archive(store, key).num_rows == 6 for key in shown)
+        assert day_manifest(store, first.date()) == []
+        assert left_in_staging(tmp_path) > 0
         hours = archive_hours(connection, store, first, first + timedelta(hours=24))
     assert [hour.rows for hour in hours] == [6] * 24
-    assert len(store.list("events")) == 24
+    assert len(archived_keys(store)) == 24
+    manifest = day_manifest(store, first.date())
+    assert [hour.file_rows for hour in manifest] == [6] * 24
+    assert all(store.facts(hour.key) == FileFacts(hour.bytes, hour.sha256) for hour in manifest)
+
+
+def test_a_late_event_s_run_that_is_killed_leaves_the_hour_as_it_was(database_url: str, tmp_path: Path) -> None:
+    first = (datetime.now(UTC) - timedelta(days=3)).replace(hour=0, minute=0, second=0, microsecond=0)
+    add = """
+    INSERT INTO exp.events (event_type, unit_type, unit_id, "timestamp")
+    SELECT 'exposure', 'user', 'u', %s + n * interval '1 second' FROM generate_series(1, %s) n
+    """
+    store = ObjectStore(str(tmp_path))
+    with psycopg.connect(database_url) as connection:
+        ensure_event_partitions(connection, first.date())
+        connection.execute(add, (first, 100))
+        connection.commit()
+        archive_hours(connection, store, first, first + timedelta(hours=1))
+        (before,) = day_manifest(store, first.date())
+        connection.execute(add, (first + timedelta(minutes=30), 5))
+        connection.commit()
+        killed(
+            """
+            import os, signal, sys
+            from datetime import datetime, timedelta
+            import psycopg
+            from assets.events import archive
+            from assets.events.period_file import PeriodFile
+            from assets.object_store import ObjectStore
+
+            PeriodFile.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            first = datetime.fromisoformat(sys.argv[3])
+            with psycopg.connect(sys.argv[1]) as connection:
+                archive.archive_hours(connection, ObjectStore(sys.argv[2]), first, first + timedelta(hours=1))
+            """,
+            database_url, str(tmp_path), first.isoformat(),
+        )  # fmt: skip
+        assert store.facts(before.key) == FileFacts(before.bytes, before.sha256)
+        assert day_manifest(store, first.date()) == [before]
+        # The lock of the killed run's connection went with it.
+        (hour,) = archive_hours(connection, store, first, first + timedelta(hours=1))
+    assert (hour.rows, hour.written) == (105, True)
 
 
 BUILD = """

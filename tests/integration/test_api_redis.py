@@ -1,5 +1,6 @@
 """Redis: limits and stored assignments shared by instances; a dead one costs speed, not answers."""
 
+import asyncio
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,9 @@ import pytest
 import redis
 from api_support import Api, make_run, running_api
 from conftest import free_port
+
+from serving.limits import Limits
+from serving.redis_link import RedisLink
 
 pytest_plugins = ["api_service"]
 
@@ -177,3 +181,20 @@ def test_an_address_that_is_none_is_told_at_the_start(database_url: str, address
     with pytest.raises(ValueError, match="REDIS_URL") as refused, running_api(database_url, redis_url=address):
         pass
     assert "ss" not in str(refused.value).replace("address", "")
+
+
+def test_a_units_events_are_counted_together(server: RedisServer) -> None:
+    async def counted() -> list[dict[str, int]]:
+        links = [RedisLink(server.url), RedisLink(server.url)]
+        one, other = (Limits(0, 0, link, 10) for link in links)
+        found = []
+        for limits, count in ((one, 8), (other, 8), (one, 3)):
+            found.append(await limits.too_many(limits.unit_events, {"busy": count, "quiet": 1}))
+        server.stop()
+        # Without Redis each counts for itself again.
+        found.append(await one.too_many(one.unit_events, {"busy": 12, "quiet": 1}))
+        for link in links:
+            await link.close()
+        return found
+
+    assert asyncio.run(counted()) == [{}, {"busy": 6}, {"busy": 3}, {"busy": 2}]

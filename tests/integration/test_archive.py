@@ -4,36 +4,32 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from archive_support import DAY, FIRST, HOUR, event, hostile_events, insert, prepare
 
-from assets.events import archive
+from assets.events import archive, event_reader, event_rows
 from assets.events.archive import ArchiveError, archive_history, archive_hours
 from assets.events.cleaning import clean_day, clean_history, read_cleaned
-from assets.events.event_files import hour_key, month_key, read_archive
-from assets.object_store import ObjectStore
-from experimentation.partitions import ensure_event_partitions
+from assets.events.event_files import archived_keys, hour_key, month_key, read_archive
+from assets.events.manifest import day_manifest
+from assets.object_store import FileFacts, ObjectStore
 
 pytest_plugins = ["s3_service"]
-
-FIRST = (datetime.now(UTC) - timedelta(days=60)).replace(hour=0, minute=0, second=0, microsecond=0)
-HOUR = timedelta(hours=1)
-INSERT = """
-INSERT INTO exp.events (id, event_type, unit_type, unit_id, experiments, context, metrics, payload, "timestamp", created_at, flags)
-VALUES (%s, %s, 'household', %s, %s, %s, %s, %s, %s, %s, %s)
-"""
 
 
 @pytest.fixture
 def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(database_url) as opened:
-        ensure_event_partitions(opened, FIRST.date())
-        opened.commit()
+        prepare(opened)
         yield opened
 
 
@@ -42,31 +38,10 @@ def store(tmp_path: Path) -> ObjectStore:
     return ObjectStore(str(tmp_path / "store"))
 
 
-def event(moment: datetime, number: int, **fields: Any) -> tuple[Any, ...]:
-    values = {
-        "id": uuid.uuid5(uuid.NAMESPACE_OID, f"{number}"),
-        "type": "plan_generated",
-        "unit": f"h{number % 7}",
-        "experiments": [{"experiment_id": str(uuid.UUID(int=1)), "variant_id": str(uuid.UUID(int=2))}],
-        "context": {"policy_version_id": "v1", "session_id": f"s{number}", "name": "Ünïcödé"},
-        "metrics": {"latency_ms": 12.5 + number, "own_metric": 3},
-        "payload": {"plan_id": f"p{number}"},
-        **fields,
-    }
-    documents = [json.dumps(values[name]) for name in ("experiments", "context", "metrics", "payload")]
-    return (values["id"], values["type"], values["unit"], *documents, moment, moment + timedelta(seconds=1), ["a_flag"])
-
-
-def insert(connection: psycopg.Connection[Any], rows: list[tuple[Any, ...]]) -> None:
-    with connection.cursor() as cursor:
-        cursor.executemany(INSERT, rows)
-    connection.commit()
-
-
 def test_every_hour_gets_a_file_that_holds_its_events(
     connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "FETCH_ROWS", 7)  # hours then stretch over fetches
+    monkeypatch.setattr(archive, "SLICE_ROWS", 7)  # hours then stretch over slices, and slices over hours
     rows = [event(FIRST + timedelta(minutes=13 * number), number) for number in range(60)]
     rows += [event(FIRST + 20 * HOUR, 1000), event(FIRST + 24 * HOUR - timedelta(microseconds=1), 1001)]
     insert(connection, [*rows, event(FIRST + 24 * HOUR, 1002), event(FIRST - timedelta(microseconds=1), 1003)])
@@ -75,13 +50,13 @@ def test_every_hour_gets_a_file_that_holds_its_events(
 
     assert [hour.start for hour in hours] == [FIRST + index * HOUR for index in range(24)]
     assert sum(hour.rows for hour in hours) == 62
-    expected = [sum(FIRST + index * HOUR <= row[7] < FIRST + (index + 1) * HOUR for row in rows) for index in range(24)]
+    expected = [sum(FIRST + index * HOUR <= row[8] < FIRST + (index + 1) * HOUR for row in rows) for index in range(24)]
     assert [hour.database_rows for hour in hours] == expected
     assert 0 in expected
-    assert store.list("events") == [hour_key(hour.start) for hour in hours]
+    assert archived_keys(store) == [hour_key(hour.start) for hour in hours]
     assert store.list("events/.staging") == []
     stored = pl.concat(pl.DataFrame(read_archive(store, hour.key)) for hour in hours)
-    assert stored["event_id"].to_list() == [str(row[0]) for row in sorted(rows, key=lambda row: row[7])]
+    assert stored["event_id"].to_list() == [str(row[0]) for row in sorted(rows, key=lambda row: row[8])]
     first = stored.row(0, named=True)
     assert first["timestamp"] == FIRST
     assert json.loads(first["context"]) == {"policy_version_id": "v1", "session_id": "s0", "name": "Ünïcödé"}
@@ -120,37 +95,52 @@ def test_what_postgresql_dropped_stays_in_the_archive(connection: psycopg.Connec
     assert [moment.minute for moment in minutes] == [0, 1, 2]
 
     connection.execute("DELETE FROM exp.events")
+    connection.commit()
     (hour,) = archive_hours(connection, store, FIRST, FIRST + HOUR)
-    assert (hour.rows, hour.database_rows, hour.written) == (3, 0, False)
+    assert (hour.rows, hour.database_rows, hour.written) == (3, 0, True)
+
+
+def replaced(table: pa.Table, column: str, value: Any) -> pa.Table:
+    changed = [value, *table[column].to_pylist()[1:]]
+    return table.set_column(
+        table.schema.get_field_index(column),
+        table.schema.field(column),
+        pa.array(changed, table.schema.field(column).type),
+    )
 
 
 @pytest.mark.parametrize(
     ("lie", "says"),
     [
-        (lambda rows: rows[1:], "PostgreSQL counts 3 events and the file 2, 1 fewer"),
-        (lambda rows: [*rows[:1], rows[0], *rows[2:]], "1 events stand in the file twice"),
-        (lambda rows: [(str(uuid.UUID(int=9)), *rows[0][1:]), *rows[1:]], "checksums of their ids differ"),
-        (lambda rows: [*rows[:2], (*rows[2][:8], rows[2][8] + timedelta(seconds=1), *rows[2][9:])], "times run from"),
+        (lambda table: table.slice(1), "3 events were counted and the file holds 2, 1 fewer"),
+        (lambda table: pa.concat_tables([table.slice(0, 1), table.slice(0, 2)]), "1 events stand in the file twice"),
+        (lambda table: table.take([1, 0, 2]), "the file's events are not in order"),
+        (lambda table: replaced(table, "event_id", str(uuid.UUID(int=9))), "checksums of their ids differ"),
+        (lambda table: replaced(table, "event_id", "9" * 35 + "G"), "no lower-case hexadecimal digit"),
+        (lambda table: replaced(table, "event_id", "9"), "does not have 36 characters"),
+        (lambda table: replaced(table, "timestamp", FIRST + HOUR + timedelta(seconds=1)), "the times counted run from"),
     ],
 )
 def test_a_wrong_count_names_the_hour_and_shows_nothing(
     connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch, lie: Any, says: str
 ) -> None:
     insert(connection, [event(FIRST + HOUR + timedelta(minutes=number), number) for number in range(3)])
-    honest = archive.event_table
-    monkeypatch.setattr(archive, "event_table", lambda rows: honest(lie(rows)))
+    honest = event_reader.event_table
+    monkeypatch.setattr(event_reader, "event_table", lambda raw: lie(honest(raw)))
     with pytest.raises(ArchiveError, match=says) as refused:
         archive_hours(connection, store, FIRST, FIRST + 2 * HOUR)
     assert str(refused.value).startswith(f"Hour {FIRST:%Y-%m-%d} 01:00 UTC: ")
     assert not store.exists(hour_key(FIRST + HOUR))
     assert store.sweep(older_than_s=-1) == 0
+    # What was published before is noted.
+    assert [hour.key for hour in day_manifest(store, FIRST.date())] == [hour_key(FIRST)]
 
 
 def test_rows_and_counts_are_one_snapshot(
     connection: psycopg.Connection[Any], database_url: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert(connection, [event(FIRST, 1)])
-    count = archive._counts
+    count = archive.count_in_database
 
     def then_another_arrives(*arguments: Any) -> Any:
         counted = count(*arguments)
@@ -158,7 +148,7 @@ def test_rows_and_counts_are_one_snapshot(
             insert(other, [event(FIRST + timedelta(minutes=1), 2)])
         return counted
 
-    monkeypatch.setattr(archive, "_counts", then_another_arrives)
+    monkeypatch.setattr(archive, "count_in_database", then_another_arrives)
     assert [hour.rows for hour in archive_hours(connection, store, FIRST, FIRST + HOUR)] == [1]
     monkeypatch.undo()
     assert [hour.rows for hour in archive_hours(connection, store, FIRST, FIRST + HOUR)] == [2]
@@ -168,15 +158,105 @@ def test_odd_values_are_archived_all_the_same(connection: psycopg.Connection[Any
     odd = event(
         FIRST, 1, metrics={"latency_ms": "fast", "token_count": 10**400, "b": True}, context=["a list"], payload=None
     )
-    insert(connection, [odd])
+    deep: Any = None
+    for _ in range(900):  # as deep as json.dumps can write here
+        deep = {"a": deep}
+    insert(
+        connection,
+        [
+            odd,
+            event(FIRST + timedelta(minutes=1), 2),
+            event(FIRST + 2 * timedelta(minutes=1), 3, metrics=deep, context=deep),
+        ],
+    )
     (hour,) = archive_hours(connection, store, FIRST, FIRST + HOUR)
-    row = pl.DataFrame(read_archive(store, hour.key)).row(0, named=True)
+    row, usual, _ = pl.DataFrame(read_archive(store, hour.key)).rows(named=True)
     assert {pair["key"]: pair["value"] for pair in row["metrics"]} == {
         "latency_ms": None,
         "token_count": float("inf"),
         "b": None,
     }
     assert (row["payload"], row["session_id"]) == ("null", None)
+    assert (usual["session_id"], usual["latency_ms"]) == ("s2", 14.5)
+
+
+def test_everything_goes_through_python_with_the_same_result(
+    connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = hostile_events(1, 300, FIRST, HOUR)
+    for part in range(0, 300, 3):  # so that some slices have nothing odd in them
+        rows[part] = event(
+            FIRST + HOUR + timedelta(seconds=part), part, metrics={"latency_ms": part, "x": 1e-7, "cost_usd": 0.1}
+        )
+        rows[part + 1] = event(FIRST + 2 * HOUR + timedelta(seconds=part), part, metrics={}, context={})
+    insert(connection, rows)
+    monkeypatch.setattr(archive, "SLICE_ROWS", 1)
+    keys = [hour.key for hour in archive_hours(connection, store, FIRST, FIRST + 3 * HOUR)]
+    by_arrow = [read_archive(store, key) for key in keys]
+    connection.execute("DELETE FROM exp.archived_hours")
+    connection.commit()
+    store.delete_prefix("events")
+    monkeypatch.setattr(event_rows, "_pairs_of_numbers", lambda texts: None)
+    archive_hours(connection, store, FIRST, FIRST + 3 * HOUR)
+    assert [read_archive(store, key) for key in keys] == by_arrow
+
+
+def test_a_file_that_is_gone_is_not_written_over(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+    insert(connection, [event(FIRST, 1)])
+    archive_hours(connection, store, FIRST, FIRST + HOUR)
+    connection.execute("DELETE FROM exp.events")
+    connection.commit()
+    store.delete(hour_key(FIRST))
+    with pytest.raises(ArchiveError, match=r"1 events were archived, and their file .* is gone"):
+        archive_hours(connection, store, FIRST, FIRST + HOUR)
+
+
+def test_two_runs_of_one_day_lose_nothing(
+    connection: psycopg.Connection[Any], database_url: str, store: ObjectStore
+) -> None:
+    insert(connection, [event(FIRST + number * timedelta(minutes=6), number) for number in range(240)])
+
+    def run(hours: range) -> None:
+        with psycopg.connect(database_url) as own:
+            for hour in hours:
+                archive_hours(own, store, FIRST + hour * HOUR, FIRST + (hour + 1) * HOUR)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(run, (range(0, 24, 2), range(23, 0, -2), range(6, 12))))
+    manifest = day_manifest(store, FIRST.date())
+    assert [hour.key for hour in manifest] == [hour_key(FIRST + hour * HOUR) for hour in range(24)]
+    assert all(store.facts(hour.key) == FileFacts(hour.bytes, hour.sha256) for hour in manifest)
+    assert sum(hour.file_rows for hour in manifest) == 240
+
+
+def test_an_archive_older_than_the_database_stays_in_the_manifest(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
+    insert(connection, [event(FIRST + number * HOUR, number) for number in range(24)])
+    archive_hours(connection, store, FIRST, FIRST + DAY)
+    connection.execute("DELETE FROM exp.archived_hours")
+    connection.execute("DELETE FROM exp.events")
+    insert(connection, [event(FIRST + timedelta(minutes=5), 99)])
+    (hour,) = archive_hours(connection, store, FIRST, FIRST + HOUR)
+    assert (hour.rows, hour.database_rows) == (2, 1)
+    assert [hour.file_rows for hour in day_manifest(store, FIRST.date())] == [2] + [1] * 23
+
+
+def test_files_of_older_versions_join(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+    insert(connection, [event(FIRST + timedelta(minutes=number), number) for number in range(4)])
+    archive_hours(connection, store, FIRST, FIRST + HOUR)
+    old = read_archive(store, hour_key(FIRST))  # without the exact columns
+    sink = pa.BufferOutputStream()
+    pq.write_table(old.slice(0, 3), sink)
+    store.write(hour_key(FIRST), bytes(sink.getvalue()))
+    connection.execute("DELETE FROM exp.archived_hours")
+    connection.execute("DELETE FROM exp.events WHERE id = %s", (uuid.uuid5(uuid.NAMESPACE_OID, "0"),))
+    connection.commit()
+    (hour,) = archive_hours(connection, store, FIRST, FIRST + HOUR)
+    assert (hour.rows, hour.archived_only) == (4, 1)
+    assert read_archive(store, hour.key) == old
+    exact = read_archive(store, hour.key, ["metrics_json"])["metrics_json"].to_pylist()
+    assert exact[0] is None and json.loads(exact[1]) == {"latency_ms": 13.5, "own_metric": 3}
 
 
 def test_half_hours_and_local_times_are_refused(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
@@ -201,7 +281,7 @@ def test_history_is_a_file_a_month(connection: psycopg.Connection[Any], store: O
         ("2008-01", 1),
         (f"{FIRST - timedelta(seconds=1):%Y-%m}", 1),
     ]
-    assert store.list("events/history") == [month_key(month.start) for month in months]
+    assert archived_keys(store, "events/history") == [month_key(month.start) for month in months]
     assert not any(month.written for month in archive_history(connection, store, FIRST.date()))
     assert clean_history(store).frame.height == 4
 
@@ -233,7 +313,7 @@ def test_the_archive_goes_to_s3_through_the_same_code(connection: psycopg.Connec
     hours = archive_hours(connection, store, FIRST, FIRST + 24 * HOUR)
     assert [hour.written for hour in hours] == [True] + [False] * 23
     assert clean_day(store, FIRST.date()).frame.height == 25
-    assert len(store.list()) == 25
+    assert len(archived_keys(store)) == 24
 
 
 def test_eight_weeks_of_hours_take_seconds(connection: psycopg.Connection[Any], store: ObjectStore) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from api_support import Api, make_run
@@ -22,12 +23,14 @@ def run_example(api: Api, code: str, **changed: str) -> list[str]:
         **os.environ,
         "LIFECYCLE_API_KEY": str(api.client.headers["authorization"]).partition(" ")[2],
         "ASSIGNMENT_SERVICE_URL": str(api.client.base_url),
+        "EVENT_SERVICE_URL": str(api.client.base_url),
         **changed,
     }
     # A loaded machine may take longer than the default; what is shown is not how fast it is.
     patient = (
         "from serving.client import AssignmentClient, AsyncAssignmentClient\n"
-        "for kind in (AssignmentClient, AsyncAssignmentClient): kind.__init__.__kwdefaults__['timeout'] = 20.0\n"
+        "from serving.client.event_client import EventLogger\n"
+        "for kind in (AssignmentClient, AsyncAssignmentClient, EventLogger): kind.__init__.__kwdefaults__['timeout'] = 20.0\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", patient + code],
@@ -38,7 +41,9 @@ def run_example(api: Api, code: str, **changed: str) -> list[str]:
 
 
 def test_there_is_one_example_of_each_kind() -> None:
-    assert [("async " in code) for code in EXAMPLES] == [False, True]
+    assert [("async " in code, "Event" in code) for code in EXAMPLES] == [
+        (False, False), (True, False), (False, True), (True, True),
+    ]  # fmt: skip
 
 
 def test_the_example_with_threads(api: Api) -> None:
@@ -47,7 +52,6 @@ def test_the_example_with_threads(api: Api) -> None:
         "treatment ['params']",
         "weekly_planner treatment True assigned service",
         "new_home skipped: not_found service",
-        "1 for the event",
     ]
 
 
@@ -65,6 +69,24 @@ def test_the_examples_go_on_where_there_is_no_answer(api: Api, away: bool) -> No
         "control ['params']",
         f"weekly_planner skipped: {reason} {source}",
         f"new_home skipped: {reason} {source}",
-        "0 for the event",
     ]
     assert run_example(api, EXAMPLES[1], **changed) == ["control control", "no answer"]
+
+
+def test_the_examples_of_events(api: Api, tmp_path: Path) -> None:
+    run_id, _ = make_run(api.connection, "weekly_planner", variants={"treatment": ("treatment", "1", {})})
+    state = {"XDG_STATE_HOME": str(tmp_path)}
+    assert run_example(api, EXAMPLES[2], **state) == ["36 True None", "True 2"]
+    assert run_example(api, EXAMPLES[3], **state) == ["True 0"]
+    rows = api.rows("SELECT event_type, experiments->0->>'experiment_id' FROM exp.events ORDER BY event_type")
+    assert rows == [("custom.opened", None), ("exposure", str(run_id)), ("plan_accepted", str(run_id))]
+
+
+def test_the_examples_of_events_keep_them_while_the_service_is_away(api: Api, tmp_path: Path) -> None:
+    away = f"http://127.0.0.1:{free_port()}"
+    changed = {"ASSIGNMENT_SERVICE_URL": away, "EVENT_SERVICE_URL": away, "XDG_STATE_HOME": str(tmp_path)}
+    # Nothing is known of the experiment, so nobody was exposed to it.
+    assert run_example(api, EXAMPLES[2], **changed) == ["36 False None", "False 0"]
+    assert run_example(api, EXAMPLES[3], **changed) == ["False 0"]
+    (folder,) = (tmp_path / "lifecycle-events").iterdir()
+    assert sum(path.read_text().count("\n") for path in folder.iterdir()) == 2

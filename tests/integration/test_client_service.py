@@ -6,7 +6,6 @@ The client without a network: tests/unit/test_client.py.
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -15,7 +14,7 @@ import httpx
 import psycopg
 import pytest
 from api_support import Api, make_run, running_api
-from client_support import AsyncDriver, Clock, Driver, SyncDriver
+from client_support import AsyncDriver, AsyncLed, Clock, Driver, Led, Place, SyncDriver
 
 from experimentation.api_keys import make_api_key
 from serving.client import AssignmentClient, KeyRefusedError, RequestRefusedError
@@ -23,42 +22,6 @@ from serving.client import AssignmentClient, KeyRefusedError, RequestRefusedErro
 pytest_plugins = ["api_service"]
 
 UNITS = [f"u{number}" for number in range(12)]
-
-
-@dataclass
-class Place:
-    """Where the service is now: one that comes back in a test gets another port, and clients keep the address they were given."""
-
-    url: str
-
-    def lead(self, request: httpx.Request) -> None:
-        """Send the request there."""
-        there = httpx.URL(self.url)
-        request.url = request.url.copy_with(host=there.host, port=there.port)
-
-
-class Led(httpx.HTTPTransport):
-    """Real connections to wherever the service is."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__()
-        self._place = place
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self._place.lead(request)
-        return super().handle_request(request)
-
-
-class AsyncLed(httpx.AsyncHTTPTransport):
-    """The same for asyncio."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__()
-        self._place = place
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self._place.lead(request)
-        return await super().handle_async_request(request)
 
 
 Make = Callable[..., Driver]

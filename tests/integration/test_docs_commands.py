@@ -24,6 +24,16 @@ RECIPES = "id,name,minutes,tags,ingredients\n" + "".join(
     f"{number},dish {number},{10 + number},\"['vegan']\",\"['salt', 'rice']\"\n" for number in range(1, 10)
 )
 DIARY = "user_id,recipe_id,date,rating\n" + "".join(f"ann,{number},2005-03-0{number},4\n" for number in range(1, 7))
+IMPORTS = "docs/importing-events.md"
+# The first rows of the real files, which the project does not ship.
+COOKIE_CATS = (
+    "userid,version,sum_game_rounds,retention_1,retention_7\n116,gate_30,3,False,False\n377,gate_40,165,True,False\n"
+)
+ADSMART = (
+    "auction_id,experiment,date,hour,device_make,platform_os,browser,yes,no\n"
+    "0008ef63-77a7-448b-bd1e-075f42c55e39,exposed,2020-07-10,8,Generic Smartphone,6,Chrome Mobile,0,0\n"
+    "00187412-2932-4542-a8ef-3633901d98d9,control,2020-07-03,15,Generic Smartphone,6,Facebook,0,1\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     (folder / "recipes.csv").write_text(RECIPES)
     (folder / "diary.csv").write_text(DIARY)
+    (folder / "cookie_cats.csv").write_text(COOKIE_CATS)
+    (folder / "adsmart.csv").write_text(ADSMART)
+    (folder / "visits.jsonl").write_text("".join(snippets(IMPORTS, "jsonl")))
+    (folder / "visits.yml").write_text("".join(snippets(IMPORTS, "yaml")))
+    (folder / "docs").symlink_to(PROJECT_ROOT / "docs")
     (folder / "training").symlink_to(PROJECT_ROOT / "training")
     product = small_product()
     dataset_folder(folder / "datasets" / "planner" / "2026-01-05", rows_of(product), product)

@@ -8,7 +8,7 @@ import pytest
 from psycopg import errors
 from psycopg.rows import dict_row
 
-from experimentation.partitions import ensure_event_partitions
+from experimentation.partitions import ensure_event_days, ensure_event_partitions, event_days
 from experimentation.records import ExperimentationError
 
 ADD_EVENT = "INSERT INTO exp.events (event_type, unit_type, unit_id, timestamp) VALUES ('plan_accepted', 'household', 'h-1', %s)"
@@ -74,6 +74,31 @@ def test_several_processes_may_make_them_at_once(database_url: str) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(make, range(4))) == [0, 0, 0, 6]
+
+
+def test_old_days_are_made_on_demand_alone(database_url: str) -> None:
+    first, old = today() - timedelta(days=30), today() - timedelta(days=20)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        with pytest.raises(ExperimentationError, match="no partitions of events yet"):
+            ensure_event_days(connection, [old])
+        # History, three days, today and a day ahead.
+        assert ensure_event_partitions(connection, first, days_ahead=1, keep_days=3) == 6
+        assert event_days(connection) == [today() + timedelta(days=index) for index in range(-3, 2)]
+
+    def make(_: int) -> int:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            return ensure_event_days(connection, [old, today(), first - timedelta(days=1), first])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(make, range(4))) == [0, 0, 0, 2]
+
+
+def test_days_are_known_by_their_bounds(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        ensure_event_partitions(connection, today(), days_ahead=0)
+        connection.execute(f"ALTER TABLE exp.events_{today():%Y%m%d} RENAME TO events_of_somebody")
+        assert ensure_event_partitions(connection, today(), days_ahead=0) == 0
+        assert ensure_event_days(connection, [today()]) == 0
 
 
 def test_events_can_be_stored_and_read_while_a_day_is_added(database_url: str) -> None:

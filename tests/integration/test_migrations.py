@@ -34,6 +34,13 @@ TABLES = {
     "exp.allocation_epochs": "experiment_id epoch started_at allocations targeting",
     "exp.audit_log": "id at actor action subject before after reason",
     "exp.api_keys": "id name salt hash scopes created_at revoked_at previous_salt previous_hash previous_until",
+    "exp.dead_letters": "id event_id timestamp event error tries received_at failed_at",
+    "exp.archived_hours": "hour database_rows file_rows checksum file_checksum first_event last_event key bytes sha256 late archived_at",
+    "exp.archive_watch": "one seen_until",
+    "exp.restored_days": "day rows restored_at keep_until",
+    "exp.erasure_salt": "one salt",
+    "exp.erased_units": "unit_hash erased_at pseudonym",
+    "exp.erased_days": "day partition erased_at",
     "exp.imports": "id kind source digest counts created_at",
     "exp.alembic_version": "version_num",
     "planner.recipes": "id title ingredients prep_minutes dietary_tags servings cost submitted",
@@ -173,14 +180,14 @@ def test_a_newer_database_is_refused_with_one_sentence(database_url: str) -> Non
         with pytest.raises(MigrationError) as caught:
             migrate(database_url)
         assert str(caught.value) == (
-            "The database is at schema version 9999, and this installation knows up to 0002: "
+            "The database is at schema version 9999, and this installation knows up to 0003: "
             "upgrade the installation, or use another database."
         )
         assert connection.execute("SELECT version_num FROM exp.alembic_version").fetchone() == ("9999",)
 
 
 def test_an_older_database_is_behind(connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate_module, "_revisions", lambda: ("0003", "0002", "0001"))
+    monkeypatch.setattr(migrate_module, "_revisions", lambda: ("0004", "0003", "0002", "0001"))
     assert schema_state(connection) == "behind"
 
 

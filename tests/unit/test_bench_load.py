@@ -198,5 +198,6 @@ def test_memory_is_judged_by_its_second_half() -> None:
 
 def test_the_command_line_names_what_can_be_measured() -> None:
     from orchestration.bench.assignments import NAMES
+    from orchestration.bench.ingestion import WAYS
 
-    assert tuple(one.value for one in Only) == NAMES
+    assert tuple(one.value for one in Only) == (*NAMES, *(way.name for way in WAYS), "archive")

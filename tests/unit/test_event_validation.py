@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experimentation.credentials import looks_like_credential, without_credentials
 from experimentation.event_validation import (
     MAX_EVENT_BYTES,
     Event,
     InvalidEventError,
     flags_of,
-    looks_like_credential,
     read_event,
-    without_credentials,
 )
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -224,6 +223,7 @@ FLAGS = [
 
 @pytest.mark.parametrize(("changes", "flags"), FLAGS)
 def test_flags(changes: dict[str, Any], flags: list[str]) -> None:
-    assert flags_of(read(**changes), {VARIANT: RUN}, {RUN}, NOW) == flags
-    history = [flag for flag in flags if flag != "late"]
-    assert flags_of(read(**changes), {VARIANT: RUN}, {RUN}, None) == history
+    event = read(**changes)
+    assert flags_of(event, {VARIANT: RUN}, {RUN}) == flags
+    event.received_at = None
+    assert flags_of(event, {VARIANT: RUN}, {RUN}) == [flag for flag in flags if flag != "late"]

@@ -133,6 +133,25 @@ def test_whoever_asks_meanwhile_goes_along_with_the_next_call() -> None:
     assert max(groups) <= 40
 
 
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_who_asks_again_the_moment_it_is_answered_is_answered_again(in_flight: int) -> None:
+    """All callers are woken by one group's end and ask again before anything else runs: nobody must be left behind."""
+
+    async def work(asks: Sequence[int]) -> list[int]:
+        await asyncio.sleep(0)
+        return list(asks)
+
+    async def ask_all() -> int:
+        grouped: Grouped[int, int] = Grouped(work, in_flight=in_flight)
+
+        async def again_and_again(number: int) -> int:
+            return sum([await grouped.ask(number) for _ in range(20)])
+
+        return sum(await asyncio.wait_for(asyncio.gather(*(again_and_again(n) for n in range(8))), 20))
+
+    assert asyncio.run(ask_all()) == 20 * sum(range(8))
+
+
 def test_each_of_a_group_hears_of_its_failure_and_the_next_goes_on() -> None:
     async def work(asks: Sequence[int]) -> list[int]:
         if 0 in asks:

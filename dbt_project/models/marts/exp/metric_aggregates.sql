@@ -12,7 +12,7 @@
     )
 }}
 {#- Named outside of the condition, or dbt would not know that it comes first. -#}
-{%- set overridden_days = ref('int_overridden_days') -%}
+{%- set overridden_days, erased_days = ref('int_overridden_days'), ref('int_erased_days') -%}
 {#-
   Sums are exact (numeric) until the last step, so that neither the order of rows nor the way from hours to days changes a digit.
   Numbers are read out of the events' json once.
@@ -33,6 +33,13 @@ changed_days as materialized (
     select bucket_day
     from {{ overridden_days }}
     where overridden_since > (select coalesce(max(created_at), '-infinity') from {{ this }}) - interval '{{ var("stored_overlap") }}'
+
+    union
+
+    -- What erased units did counts no more.
+    select bucket_day
+    from {{ erased_days }}
+    where erased_at > (select coalesce(max(created_at), '-infinity') from {{ this }}) - interval '{{ var("stored_overlap") }}'
 
     {% if in_backfill('occurred_at') != 'false' %}
     union

@@ -1,0 +1,85 @@
+"""The manifest of a day (and of the history): what each of its files holds, beside the files, so that the archive explains itself.
+
+Belongs here: writing and reading it. Does not belong here: writing files, restoring.
+
+    events/{year}/{month}/{day}/manifest.json
+    events/history/manifest.json
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import psycopg
+
+from assets.events.event_files import HISTORY_FOLDER, day_folder
+from assets.object_store import MissingObjectError, ObjectStore
+from experimentation.archived_hours import ArchivedHour, archived_hours, record_archived
+
+# What an hour's row knows of PostgreSQL changes without the file.
+_OF_FILE = ("hour", "key", "file_rows", "file_checksum", "first_event", "last_event", "bytes", "sha256", "archived_at")
+
+
+def folder_of(key: str) -> str:
+    """The folder of a file's manifest."""
+    return HISTORY_FOLDER if key.startswith(f"{HISTORY_FOLDER}/") else key.rsplit("/", 2)[0]
+
+
+def record_files(connection: psycopg.Connection[Any], store: ObjectStore, files: Sequence[ArchivedHour]) -> None:
+    """Note what was just published: a row of each in `exp.archived_hours`, then the manifests of their folders.
+
+    The caller holds the archive's lock of these days, and the connection is idle. Raises assets.object_store.StoreError.
+    """
+    with connection.transaction():
+        record_archived(connection, files)
+    for folder in sorted({folder_of(file.key) for file in files}):
+        latest = max(file.hour for file in files if folder_of(file.key) == folder)
+        start = datetime.min.replace(tzinfo=UTC) if folder == HISTORY_FOLDER else latest.replace(hour=0)
+        with connection.transaction():
+            rows = archived_hours(connection, start, latest.replace(hour=0) + timedelta(days=1))
+        # What stood there stays: the archive may be older than this database.
+        known = {file.key: file for file in [*read_manifest(store, folder), *rows.values()]}
+        _write(store, folder, [known[key] for key in sorted(known) if folder_of(key) == folder])
+
+
+def read_manifest(store: ObjectStore, folder: str) -> list[ArchivedHour]:
+    """What a folder's manifest says of its files, in order; nothing where there is none. Raises assets.object_store.StoreError.
+
+    What PostgreSQL held is not in it, and reads as zero.
+    """
+    try:
+        files = json.loads(store.read(f"{folder}/manifest.json"))["files"]
+    except MissingObjectError:
+        return []
+    return [
+        ArchivedHour(**{name: _read(name, value) for name, value in file.items()}, database_rows=0, checksum=0)
+        for file in files
+    ]
+
+
+def day_manifest(store: ObjectStore, day: date) -> list[ArchivedHour]:
+    """`read_manifest` of a day."""
+    return read_manifest(store, day_folder(day))
+
+
+def _write(store: ObjectStore, folder: str, files: Sequence[ArchivedHour]) -> None:
+    written = [
+        {name: _written(name, value) for name, value in asdict(file).items() if name in _OF_FILE} for file in files
+    ]
+    lines = ",\n  ".join(json.dumps(file) for file in written)
+    store.write(f"{folder}/manifest.json", f'{{"files": [\n  {lines}\n]}}\n'.encode())
+
+
+def _written(name: str, value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    # Many readers of JSON keep fewer digits than a checksum has.
+    return str(value) if name == "file_checksum" else value
+
+
+def _read(name: str, value: Any) -> Any:
+    if name in ("hour", "first_event", "last_event", "archived_at"):
+        return None if value is None else datetime.fromisoformat(value)
+    return int(value) if name == "file_checksum" else value

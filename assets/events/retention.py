@@ -1,0 +1,142 @@
+"""Retention: days that are old enough and wholly archived leave PostgreSQL; the archive keeps them for ever.
+
+Belongs here: whether a day may go, and the steps in which it goes. Does not belong here: partitions' SQL, how an hour is archived.
+The steps: renamed, detached, archived once more, verified, dropped. A process that is killed anywhere leaves a table `…_leaving`, and the
+next run goes on from there; until the drop is committed, nothing is lost.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+import psycopg
+from psycopg import errors, sql
+
+from assets.events.archive import archive_hours
+from assets.events.counting import Counted, count_in_database
+from assets.events.period_file import ArchiveError
+from assets.object_store import FileFacts, ObjectStore
+from experimentation.archived_hours import (
+    ArchivedHour,
+    archive_lock,
+    archived_hours,
+    forget_restored,
+    kept_until,
+    record_dropped,
+)
+from experimentation.audit import write_audit
+from experimentation.partitions import event_days, leaving_days, take_out
+
+DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
+LOCK_TIMEOUT = "60s"
+"""Detaching waits for every transaction that uses events; one that stays open this long makes the day wait for the next run."""
+
+
+@dataclass(frozen=True)
+class DayFate:
+    """What became of a day that is older than the retention; `reason` says why it was kept, and is empty where it was dropped."""
+
+    day: date
+    rows: int
+    dropped: bool
+    reason: str = ""
+
+
+def apply_retention(
+    connection: psycopg.Connection[Any], store: ObjectStore, keep_days: int, today: date
+) -> Iterator[DayFate]:
+    """Drop each day before `today` - `keep_days` that is wholly archived, the oldest first; say what became of each.
+
+    `connection` is in autocommit mode. Events before the first day (history) stay. A day is dropped only when its 24 hours are archived,
+    their files are as they were written, and, after it was detached, every event that it holds is counted in them. Raises ArchiveError when
+    a detached day can't be archived (it stays), EventReadError, assets.object_store.StoreError.
+    """
+    connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
+    for leaving in leaving_days(connection):
+        yield _leave(connection, store, leaving.day)
+    restored = kept_until(connection)
+    for day in event_days(connection):
+        if day >= today - DAY * keep_days:
+            break
+        if day in restored and restored[day] > datetime.now(UTC):
+            yield _kept(connection, day, f"restored, and kept until {restored[day].astimezone(UTC):%Y-%m-%d %H:%M} UTC")
+        elif (reason := _not_archived(connection, store, day)) is not None:
+            yield _kept(connection, day, reason)
+        else:
+            yield _leave(connection, store, day)
+
+
+def _leave(connection: psycopg.Connection[Any], store: ObjectStore, day: date) -> DayFate:
+    start = _midnight(day)
+    try:
+        leaving = take_out(connection, day)
+        # Other runs of the archive wait, so that what is counted here is what is dropped.
+        with archive_lock(connection, [day]):
+            # Nothing writes to it any more: what came since the day was last archived joins the files now.
+            hours = archive_hours(connection, store, start, start + DAY, leaving.table)
+            rows = sum(hour.database_rows for hour in hours)
+            with connection.transaction():
+                _require_everything(connection, store, day, leaving.table)
+                connection.execute(sql.SQL("DROP TABLE {}").format(leaving.table))
+                record_dropped(connection, day)
+                forget_restored(connection, day)
+                write_audit(
+                    connection, actor="event_retention", action="events.day_dropped", subject=f"events of {day}",
+                    before={"rows": rows}, after={"archived": sum(hour.rows for hour in hours)},
+                    reason="older than the retention, and all of it in the archive",
+                )  # fmt: skip
+    except errors.LockNotAvailable:
+        return _kept(connection, day, "in use by a transaction that stays open; the next run tries again")
+    return DayFate(day, rows, dropped=True)
+
+
+def _require_everything(
+    connection: psycopg.Connection[Any], store: ObjectStore, day: date, table: sql.Identifier
+) -> None:
+    """Count the table once more in the transaction that drops it, and look at the files."""
+    reason = _not_archived(connection, store, day, table)
+    if reason is not None:
+        raise ArchiveError(f"The events of {day} stay in {table.as_string(connection)}: {reason}.")
+
+
+def _not_archived(
+    connection: psycopg.Connection[Any], store: ObjectStore, day: date, table: sql.Identifier | None = None
+) -> str | None:
+    """Why a day may not go yet, or None."""
+    start = _midnight(day)
+    known = archived_hours(connection, start, start + DAY)
+    counts = count_in_database(connection, "1 hour", start, start + DAY, *([table] if table else []))
+    never = [hour for hour in _hours(start) if hour not in known]
+    if never:
+        return f"never archived: {_named(never)}"
+    changed = [hour for hour in _hours(start) if not _counted(known[hour], counts.get(hour, Counted()))]
+    if changed:
+        return f"events came since it was archived: {_named(changed)}"
+    broken = [hour for hour, row in known.items() if store.facts(row.key) != FileFacts(row.bytes, row.sha256)]
+    if broken:
+        return f"the file is gone or not the one that was written: {_named(broken)}; materialise raw_events for it"
+    return None
+
+
+def _counted(row: ArchivedHour, counted: Counted) -> bool:
+    return (row.database_rows, row.checksum) == (counted.rows, counted.checksum)
+
+
+def _kept(connection: psycopg.Connection[Any], day: date, reason: str) -> DayFate:
+    start = _midnight(day)
+    counts = count_in_database(connection, "1 day", start, start + DAY)
+    return DayFate(day, sum(counted.rows for counted in counts.values()), dropped=False, reason=reason)
+
+
+def _hours(start: datetime) -> list[datetime]:
+    return [start + HOUR * index for index in range(24)]
+
+
+def _named(hours: list[datetime]) -> str:
+    return "hours " + ", ".join(f"{hour:%H}" for hour in hours) + " (UTC)"
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)

@@ -1,0 +1,63 @@
+"""Keys that look like credentials, and data without them.
+
+Belongs here: what a key's name says. Does not belong here: events, or whoever else holds such data.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# A key's words, split at punctuation and at capitals: accessToken, access_token and ACCESS-TOKEN have the same two.
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_CREDENTIAL_WORDS = frozenset(
+    {"password", "passwords", "passwd", "secret", "secrets", "authorization", "credential", "credentials", "apikey"}
+)
+_CREDENTIAL_ENDINGS = ("password", "secret", "token", "authorization", "apikey")
+# A language model's tokens are counted in these; they are no credentials.
+_TOKEN_AMOUNTS = frozenset({"count", "counts", "limit", "budget", "usage", "rate"})
+# Keys repeat from event to event, so those that were judged harmless are remembered: so many, and none that is long.
+_harmless: set[str] = set()
+_REMEMBERED_KEYS, _REMEMBERED_LENGTH = 4096, 64
+_NESTED = frozenset({dict, list})
+
+
+def looks_like_credential(key: str) -> bool:
+    """Whether a key holds a credential by its name: `password`, `access_token`, `clientSecret`; not `token_count`."""
+    if key.lower().endswith(_CREDENTIAL_ENDINGS):
+        return True
+    words = [word.lower() for word in _WORDS.findall(key)]
+    if _CREDENTIAL_WORDS.intersection(words) or "api_key" in "_".join(words):
+        return True
+    return "token" in words and words[-1] not in _TOKEN_AMOUNTS
+
+
+def holds_credentials(value: Any) -> bool:
+    """Whether JSON-like data of dicts and lists has such a key, at any depth."""
+    if value.__class__ is dict:
+        for key, item in value.items():
+            if key not in _harmless and not _is_harmless(key):
+                return True
+            if item.__class__ in _NESTED and holds_credentials(item):
+                return True
+    elif value.__class__ is list:
+        for item in value:
+            if item.__class__ in _NESTED and holds_credentials(item):
+                return True
+    return False
+
+
+def without_credentials(value: Any) -> Any:
+    """A copy of JSON-like data without such keys, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_credentials(item) for key, item in value.items() if not looks_like_credential(str(key))}
+    if isinstance(value, list | tuple):
+        return [without_credentials(item) for item in value]
+    return value
+
+
+def _is_harmless(key: str) -> bool:
+    if looks_like_credential(key):
+        return False
+    if len(key) <= _REMEMBERED_LENGTH and len(_harmless) < _REMEMBERED_KEYS:
+        _harmless.add(key)
+    return True

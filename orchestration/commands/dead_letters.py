@@ -1,0 +1,135 @@
+"""`lifecycle events dead-letters …`: events that PostgreSQL refused. Belongs here: options, printing. Does not belong here: SQL."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from orchestration.commands.access import connection_for
+from orchestration.commands.console import console, moment, say
+
+app = typer.Typer(no_args_is_help=True, help="Acknowledged events that PostgreSQL refused: list, show, replay, drop.")
+
+PURPOSE = "lifecycle events dead-letters"
+PAGE = 1_000
+
+Ids = Annotated[list[int] | None, typer.Argument(help="Numbers that `list` shows.")]
+All = Annotated[bool, typer.Option("--all", help="Every one that there is.")]
+
+
+@app.command("list")
+def list_letters(
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most that are shown, oldest first.")] = 50,
+) -> None:
+    """List them, oldest first."""
+    from experimentation.dead_letters import count_dead_letters, dead_letters
+
+    with connection_for(PURPOSE, reads=True) as connection:
+        count, letters = count_dead_letters(connection), dead_letters(connection, limit=limit)
+    if not letters:
+        say("There are no dead letters: every acknowledged event is stored.")
+        return
+    table = Table()
+    for heading in ("number", "event", "type", "unit", "received", "tries", "error"):
+        table.add_column(heading, overflow="fold")
+    for letter in letters:
+        event = letter.read()
+        unit = f"{event['unit_type']}:{event['unit_id']}"
+        table.add_row(
+            str(letter.id),
+            str(letter.event_id),
+            event["event_type"],
+            unit,
+            moment(letter.received_at),
+            str(letter.tries),
+            letter.error,
+        )
+    console().print(table, markup=False)
+    if count > len(letters):
+        say(f"{count - len(letters):,} more are not shown: --limit shows more.")
+
+
+@app.command()
+def show(ids: Annotated[list[int], typer.Argument(help="Numbers that `list` shows.")]) -> None:
+    """Print events whole, a JSON object a line, with what was wrong."""
+    import msgspec
+
+    from experimentation.dead_letters import dead_letters
+
+    with connection_for(PURPOSE, reads=True) as connection:
+        letters = dead_letters(connection, ids)
+    _require(ids, [letter.id for letter in letters])
+    for letter in letters:
+        shown = {"number": letter.id, "error": letter.error, "tries": letter.tries, "failed_at": letter.failed_at}
+        typer.echo(msgspec.json.encode({**shown, "event": letter.read()}).decode())
+
+
+@app.command()
+def replay(ids: Ids = None, every: All = False) -> None:
+    """Store them once more; what is stored is no dead letter any more, what is refused again stays."""
+    from experimentation.dead_letters import replay as replay_letter
+
+    outcomes: Counter[str] = Counter()
+    with connection_for(PURPOSE) as connection:
+        for letter in _chosen(connection, ids, every):
+            done = replay_letter(connection, letter)
+            outcomes[done.outcome or "refused"] += 1
+            if done.outcome is None:
+                say(f"{letter.id}: refused again: {done.error}")
+    words = {
+        "stored": "stored",
+        "known": "stored before",
+        "erased": "dropped, since their unit was erased",
+        "refused": "refused again",
+    }
+    told = [f"{outcomes[name]:,} {said}" for name, said in words.items() if outcomes[name]]
+    say(f"{'; '.join(told)}." if told else "There are no dead letters.")
+
+
+@app.command()
+def drop(
+    ids: Ids = None, every: All = False, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
+) -> None:
+    """Remove them for good: these events are lost then."""
+    from experimentation.dead_letters import drop as drop_letters
+
+    with connection_for(PURPOSE) as connection:
+        chosen = [letter.id for letter in _chosen(connection, ids, every)]
+        if not chosen:
+            say("There are no dead letters.")
+            return
+        if not yes:
+            typer.confirm(f"Remove {len(chosen):,} dead letters for good?", abort=True)
+        say(f"{len(drop_letters(connection, chosen)):,} dead letters are removed.")
+
+
+def _chosen(connection: Any, ids: list[int] | None, every: bool) -> Iterator[Any]:
+    """Those with `ids`, or every one, a page at a time. Raises ExperimentationError for an id that there is not."""
+    from experimentation.dead_letters import dead_letters
+    from experimentation.records import ExperimentationError
+
+    if bool(ids) is every:
+        raise ExperimentationError(
+            "Give the numbers of dead letters, or --all: `lifecycle events dead-letters list` shows them."
+        )
+    if ids:
+        letters = dead_letters(connection, ids)
+        _require(ids, [letter.id for letter in letters])
+        yield from letters
+        return
+    last = 0
+    while page := dead_letters(connection, after=last, limit=PAGE):
+        yield from page
+        last = page[-1].id
+
+
+def _require(ids: list[int], found: list[int]) -> None:
+    from experimentation.records import ExperimentationError
+
+    missing = sorted(set(ids) - set(found))
+    if missing:
+        raise ExperimentationError(
+            f"There is no dead letter {', '.join(map(str, missing))}: `lifecycle events dead-letters list` shows those that there are."
+        )

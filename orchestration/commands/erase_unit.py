@@ -1,0 +1,134 @@
+"""`lifecycle erase-unit`: a unit out of all that the platform keeps. Belongs here: options, asking, the table, what is said after it.
+
+Does not belong here: finding and removing (orchestration/erasure/).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestration.commands.access import actor, bring_up_to_date
+from orchestration.commands.console import console, say
+
+if TYPE_CHECKING:
+    from orchestration.erasure.erase import Platform, Report
+
+PURPOSE = "lifecycle erase-unit"
+
+
+def erase_unit(
+    named: Annotated[str, typer.Argument(metavar="UNIT", help="Type and id, such as user:123.")],
+    pseudonymise: Annotated[
+        bool,
+        typer.Option(
+            "--pseudonymise", help="Keep its events and assignments under a random name, without context and payload."
+        ),
+    ] = False,
+    datasets: Annotated[
+        bool,
+        typer.Option(
+            "--datasets",
+            help="Also write dataset versions anew without it, as revisions, and replay files and MLflow artefacts.",
+        ),
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only list what would be erased.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove a unit (or pseudonymise it) everywhere: events, assignments, spool, dead letters, archive. Again completes it."""
+    import psycopg
+
+    from experimentation.settings import settings
+    from orchestration.erasure.erase import erase, look
+    from orchestration.erasure.records import Unit
+    from orchestration.local.databases import database
+
+    unit = Unit.parse(named)
+    if not check and not yes:
+        typer.confirm(f"{'Pseudonymise' if pseudonymise else 'Remove'} {named} for good?", abort=True)
+    with database(settings(), PURPOSE):
+        current = settings()
+        bring_up_to_date(current, reads=check)
+        with (
+            psycopg.connect(current.platform_url, connect_timeout=10, autocommit=True) as connection,
+            _progress() as told,
+        ):
+            if check:
+                report = look(connection, _platform(), unit, pseudonymise=pseudonymise, files=datasets, told=told)
+            else:
+                report = erase(
+                    connection, _platform(), unit, pseudonymise=pseudonymise, files=datasets, told=told, actor=actor(PURPOSE)
+                )  # fmt: skip
+    _show(named, report, check)
+    if not check:
+        _tell(report, current.assignment_cache_seconds)
+    for place, sentence in report.left.items():
+        console(stderr=True).print(f"lifecycle: {place}: {sentence}", markup=False, soft_wrap=True)
+    if report.left:
+        if not check:
+            console(stderr=True).print("Run the same again to complete it.", markup=False)
+        raise typer.Exit(1)
+
+
+def _platform() -> "Platform":
+    from assets.object_store import ObjectStore
+    from experimentation.settings import settings
+    from orchestration.erasure.erase import Platform
+
+    current = settings()
+    return Platform(
+        ObjectStore(current.store_root),
+        ObjectStore(current.datasets_root),
+        current.spool_root,
+        current.tracking_uri,
+        current.config_dir,
+        current.lineage_start,
+    )
+
+
+def _show(named: str, report: "Report", check: bool) -> None:
+    from rich.table import Table
+
+    if not report.found:
+        noted = "" if check else " It is noted as erased all the same."
+        say(f"{named} was found nowhere.{noted}")
+        return
+    table = Table()
+    for heading in ("place", "rows", "would be done" if check else "done"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "rows" else "left")
+    for found in report.found:
+        table.add_row(found.place, f"{found.rows:,}", found.done)
+    console().print(table, markup=False)
+
+
+def _tell(report: "Report", seconds: float) -> None:
+    """What the table does not say."""
+    if report.days:
+        say(
+            f"The next dbt build makes the aggregates of {report.days:,} days anew; materialise metric_aggregates for it to be now."
+        )
+    if any(found.place.startswith("exp.assignments") for found in report.found):
+        say(
+            f"A running API may still answer from its memory, or Redis, for up to {seconds:,.0f} s: restart it for this to end at once."
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with what is looked through and the time that is left, on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    out = console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=out, disable=not out.is_terminal, transient=True,
+    ) as bar:  # fmt: skip
+        tasks: dict[str, int] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
+
+        yield told

@@ -1,0 +1,84 @@
+"""`lifecycle events restore`: archived days back into PostgreSQL. Belongs here: options, progress, what is said in the end.
+
+Does not belong here: reading the archive, storing rows (assets/events/restore.py).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from orchestration.commands.access import bring_up_to_date
+from orchestration.commands.console import console, moment, say
+
+PURPOSE = "lifecycle events restore"
+_DAY = ["%Y-%m-%d"]
+
+
+class RestoreError(Exception):
+    """The days asked for can't be restored; the message says why."""
+
+
+def restore(
+    first: Annotated[datetime, typer.Option("--from", formats=_DAY, help="First day (UTC).")],
+    last: Annotated[datetime, typer.Option("--to", formats=_DAY, help="Last day (UTC), itself included.")],
+    keep_days: Annotated[int, typer.Option(min=1, help="Days from now until retention may drop them again.")] = 7,
+) -> None:
+    """Bring archived days back into PostgreSQL, exactly as they were. Again brings back only what is missing."""
+    import psycopg
+
+    from assets.events.restore import restorable, restore_hours
+    from assets.object_store import ObjectStore
+    from experimentation.settings import settings
+    from orchestration.local.databases import database
+
+    with database(settings(), PURPOSE):
+        current = settings()
+        _require_days(first.date(), last.date(), current.lineage_start)
+        bring_up_to_date(current)
+        store = ObjectStore(current.store_root)
+        hours = restorable(store, first.date(), last.date() + timedelta(days=1))
+        keep_until = datetime.now(UTC) + timedelta(days=keep_days)
+        rows = new = erased = 0
+        total = sum(hour.file_rows for hour in hours)
+        with psycopg.connect(current.platform_url, connect_timeout=10) as connection, _progress(total) as told:
+            for done in restore_hours(connection, store, hours, keep_until):
+                rows, new, erased = rows + done.rows, new + done.new, erased + done.erased
+                told(f"{done.hour:%Y-%m-%d %H}:00", rows)
+    say(
+        f"{rows:,} events are archived of {first:%Y-%m-%d} to {last:%Y-%m-%d}: {new:,} came back, {rows - new - erased:,} were there."
+    )
+    if erased:
+        say(f"{erased:,} are of units that were erased since, and stay away.")
+    say(f"Retention leaves these days alone until {moment(keep_until)}.")
+
+
+def _require_days(first: date, last: date, first_day: date) -> None:
+    if last < first:
+        raise RestoreError(f"--to {last} lies before --from {first}: give the first and the last day.")
+    if first < first_day:
+        raise RestoreError(
+            f"{first} lies before the first day ({first_day}): older events are history, which never leaves PostgreSQL. "
+            f"Give days from {first_day} on."
+        )
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar with the hour that was restored last and the time that is left, on a terminal."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    out = console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=out,
+        disable=not out.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("events restored", total=max(1, total))
+        yield lambda hour, rows: bar.update(task, description=f"restored up to {hour}", completed=rows)

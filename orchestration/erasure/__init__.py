@@ -1,0 +1,1 @@
+"""Erasing a unit wherever the platform holds it."""

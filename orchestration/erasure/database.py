@@ -1,0 +1,135 @@
+"""A unit in PostgreSQL: noted as erased, and its events, assignments and overrides removed or pseudonymised, in one transaction.
+
+Belongs here: the SQL of one unit over the tables of `exp`. Does not belong here: dead letters, files, the product's tables.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import scalar_row, tuple_row
+
+from experimentation.erased_units import note_erased
+from orchestration.erasure.records import Unit
+
+PSEUDONYM = "erased-{}"
+
+_HASH = """
+SELECT encode(sha256(salt || convert_to(%(type)s || ':' || %(id)s, 'UTF8')), 'hex') FROM exp.erasure_salt
+"""
+_DRAW = """
+UPDATE exp.erased_units SET pseudonym = coalesce(pseudonym, gen_random_uuid()) WHERE unit_hash = decode(%s, 'hex') RETURNING pseudonym
+"""
+_FORGET = "UPDATE exp.erased_units SET pseudonym = NULL WHERE unit_hash = decode(%s, 'hex')"
+
+_MINE = "unit_type = %(type)s AND unit_id = %(id)s"
+# A run's overrides and those who ever had one go by the run's type of unit.
+_OF_ITS_TYPE = "experiment_id IN (SELECT id FROM exp.experiments WHERE unit_type = %(type)s) AND unit_id = %(id)s"
+_OVERRIDING = "unit_type = %(type)s AND overrides ? %(id)s"
+
+_COUNTS = {
+    "exp.events": f"SELECT count(*) FROM exp.events WHERE {_MINE}",
+    "exp.assignments": f"SELECT count(*) FROM exp.assignments WHERE {_MINE}",
+    "exp.overridden_units": f"SELECT count(*) FROM exp.overridden_units WHERE {_OF_ITS_TYPE}",
+    "exp.experiments, overrides": f"SELECT count(*) FROM exp.experiments WHERE {_OVERRIDING}",
+}
+_REMOVE = {
+    "exp.assignments": f"DELETE FROM exp.assignments WHERE {_MINE}",
+    "exp.overridden_units": f"DELETE FROM exp.overridden_units WHERE {_OF_ITS_TYPE}",
+}
+_RENAME = {
+    "exp.assignments": f"UPDATE exp.assignments SET unit_id = %(pseudonym)s WHERE {_MINE}",
+    "exp.overridden_units": f"UPDATE exp.overridden_units SET unit_id = %(pseudonym)s WHERE {_OF_ITS_TYPE}",
+}
+# Nobody is shown anything by an override of a unit that is gone.
+_NO_OVERRIDE = f"UPDATE exp.experiments SET overrides = overrides - %(id)s WHERE {_OVERRIDING}"
+_REMOVE_EVENTS = f"DELETE FROM exp.events WHERE {_MINE}"
+# What is kept of a context and a payload is what numbers are made by.
+_RENAME_EVENTS = f"""
+UPDATE exp.events SET unit_id = %(pseudonym)s,
+    context = CASE WHEN jsonb_typeof(context -> 'policy_version_id') = 'string'
+        THEN jsonb_build_object('policy_version_id', context -> 'policy_version_id') ELSE '{{}}' END,
+    payload = CASE WHEN payload @> '{{"reconstructed": true}}' THEN '{{"reconstructed": true}}'::jsonb END
+WHERE {_MINE}
+"""
+_BY_DAY = """
+WITH changed AS ({change} RETURNING "timestamp", tableoid)
+SELECT date_trunc('day', changed."timestamp", 'UTC'), pg_class.relname, count(*)
+FROM changed JOIN pg_class ON pg_class.oid = changed.tableoid GROUP BY 1, 2
+"""
+_NOTE_DAY = """
+INSERT INTO exp.erased_days (day, partition) VALUES (%s, %s)
+ON CONFLICT (day) DO UPDATE SET partition = excluded.partition, erased_at = excluded.erased_at
+"""
+_AUDITED = """
+SELECT count(*) FROM exp.audit_log
+WHERE (before ->> 'unit_type' = %(type)s AND before -> 'overrides' ? %(id)s)
+   OR (after ->> 'unit_type' = %(type)s AND after -> 'overrides' ? %(id)s)
+"""
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What became of the unit in PostgreSQL: rows by table, and the days (UTC midnights) of its events."""
+
+    rows: dict[str, int]
+    days: tuple[datetime, ...]
+
+
+def hash_of(connection: psycopg.Connection[Any], unit: Unit) -> str:
+    """What stands for the unit in the audit log, in hexadecimal: the salted hash of `exp.erased_units`."""
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        return str(cursor.execute(_HASH, _names(unit)).fetchone())
+
+
+def draw_pseudonym(connection: psycopg.Connection[Any], unit: Unit) -> str:
+    """The pseudonym of an erasure that is under way, the same after a kill; the unit is noted as erased. In the caller's transaction."""
+    note_erased(connection, unit.unit_type, unit.unit_id)
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        drawn: UUID | None = cursor.execute(_DRAW, (hash_of(connection, unit),)).fetchone()
+    return PSEUDONYM.format(drawn)
+
+
+def forget_pseudonym(connection: psycopg.Connection[Any], unit: Unit) -> None:
+    """From now on nothing says which unit the pseudonym stands for. In the caller's transaction."""
+    connection.execute(_FORGET, (hash_of(connection, unit),))
+
+
+def counts(connection: psycopg.Connection[Any], unit: Unit) -> dict[str, int]:
+    """How many rows of the unit each table holds."""
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        return {table: int(cursor.execute(query, _names(unit)).fetchone() or 0) for table, query in _COUNTS.items()}
+
+
+def erase(connection: psycopg.Connection[Any], unit: Unit, pseudonym: str | None) -> Erased:
+    """Note the unit as erased and take it out of every table, in the caller's transaction; with a pseudonym its rows stay under that.
+
+    The days of removed events are noted, so that dbt makes their aggregates anew.
+    """
+    note_erased(connection, unit.unit_type, unit.unit_id)
+    names = _names(unit, pseudonym)
+    # Overrides first: a trigger notes everybody in them as overridden.
+    rows = {"exp.experiments, overrides": connection.execute(_NO_OVERRIDE, names).rowcount}
+    for table, change in (_RENAME if pseudonym else _REMOVE).items():
+        rows[table] = connection.execute(change, names).rowcount
+    by_day = sql.SQL(_BY_DAY).format(change=sql.SQL(_RENAME_EVENTS if pseudonym else _REMOVE_EVENTS))
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        events = cursor.execute(by_day, names).fetchall()
+        if not pseudonym:
+            cursor.executemany(_NOTE_DAY, [(day, partition) for day, partition, _ in events])
+    rows["exp.events"] = sum(count for _, _, count in events)
+    return Erased({table: rows[table] for table in _COUNTS}, tuple(sorted(day for day, _, _ in events)))
+
+
+def audited(connection: psycopg.Connection[Any], unit: Unit) -> int:
+    """Rows of the audit log that show an override of the unit. They can't be changed."""
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        return int(cursor.execute(_AUDITED, _names(unit)).fetchone() or 0)
+
+
+def _names(unit: Unit, pseudonym: str | None = None) -> Mapping[str, str | None]:
+    return {"type": unit.unit_type, "id": unit.unit_id, "pseudonym": pseudonym}

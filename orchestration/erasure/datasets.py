@@ -1,0 +1,130 @@
+"""A unit in dataset versions: finding its rows, and publishing a version anew, as a revision, without them.
+
+Belongs here: the one exception to "a version never changes", and how it is recorded. Does not belong here: building versions
+(assets/datasets/build.py), MLflow.
+
+The revision is a version like any other, `2025-01-05` → `2025-01-05-r2`: its schema.json and its summary say what it is a revision of and
+how many rows are gone. The old folder is removed once nothing names it any more.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from assets.datasets.build import ROWS_FILE, SCHEMA_FILE, SUMMARY_FILE, read_version, versions
+from assets.datasets.row_files import fields, parquet_bytes, read_parquet
+from assets.datasets.summary import summary_markdown
+from assets.object_store import MissingObjectError, ObjectStore
+from orchestration.erasure.contents import Trace, event_ids, mask
+from orchestration.erasure.records import ErasureError
+from planner.product import RowWindow
+from training.records import DatasetVersion
+
+
+@dataclass(frozen=True)
+class HeldVersion:
+    """A dataset version that holds the unit: where, how many rows, and the ids of the events that they were made of."""
+
+    name: str
+    version: str
+    uri: str
+    rows: int
+    event_ids: frozenset[str]
+
+
+def versions_with(store: ObjectStore, trace: Trace) -> Iterator[HeldVersion]:
+    """Every dataset version under the root that holds the unit. Raises ErasureError for one that can't be read, StoreError."""
+    for name in sorted({key.partition("/")[0] for key in store.list() if key.endswith(f"/{ROWS_FILE}")}):
+        for version in versions(store, name):
+            table = _rows(store, f"{name}/{version}/{ROWS_FILE}")
+            rows = pc.sum(mask(table, trace)).as_py() or 0
+            if rows:
+                yield HeldVersion(name, version, store.uri(f"{name}/{version}"), rows, event_ids(table, trace))
+
+
+def _rows(store: ObjectStore, key: str) -> pa.Table:
+    try:
+        with store.local_file(key) as path:
+            return pq.ParquetFile(path).read(use_threads=False)
+    except pa.ArrowInvalid as error:
+        raise ErasureError(
+            f"{store.uri(key)} can't be read ({error}): bring it back from a backup, or remove its version."
+        ) from error
+
+
+def revise(store: ObjectStore, held: HeldVersion, trace: Trace) -> DatasetVersion:
+    """Publish the version without the unit's rows, beside it, and say under which name. Again finds the same revision.
+
+    Raises StoreError.
+    """
+    before = read_version(store, held.name, held.version)
+    table = before.rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    rows = before.rows.filter(pl.Series(pc.invert(mask(table, trace)).to_pylist(), dtype=pl.Boolean))
+    same_day = [one for one in versions(store, held.name) if one[:10] == held.version[:10]]
+    for name in same_day:
+        there = read_version(store, held.name, name)
+        if there.facts == before.facts and there.rows.equals(rows):
+            return there.version
+    version = f"{held.version[:10]}-r{max(int(one[12:] or 1) for one in same_day) + 1}"
+    folder, old = f"{held.name}/{version}", f"{held.name}/{held.version}"
+    data = parquet_bytes(rows, before.facts)
+    schema = json.loads(store.read(f"{old}/{SCHEMA_FILE}"))
+    schema |= {"version": version, "revision_of": held.version, "erased_rows": held.rows}
+    summary = _summary(_text(store, f"{old}/{SUMMARY_FILE}"), held, version, rows, len(data))
+    store.write(f"{folder}/{SCHEMA_FILE}", (json.dumps(schema, indent=2) + "\n").encode())
+    store.write(f"{folder}/{SUMMARY_FILE}", summary.encode())
+    store.write(f"{folder}/{ROWS_FILE}", data, exclusive=True, verify=lambda stored: _verify(stored, rows))
+    return replace(
+        before.version,
+        version=version,
+        uri=store.uri(folder),
+        digest=hashlib.sha256(data).hexdigest(),
+        rows=rows.height,
+    )
+
+
+def remove(store: ObjectStore, held: HeldVersion) -> None:
+    """Remove the bytes of a version, its rows first: without them it is none. Raises StoreError."""
+    folder = f"{held.name}/{held.version}"
+    store.delete(f"{folder}/{ROWS_FILE}")
+    store.delete_prefix(folder)
+
+
+def _summary(old: str, held: HeldVersion, version: str, rows: pl.DataFrame, size: int) -> str:
+    """The page of the revision: counted anew, with the window, the checks and what was left out as the version had them."""
+    end = datetime.combine(date.fromisoformat(held.version[:10]), time(), UTC) + timedelta(days=1)
+    note = f"A revision of {held.version}, which was removed: {held.rows:,} rows of an erased unit are gone. Checks are that version's."
+    made = summary_markdown(
+        held.name, version, rows, described=fields(rows.schema), size=size, window=RowWindow(end, end, 0), checks=(), excluded={},
+        notes=[note],
+    )  # fmt: skip
+    head, _, rest = made.partition("## Checks\n")
+    checks = old.partition("## Checks\n")[2].partition("## Notes\n")[0]
+    kept = {start: _line(old, start) for start in ("| window |", "| checks |")}
+    told = "\n".join(line for line in (kept.get(line[:10], line) for line in head.splitlines()) if line is not None)
+    return f"{told}\n## Checks\n{checks}## Notes\n{rest.partition('## Notes')[2].lstrip()}"
+
+
+def _line(text: str, start: str) -> str | None:
+    return next((line for line in text.splitlines() if line.startswith(start)), None)
+
+
+def _text(store: ObjectStore, key: str) -> str:
+    try:
+        return store.read(key).decode()
+    except MissingObjectError:
+        return ""
+
+
+def _verify(stored: bytes, rows: pl.DataFrame) -> None:
+    if not read_parquet(stored)[0].equals(rows):
+        raise ErasureError(
+            "The rows of a revision that were read back are not those that were written; nothing was published."
+        )

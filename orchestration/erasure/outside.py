@@ -1,0 +1,47 @@
+"""What names a unit and is not the platform's to change: the product's tables, the configuration files, the audit log.
+
+Belongs here: finding it there, so that a person is told. Does not belong here: changing anything.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psycopg
+
+from assets.product import domain_tables
+from experimentation.config_files import read_config
+from orchestration.erasure.database import audited
+from orchestration.erasure.records import Found, Unit
+
+
+def product_tables(connection: psycopg.Connection[Any], unit: Unit) -> Iterator[Found]:
+    """Rows of the product's tables that carry the unit's id: `household_id`, or the `id` of a table `households`."""
+    for name, frame in domain_tables(connection).items():
+        column = "id" if name == f"{unit.unit_type}s" else f"{unit.unit_type}_id"
+        rows = frame.filter(pl.col(column) == unit.unit_id).height if column in frame.columns else 0
+        if rows:
+            yield Found(
+                f"the product's table {name}", rows, "kept: the product removes it from its own tables", kept=True
+            )
+
+
+def configuration(folder: Path, unit: Unit) -> Iterator[Found]:
+    """Overrides in experiments.yml: the next `lifecycle sync` would bring them back. Raises ConfigError."""
+    for entry in read_config(folder).experiments:
+        if entry.unit_type == unit.unit_type and unit.unit_id in entry.overrides:
+            place = entry.override_places[unit.unit_id]
+            yield Found(
+                f"{place.file}:{place.line}, overrides of {entry.name}",
+                1,
+                "kept: take it out before the next lifecycle sync",
+                kept=True,
+            )
+
+
+def audit_log(connection: psycopg.Connection[Any], unit: Unit) -> Iterator[Found]:
+    """Rows of the append-only log that show an override of the unit."""
+    rows = audited(connection, unit)
+    if rows:
+        yield Found("exp.audit_log, overrides", rows, "kept: the log is append only", kept=True)

@@ -1,0 +1,193 @@
+"""An import from its file to PostgreSQL: judged whole first, then stored in chunks, so that an import that was cut off can be run again.
+
+Belongs here: the order of things, what `exp.imports` and the audit log keep. Does not belong here: the command and its words
+(orchestration/commands/event_import.py), single rows.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from experimentation.audit import write_audit
+from experimentation.erased_units import erased_units
+from experimentation.events import store_read_events
+from experimentation.imported_runs import import_run, note_units, noted_units, stage_units, store_units
+from experimentation.records import Run
+from orchestration.event_imports.judging import TWO_VARIANTS, Chunk, NoteUnits, Tally, judged, write_rejects
+from orchestration.event_imports.mapping import EventMapping
+from orchestration.event_imports.reading import Source, digest_of
+from orchestration.event_imports.rows import RowReader
+from orchestration.event_imports.runs import Experiments, find_experiments, of_run
+from orchestration.imports import is_remembered, remember
+
+KIND = "events"
+BEGUN, DONE = "events.import_begun", "events.imported"
+REASON = "Someone asked for it on the command line."
+MAPPING_BEFORE = (
+    "SELECT after ->> 'mapping', at FROM exp.audit_log WHERE subject = %s AND action = %s ORDER BY id DESC LIMIT 1"
+)
+LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
+UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
+
+Told = Callable[[str, float], None]
+"""Called meanwhile with what is done, and its share from 0 to 1."""
+
+
+class ImportRefusedError(Exception):
+    """Nothing of this file was stored; the message says why."""
+
+
+@dataclass
+class Imported:
+    """What an import came to. `new_events` and `new_units` were not there before; `before`: the file had been imported already."""
+
+    tally: Tally
+    units: dict[str, int] = field(default_factory=dict)
+    run: Run | None = None
+    new_events: int = 0
+    new_units: int = 0
+    before: bool = False
+
+
+class EventImport:
+    """One file, one mapping, one database. The connection is in autocommit and belongs to this import."""
+
+    def __init__(self, connection: psycopg.Connection[Any], source: Source, mapping: EventMapping, told: Told) -> None:
+        """Raises ConfigError for a column that the file does not have, an experiment or a variant that there is not."""
+        self._connection, self._source, self._mapping, self._told = connection, source, mapping, told
+        source.require(mapping.columns())
+        self._experiments = find_experiments(connection, mapping)
+        self._digest = digest_of(source.path)
+        self._erased = erased_units(connection)
+        self._now = datetime.now(UTC)
+        stage_units(connection)
+
+    def judge(self, rejects: IO[str] | None = None) -> Imported:
+        """Go through the whole file and store nothing. Rejects are written as lines of JSON."""
+        tally = Tally()
+        note = partial(note_units, self._connection, self._experiments.run_id)
+        for chunk in self._chunks(self._experiments, note, None, "judged"):
+            tally.add(chunk)
+            if rejects is not None:
+                write_rejects(rejects, chunk)
+        return Imported(tally, noted_units(self._connection))
+
+    def store(self, judged: Imported, *, actor: str) -> Imported:
+        """Store what was judged; again stores what is missing, and nothing twice. Partitions must be there.
+
+        Raises ImportRefusedError when the file was imported with another mapping, or is being imported.
+        """
+        subject = f"import {self._digest[:16]}"
+        with self._alone(subject):
+            self._refuse_another_mapping(subject)
+            before = is_remembered(self._connection, self._digest)
+            if not before:
+                self._audit(subject, BEGUN, actor, {})
+            experiments = self._store_run(judged, actor)
+            # By now every unit is noted, so only rows of units in two variants have to be found again.
+            note = partial(note_units, self._connection, experiments.run_id)
+            two = judged.tally.rejects[TWO_VARIANTS] > 0
+            for chunk in self._chunks(experiments, note if two else lambda units: {}, self._digest, "stored"):
+                with self._connection.transaction():
+                    judged.new_events += store_read_events(self._connection, chunk.events)
+            judged.before = before and not judged.new_events and not judged.new_units
+            if not judged.before:
+                self._note(subject, judged, actor)
+        return judged
+
+    def _chunks(self, experiments: Experiments, note: NoteUnits, identity: str | None, doing: str) -> Iterator[Chunk]:
+        reader = RowReader(self._mapping, self._source, experiments, identity=identity, now=self._now)
+        for chunk in judged(self._source, reader, note, self._erased):
+            yield chunk
+            self._told(doing, self._source.read_share)
+
+    def _store_run(self, judged: Imported, actor: str) -> Experiments:
+        declared = self._mapping.declared
+        if declared is None:
+            return self._experiments
+        with self._connection.transaction():
+            judged.run = import_run(
+                self._connection,
+                name=declared.name,
+                unit_type=declared.unit_type,
+                variants=declared.variants,
+                started=declared.started,
+                ended=declared.ended,
+                description=declared.description,
+                actor=actor,
+                reason=f"{self._source.path.name} holds its units and events.",
+            )
+            judged.new_units = store_units(self._connection, judged.run.id)
+        return of_run(declared, judged.run)
+
+    @contextmanager
+    def _alone(self, subject: str) -> Iterator[None]:
+        with self._connection.cursor(row_factory=tuple_row) as cursor:
+            free = cursor.execute(LOCK, (subject,)).fetchone()
+            if free is None or not free[0]:
+                raise ImportRefusedError(
+                    f"{self._source.path} is being imported by another command: wait until that ends."
+                )
+            try:
+                yield
+            finally:
+                if not self._connection.closed:
+                    cursor.execute(UNLOCK, (subject,))
+
+    def _refuse_another_mapping(self, subject: str) -> None:
+        with self._connection.cursor(row_factory=tuple_row) as cursor:
+            row = cursor.execute(MAPPING_BEFORE, (subject, BEGUN)).fetchone()
+        if row is not None and row[0] != self._mapping.digest:
+            raise ImportRefusedError(
+                f"{self._source.path} was imported with another mapping on {row[1].astimezone(UTC):%Y-%m-%d %H:%M} UTC, and the events "
+                "of a file are stored once: use that mapping, in which several `events:` make several events of a row."
+            )
+
+    def _note(self, subject: str, imported: Imported, actor: str) -> None:
+        tally = imported.tally
+        counts = {
+            "rows": tally.rows,
+            "rejected": tally.rejected,
+            "events": tally.total_events,
+            "units": sum(imported.units.values()),
+        }
+        with self._connection.transaction():
+            remember(self._connection, KIND, str(self._source.path), self._digest, counts)
+            new = {"new_events": imported.new_events, "new_units": imported.new_units}
+            self._audit(subject, DONE, actor, {**counts, **new, "rejects": dict(tally.rejects)})
+
+    def _audit(self, subject: str, action: str, actor: str, counts: dict[str, Any]) -> None:
+        run = self._mapping.declared
+        write_audit(
+            self._connection,
+            actor=actor,
+            action=action,
+            subject=subject,
+            after={
+                "file": str(self._source.path),
+                "digest": self._digest,
+                "mapping": self._mapping.digest,
+                "experiment": None if run is None else run.name,
+                **counts,
+            },
+            reason=REASON,
+        )
+
+
+def too_many(tally: Tally, most: float, path: Path) -> str | None:
+    """The sentence for more rejects than are allowed, or for nothing to store; None when all is well."""
+    if not tally.rows:
+        return f"{path} holds no rows: nothing was stored."
+    if tally.rejected > most * tally.rows:
+        return (
+            f"{tally.rejected:,} of {tally.rows:,} rows of {path} are rejected, more than --max-rejects {most:g}: nothing was stored; "
+            "correct the mapping or the file, or allow more."
+        )
+    return None

@@ -1,0 +1,56 @@
+"""The event half of the application, put together. Belongs here: its parts and their life. Does not belong here: what the parts do."""
+
+from collections.abc import Coroutine
+from typing import Any
+
+from experimentation.settings import Settings
+from experimentation.spool import SpoolWriter
+from serving.auth import KeyRing
+from serving.catalogue import CatalogueCache
+from serving.database import Database, PartitionKeeper
+from serving.endpoint import Endpoint
+from serving.event_drain import Drainer
+from serving.event_queues import watch_queues
+from serving.event_store import EventStore
+from serving.events import BatchEndpoint, EventEndpoint
+from serving.limits import Limits
+from serving.measures import Measures
+from serving.room import Room
+
+
+class EventService:
+    """The endpoints, the spool, and what runs beside them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        catalogue: CatalogueCache,
+        partitions: PartitionKeeper,
+        keys: KeyRing,
+        room: Room,
+        limits: Limits,
+        measures: Measures,
+    ) -> None:
+        """Nothing is made on disk, and nothing runs yet."""
+        self._settings, self._database, self._measures = settings, database, measures.events
+        self._spool = SpoolWriter(settings.spool_root, settings.spool_mb * 2**20) if settings.spool_mb else None
+        self._store = EventStore(database, catalogue, partitions, self._spool)
+        self.endpoints: dict[str, Endpoint] = {
+            "/api/v1/events": EventEndpoint(keys, room, self._store, limits, measures),
+            "/api/v1/events/batch": BatchEndpoint(keys, room, self._store, limits, measures),
+        }
+
+    def background(self) -> list[Coroutine[Any, Any, None]]:
+        """What is to run until it is cancelled."""
+        running = [watch_queues(self._database, self._measures, self._settings.lineage_start)]
+        spool = self._spool
+        if spool is not None:
+            self._measures.spooled = lambda: spool.records
+            running.append(Drainer(self._settings.spool_root, spool, self._store, self._database).run())
+        return running
+
+    def close(self) -> None:
+        """Leave what is spooled to the next process."""
+        if self._spool is not None:
+            self._spool.close()

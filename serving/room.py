@@ -1,0 +1,26 @@
+"""Room in memory for bodies that are being answered: a bound on their bytes, however many connections bring them.
+
+Belongs here: counting, and the refusal. Does not belong here: what is done with a body.
+"""
+
+from serving.errors import service_unavailable
+
+OVERLOADED = "More is being stored than fits into memory; try again shortly."
+
+
+class Room:
+    """Bytes that may be held at once, shared by all requests of a process."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit` in bytes; one body alone is always let in."""
+        self._limit, self.used = limit, 0
+
+    def take(self, size: int) -> None:
+        """Count `size` bytes more; whoever takes gives back. Raises ApiError (503) where there is no room."""
+        if self.used and self.used + size > self._limit:
+            raise service_unavailable(OVERLOADED)
+        self.used += size
+
+    def give(self, size: int) -> None:
+        """Give back what was taken."""
+        self.used -= size

@@ -1,0 +1,115 @@
+"""A scripted event service without a network, for tests of the event client. Does not belong here: expectations, the real API."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from client_support import KEY, Clock
+
+from serving.client import Assignment, AsyncEventClient, EventClient, LostEvent
+from serving.client.event_delivery import Delivery
+from serving.client.event_wire import encode_event, new_event_id
+from serving.client.options import EventOptions, read_event_options
+from serving.client.wire import Reply, Unreachable
+
+EVENTS_URL = "http://events.test"
+LIMITS: dict[str, Any] = {
+    "flush_at": 100, "flush_every": 1.0, "max_buffered": 10_000, "max_buffered_bytes": 33_554_432,
+    "max_spool_bytes": 10_000_000, "exit_timeout": 2.0, "exposure_every": 86_400.0, "max_exposures": 1_000,
+}  # fmt: skip
+
+
+class EventService:
+    """Stores events by (id, timestamp), refuses those of `bad` units, and does first what `then` says: a status, or an error."""
+
+    def __init__(self) -> None:
+        self.stored: dict[tuple[str, str], dict[str, Any]] = {}
+        self.batches: list[list[dict[str, Any]]] = []
+        self.bad: dict[str, str] = {}
+        self.then: Callable[[list[dict[str, Any]]], Reply | Unreachable | None] = lambda events: None
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        reply = self.take(request.content)
+        if isinstance(reply, Unreachable):
+            raise httpx.ConnectError(reply.why)
+        return httpx.Response(reply.status, headers=dict(reply.headers), content=reply.body)
+
+    def take(self, body: bytes) -> Reply | Unreachable:
+        """The answer to a batch."""
+        events = json.loads(body)["events"]
+        self.batches.append(events)
+        told = self.then(events)
+        if told is not None:
+            return told
+        errors = [
+            {"index": index, "error": self.bad[event["unit_id"]]}
+            for index, event in enumerate(events)
+            if event["unit_id"] in self.bad
+        ]
+        good = [event for event in events if event["unit_id"] not in self.bad]
+        self.stored |= {(event["event_id"], event["timestamp"]): event for event in good}
+        if not good:
+            return said(400, {"error": "validation_error", "message": "None is valid.", "errors": errors})
+        ids = [event["event_id"] for event in good]
+        answer = {"accepted": len(good), "rejected": len(errors), "event_ids": ids, "errors": errors}
+        return said(207 if errors else 200, answer)
+
+    def units(self) -> list[str]:
+        """Of the stored events, in the order in which they came."""
+        return [event["unit_id"] for event in self.stored.values()]
+
+
+def said(status: int, body: Any = None, **headers: str) -> Reply:
+    """A reply of the service; with a text as its body, of another program."""
+    content = body.encode() if isinstance(body, str) else json.dumps(body or {}).encode()
+    return Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, content)
+
+
+def always(reply: Reply | Unreachable) -> Callable[[list[dict[str, Any]]], Reply | Unreachable]:
+    """The same, whatever was sent."""
+    return lambda events: reply
+
+
+def options(folder: Path, url: str = EVENTS_URL, **changed: Any) -> EventOptions:
+    """As the client reads them."""
+    return read_event_options(KEY, url, 5.0, folder, **{**LIMITS, **changed})
+
+
+def make_delivery(folder: Path, clock: Clock, lost: list[LostEvent] | None = None, **changed: Any) -> Delivery:
+    """One without jitter, which notes in `lost` what it is told to."""
+    return Delivery(options(folder, **changed), clock, lambda: 0.0, None if lost is None else lost.append)
+
+
+def event(unit_id: str, size: int = 0) -> bytes:
+    """One as the client encodes it, with about `size` bytes more than it needs."""
+    return encode_event(new_event_id(), "custom.test", "user", unit_id, None, None, None, {"x": "y" * size}, None)
+
+
+def work(delivery: Delivery, service: EventService, everything: bool = True) -> None:
+    """Steps until there is nothing to do now."""
+    until = delivery.arrived() if everything else 0
+    while delivery.step(service.take, until):
+        pass
+
+
+def make_client(
+    kind: type[EventClient] | type[AsyncEventClient], service: EventService, folder: Path, **given: Any
+) -> Any:
+    """Of the scripted service, sending when told to: the clock stands."""
+    transport = httpx.MockTransport(service)
+    settings = {"clock": Clock(), "jitter": lambda: 0.0, "make_transport": lambda: transport, "spool_dir": folder}
+    return kind(KEY, EVENTS_URL, **{**settings, **given})
+
+
+def assignment(unit_id: str = "u1", variant: str = "2", run: str = "1") -> Assignment:
+    """What the assignment client gives."""
+    ids = {
+        "experiment_id": f"7a3c1c52-0f6c-4b0e-9a52-00000000000{run}",
+        "variant_id": f"7a3c1c52-0f6c-4b0e-9a52-00000000001{variant}",
+    }
+    return Assignment(
+        experiment="planner", variant_name="treatment", config={}, enrolled=True, reason="assigned", run=1, source="service",
+        unit_type="user", unit_id=unit_id, **ids,
+    )  # fmt: skip

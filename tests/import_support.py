@@ -1,0 +1,88 @@
+"""For tests of `lifecycle events import`: a file and its mapping, judged or stored as the command does it.
+
+Belongs here: short ways to an import. Does not belong here: assertions.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from experimentation.events import make_partitions
+from orchestration.event_imports.mapping import EventMapping
+from orchestration.event_imports.mapping_file import read_mapping
+from orchestration.event_imports.reading import open_source
+from orchestration.event_imports.storing import EventImport, Imported
+
+FIRST_DAY = datetime.now(UTC).date() - timedelta(days=6)
+CLICKS = """
+event_type: custom.click
+unit_type: user
+unit_id: {column: user}
+timestamp: {column: at}
+"""
+TRIAL = """
+experiment:
+  name: trial
+  unit_type: user
+  started: 2020-01-01T00:00:00Z
+  ended: 2020-02-01T00:00:00Z
+  variants:
+    a: {role: control, allocation: 0.5}
+    b: {role: treatment, allocation: 0.5}
+variant: {column: variant}
+event_type: custom.click
+unit_id: {column: user}
+timestamp: {column: at}
+"""
+
+
+def written(folder: Path, name: str, content: str | bytes) -> Path:
+    """A file of the folder with this content."""
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def mapping_of(folder: Path, text: str) -> EventMapping:
+    """The mapping that a text says."""
+    return read_mapping(written(folder, "mapping.yml", text))
+
+
+def judge(url: str, path: Path, mapping: EventMapping, rejects: Path | None = None) -> Imported:
+    """Judge a file and store nothing."""
+    return _with_import(url, path, mapping, lambda work: _judged(work, rejects))
+
+
+def store(url: str, path: Path, mapping: EventMapping) -> Imported:
+    """Judge a file, make its partitions and store it."""
+
+    def work_on(work: EventImport) -> Imported:
+        judged = work.judge()
+        make_partitions(url, FIRST_DAY, 1, judged.tally.days)
+        return work.store(judged, actor="test")
+
+    return _with_import(url, path, mapping, work_on)
+
+
+def rows(url: str, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """What the database answers, in UTC."""
+    with psycopg.connect(url, row_factory=tuple_row) as connection:
+        connection.execute("SET timezone = 'UTC'")
+        return connection.execute(query, values).fetchall()
+
+
+def _judged(work: EventImport, rejects: Path | None) -> Imported:
+    if rejects is None:
+        return work.judge()
+    with rejects.open("w", encoding="utf-8") as file:
+        return work.judge(file)
+
+
+def _with_import(url: str, path: Path, mapping: EventMapping, use: Callable[[EventImport], Imported]) -> Imported:
+    with psycopg.connect(url, autocommit=True) as connection:
+        source = open_source(path, mapping.header)
+        return use(EventImport(connection, source, mapping, lambda doing, share: None))

@@ -1,0 +1,83 @@
+"""Bounds of the event API: events a minute of a unit, bytes that are answered at once."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+from api_support import running_api
+
+pytest_plugins = ["api_service"]
+
+
+def event(unit: str = "u1", **changes: Any) -> dict[str, Any]:
+    base = {"event_type": "custom.x", "unit_type": "user", "unit_id": unit, "timestamp": datetime.now(UTC).isoformat()}
+    return {**base, "event_id": str(uuid4()), **changes}
+
+
+def test_a_unit_has_so_many_events_a_minute(database_url: str, make_client: Callable[..., httpx.Client]) -> None:
+    with running_api(database_url, rate_limit_unit_events_per_minute=5) as url:
+        client = make_client(url, "ingest")
+        for _ in range(3):
+            assert client.post("/api/v1/events", json=event()).status_code == 200
+        sent = [event(), event("other"), event(), event(), event(unit_type="session"), event()]
+        answer = client.post("/api/v1/events/batch", json={"events": sent})
+        assert (answer.status_code, answer.json()["accepted"]) == (207, 4)
+        assert answer.json()["event_ids"] == [sent[index]["event_id"] for index in (0, 1, 2, 4)]
+        assert answer.json()["errors"] == [{"index": index, "error": "rate_limited"} for index in (3, 5)]
+        for answer in (
+            client.post("/api/v1/events", json=event()),
+            client.post("/api/v1/events/batch", json={"events": [event(), event()]}),
+        ):
+            assert (answer.status_code, answer.json()["error"]) == (429, "rate_limited")
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            assert "5 events a minute" in answer.json()["message"]
+        # What is too much does not hide what is wrong.
+        mixed = client.post("/api/v1/events/batch", json={"events": [event(), event(unit_id="")]})
+        assert (mixed.status_code, mixed.json()["errors"]) == (
+            400,
+            [{"index": 0, "error": "rate_limited"}, {"index": 1, "error": "invalid_unit_id"}],
+        )
+        assert client.post("/api/v1/events", json=event("other")).status_code == 200
+        with psycopg.connect(database_url) as connection:
+            assert connection.execute("SELECT count(*) FROM exp.events").fetchone() == (8,)
+
+
+def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_given_back(
+    database_url: str, make_client: Callable[..., httpx.Client]
+) -> None:
+    """Two bodies of 9 MB do not fit into 16; one does, again and again, also after refusals and clients that leave."""
+    body = b'{"events": [' + b" " * 9_000_000 + b"]}"
+    with running_api(database_url, event_memory_mb=16, api_key_cache_seconds=60) as url:
+        client = make_client(url, "ingest")
+        # The key is known from here on, so that who comes first is served first.
+        assert client.post("/api/v1/events", json=event()).status_code == 200
+        headers = {"Content-Type": "application/json"}
+        begun, go = threading.Event(), threading.Event()
+
+        def slowly() -> Any:
+            yield body[:100]
+            begun.set()
+            go.wait(30)
+            yield body[100:]
+
+        slow: list[httpx.Response] = []
+        held = {**headers, "Content-Length": str(len(body))}
+        thread = threading.Thread(
+            target=lambda: slow.append(client.post("/api/v1/events/batch", content=slowly(), headers=held))
+        )
+        thread.start()
+        assert begun.wait(30)
+        answers: list[int] = []
+        while 503 not in answers and len(answers) < 50:
+            answers.append(client.post("/api/v1/events/batch", content=body, headers=headers).status_code)
+        assert answers[-1] == 503
+        assert client.post("/api/v1/events", json=event()).status_code == 200
+        go.set()
+        thread.join(30)
+        assert slow[0].status_code == 400
+        for _ in range(5):
+            assert client.post("/api/v1/events/batch", content=body, headers=headers).status_code == 400

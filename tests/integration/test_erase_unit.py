@@ -1,0 +1,202 @@
+"""Erasing a unit on a real database, archive and spool: it is gone everywhere, and not a bit of anybody else's changes."""
+
+import re
+
+import msgspec
+import polars as pl
+import pytest
+from archive_support import DAY, FIRST, HOUR, insert
+from erasure_support import HISTORY, UNITS, World, record, row
+
+from assets.events.archive import archive_hours
+from assets.events.cleaning import clean_day, day_key
+from assets.events.event_files import hour_key
+from experimentation.archived_hours import waiting_hours
+from experimentation.erased_units import erased_units
+from experimentation.spool import SpoolWriter
+from orchestration.erasure import spools
+from orchestration.erasure.records import ErasureError, Unit
+
+USER, LONGER, HOUSEHOLD, HOSTILE = UNITS
+# 30 events, of which 16 are of the first day, which PostgreSQL no longer holds; one of history; one that is not archived.
+EVERYWHERE = {
+    "exp.events": 16,
+    "exp.assignments": 1,
+    "exp.overridden_units": 1,
+    "exp.experiments, overrides": 1,
+    "spool /spool": 2,
+    "exp.dead_letters": 1,
+    "/store/events, 31 files": 31,
+    "/store/cleaned, 3 files": 31,
+}
+
+
+pytest_plugins = ["erasure_worlds"]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.unit_type + str(len(unit.unit_id)))
+def test_it_is_gone_everywhere_and_nothing_else_changes(world: World, unit: Unit) -> None:
+    before, files = world.of_others(unit), world.files()
+    assert world.places(unit) == EVERYWHERE
+    assert world.files() == files, "looking stores nothing"
+    report = world.erase(unit)
+    assert not report.left
+    assert {one.place.replace(str(world.folder), ""): one.rows for one in report.found} == EVERYWHERE
+    assert world.places(unit) == {}
+    assert world.of_others(unit) == before
+    with world.connect() as connection:
+        assert (unit.unit_type, unit.unit_id) in erased_units(connection)
+        assert waiting_hours(connection, FIRST.date(), FIRST + 2 * DAY) == []
+        # What cleaning makes of the archive now is what stands there, byte for byte.
+        cleaned = world.store.read(day_key(FIRST.date()))
+        clean_day(world.store, FIRST.date())
+        assert world.store.read(day_key(FIRST.date())) == cleaned
+    everything = " ".join(str(one) for (one,) in world.rows("SELECT a::text FROM exp.audit_log a"))
+    assert len(unit.unit_id) < 3 or unit.unit_id not in everything
+    assert world.rows("SELECT action, count(*) FROM exp.audit_log GROUP BY 1 ORDER BY 1") == [
+        ("unit.erased", 1), ("unit.erasing", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", [USER, HOSTILE], ids=["user", "hostile"])
+def test_under_a_pseudonym_its_events_still_count_and_say_nothing_more(world: World, unit: Unit) -> None:
+    before, events = world.of_others(unit), world.rows("SELECT count(*) FROM exp.events")
+    frames = world.frames()
+    assert not world.erase(unit, pseudonymise=True).left
+    assert world.places(unit) == {}
+    ((name,),) = world.rows("SELECT DISTINCT unit_id FROM exp.events WHERE unit_id LIKE 'erased-%%'")
+    assert re.fullmatch(r"erased-[0-9a-f-]{36}", name)
+    renamed = Unit(unit.unit_type, name)
+    assert world.of_others(renamed) == before
+    assert world.rows("SELECT count(*) FROM exp.events") == events
+    places = world.places(renamed)
+    assert places == {
+        place: rows for place, rows in EVERYWHERE.items() if not re.search("spool|dead|experiments", place)
+    }
+    kept = world.rows(
+        "SELECT DISTINCT context::text, payload::text FROM exp.events WHERE unit_id = %s ORDER BY 2", name
+    )
+    assert kept == [('{"policy_version_id": "v1"}', '{"reconstructed": true}'), ('{"policy_version_id": "v1"}', None)]
+    untouched = [
+        column
+        for column in frames[hour_key(FIRST)].columns
+        if column not in {"unit_id", "context", "payload", "session_id", "plan_id"}
+    ]
+    for key, frame in world.frames().items():
+        mine = (pl.col("unit_type") == unit.unit_type) & (pl.col("unit_id") == name)
+        assert {*frame.filter(mine)["context"]} <= {'{"policy_version_id": "v1"}'}
+        assert {*frame.filter(mine)["payload"]} <= {'{"reconstructed": true}', None}
+        assert frame.filter(mine)["session_id"].is_null().all()
+        columns = [column for column in untouched if column in frame.columns]
+        assert frame.select(columns).equals(frames[key].select(columns)), key
+    # PostgreSQL and the archive say the same, and nothing ties unit and pseudonym together any more.
+    with world.connect() as connection:
+        assert not any(hour.written for hour in archive_hours(connection, world.store, FIRST + DAY, FIRST + 2 * DAY))
+    assert world.rows("SELECT pseudonym FROM exp.erased_units") == [(None,)]
+    insert(world.connect(), [row(unit, FIRST + 2 * DAY, 9999)])
+    assert not world.erase(unit, pseudonymise=True).left
+    ((count,),) = world.rows("SELECT count(DISTINCT unit_id) FROM exp.events WHERE unit_id LIKE 'erased-%%'")
+    assert count == 2, "who comes back is somebody new"
+
+
+def test_only_files_that_hold_it_are_written_anew(world: World) -> None:
+    other = FIRST + DAY + 6 * HOUR
+    lonely = Unit("user", "lonely")
+    with world.connect() as connection:
+        insert(connection, [row(lonely, other + 5 * HOUR, 5000)])
+        archive_hours(connection, world.store, other, other + 6 * HOUR)
+    before = world.files()
+    assert not world.erase(lonely).left
+    changed = {key for key, data in world.files().items() if before[key] != data}
+    key = hour_key(other + 5 * HOUR)
+    assert changed == {key, f"{key.rsplit('/', 2)[0]}/manifest.json"}
+
+
+def test_late_events_of_others_are_archived_and_not_forgotten(world: World) -> None:
+    hour = FIRST + HOUR + 30 * (HOUR / 60)
+    with world.connect() as connection:
+        insert(connection, [row(LONGER, FIRST + DAY + HOUR, number) for number in range(6000, 6050)])
+        insert(connection, [row(LONGER, hour, 6100)])
+    assert not world.erase(USER).left
+    ids = {str(one) for (one,) in world.rows("SELECT id FROM exp.events WHERE timestamp < %s", FIRST + 2 * DAY)}
+    archived = {
+        event_id for key, frame in world.frames().items() if key.startswith("events/") for event_id in frame["event_id"]
+    }
+    assert ids <= archived
+    assert any(HISTORY.strftime("%Y-%m") in key for key in world.frames())
+
+
+def test_a_unit_that_is_nowhere_is_noted(world: World) -> None:
+    before = world.files()
+    nobody = Unit("household", "nobody: 100%")
+    report = world.erase(nobody)
+    assert (report.found, report.left) == ([], {})
+    with world.connect() as connection:
+        assert ("household", "nobody: 100%") in erased_units(connection)
+    assert world.files() == before
+
+
+def test_a_running_writer_is_waited_for_and_then_told_of(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spools, "WAIT_SECONDS", 0.0)
+    writer = SpoolWriter(world.platform.spool, 2**20)
+    others = msgspec.json.encode(record(LONGER, 1))
+    writer.append([msgspec.json.encode(record(USER, 1)), others])
+    (path,) = writer.sealed()
+    with pytest.raises(ErasureError, match=r"1 spooled events of it are still in .*: a running API drops them"):
+        list(spools.spooled_events(world.platform.spool, USER, change=True, wait_seconds=0))
+    path.unlink()
+    assert list(spools.spooled_events(world.platform.spool, USER, change=True)) == []
+    writer.close()
+    assert msgspec.json.encode(record(LONGER, 8001)) in world.spooled()
+
+
+def test_what_an_override_left_is_told_of(world: World) -> None:
+    audit = '{"unit_type": "user", "overrides": {"1": "red"}}'
+    world.rows(
+        "INSERT INTO exp.audit_log (actor, action, subject, before, reason) VALUES ('a', 'b', 'c', %s, 'd') RETURNING 1",
+        audit,
+    )
+    config = world.platform.config / "experiments.yml"
+    config.write_text(config.read_text() + '    overrides: {"1": red, "12": red}\n')
+    kept = {one.place: one.done for one in world.erase(USER).found if one.kept}
+    assert kept == {
+        "exp.audit_log, overrides": "kept: the log is append only",
+        f"{config}:8, overrides of cards": "kept: take it out before the next lifecycle sync",
+    }
+
+
+def test_a_store_that_is_broken_is_told_of_and_the_rest_is_done(world: World) -> None:
+    broken = hour_key(FIRST + 5 * HOUR)
+    whole = world.store.read(broken)
+    world.store.write(broken, b"no Parquet")
+    report = world.erase(USER, pseudonymise=True)
+    assert list(report.left) == ["event archive"]
+    assert list(world.places(USER)) == []
+    ((pseudonym,),) = world.rows("SELECT pseudonym FROM exp.erased_units")
+    assert pseudonym is not None
+    world.store.write(broken, whole)
+    assert not world.erase(USER, pseudonymise=True).left
+    names = {
+        name for frame in world.frames().values() for name in frame.filter(pl.col("unit_type") == "user")["unit_id"]
+    }
+    assert names == {"12", f"erased-{pseudonym}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("user", "'user' names no unit"),
+        ("person:1", r"household, session, user.*, a colon and its id"),
+        ("user:", "it has 0 characters"),
+        ("user:" + "x" * 256, "it has 256 characters"),
+        ("user:a\0b", "No unit can have this id"),
+        ("user:\udcff", "No unit can have this id"),
+    ],
+)
+def test_what_is_no_unit_is_refused(text: str, says: str) -> None:
+    with pytest.raises(ErasureError, match=says):
+        Unit.parse(text)
+
+
+def test_an_id_may_hold_anything() -> None:
+    assert Unit.parse("user:a:b ") == Unit("user", "a:b ")

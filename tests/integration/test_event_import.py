@@ -1,0 +1,233 @@
+"""Logs brought into PostgreSQL: stored once whatever happens, units with their variants, names resolved, hostile values unchanged."""
+
+import json
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from conftest import SHARED_DATA
+from ground_support import config_of, every_model_exists
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from import_support import CLICKS, FIRST_DAY, TRIAL, judge, mapping_of, rows, store, written
+
+from experimentation.erased_units import note_erased
+from experimentation.imported_runs import ImportedRunError
+from experimentation.sync import sync
+from experimentation.yaml_nodes import ConfigError
+from orchestration.event_imports.storing import ImportRefusedError
+
+HEADER = "user,variant,at\n"
+AT = "2020-01-02T00:00:00Z"
+SYNCED = """
+experiments:
+  - name: trial
+    unit_type: user
+    status: active
+    variants: [{name: control, allocation: 1}]
+"""
+STATE = """
+SELECT (SELECT jsonb_agg(e ORDER BY e.id) FROM exp.events e), (SELECT jsonb_agg(a ORDER BY a.id) FROM exp.assignments a),
+       (SELECT jsonb_agg(r) FROM exp.experiments r), (SELECT jsonb_agg(v ORDER BY v.id) FROM exp.variants v),
+       (SELECT jsonb_agg(i) FROM exp.imports i)
+"""
+ENROLLED = """
+SELECT a.unit_id, v.name, a.assigned_at FROM exp.assignments a JOIN exp.variants v ON v.id = a.variant_id ORDER BY a.unit_id
+"""
+
+
+def test_a_finished_experiment_comes_in_with_its_units(database_url: str, tmp_path: Path) -> None:
+    content = HEADER + f"u1,a,{AT}\nu2,b,2020-01-05T00:00:00Z\nu2,b,2020-01-03T00:00:00Z\n"
+    path = written(tmp_path, "log.csv", content)
+    imported = store(database_url, path, mapping_of(tmp_path, TRIAL))
+    assert (imported.new_events, imported.new_units, imported.units) == (3, 2, {"a": 1, "b": 1})
+
+    enrolled = rows(database_url, ENROLLED)
+    assert enrolled == [("u1", "a", datetime(2020, 1, 2, tzinfo=UTC)), ("u2", "b", datetime(2020, 1, 3, tzinfo=UTC))]
+    assert rows(
+        database_url,
+        "SELECT e.status, e.made_by, e.run, e.start_at = p.started_at, p.epoch, "
+        "(SELECT count(*) FROM jsonb_each(p.allocations)), (SELECT min(propensity) FROM exp.assignments) = 0.5 "
+        "FROM exp.experiments e JOIN exp.allocation_epochs p ON p.experiment_id = e.id",
+    ) == [("completed", "file", 1, True, 1, 2, True)]
+    carried = rows(
+        database_url,
+        "SELECT count(*), bool_and(flags = '{no_policy_version_id}') FROM exp.events "
+        "JOIN exp.assignments USING (unit_id) WHERE experiments = jsonb_build_array(jsonb_build_object("
+        "'experiment_id', experiment_id, 'variant_id', variant_id))",
+    )
+    assert carried == [(3, True)]
+    audited = rows(
+        database_url,
+        "SELECT action, actor, after ->> 'events' FROM exp.audit_log WHERE action ~ 'import' ORDER BY id",
+    )
+    assert sorted(audited) == [
+        ("events.import_begun", "test", None),
+        ("events.imported", "test", "3"),
+        ("experiment.imported", "test", None),
+    ]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@given(
+    st.lists(st.tuples(st.sampled_from("uvwxyz"), st.sampled_from("abc"), st.integers(0, 20)), min_size=1),
+    st.integers(0, 1 << 32),
+)
+def test_every_row_is_stored_or_rejected_and_again_changes_nothing(
+    database_url: str, tmp_path: Path, log: list[tuple[str, str, int]], salt: int
+) -> None:
+    """Of a unit in two variants the first one counts; rows of unknown variants are rejected, and count for nothing."""
+    prefix = f"{salt}-{uuid.uuid4().hex[:6]}-"
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    content = HEADER + "".join(
+        f"{prefix}{unit},{variant},{(start + timedelta(days=day)).isoformat()}\n" for unit, variant, day in log
+    )
+    variants: dict[str, str] = {}
+    kept = [
+        (unit, variant, day)
+        for unit, variant, day in log
+        if variant != "c" and variants.setdefault(unit, variant) == variant
+    ]
+    path, mapping = written(tmp_path, "log.csv", content), mapping_of(tmp_path, TRIAL)
+    listed = tmp_path / "rejects.jsonl"
+
+    judged = judge(database_url, path, mapping, listed)
+    imported = store(database_url, path, mapping)
+    assert judged.tally == imported.tally
+    assert imported.new_events == len(kept) == imported.tally.total_events and imported.new_units == len(variants)
+    assert imported.tally.rows == len(log) == len(kept) + imported.tally.rejected
+    assert imported.tally.rejects["unknown_variant"] == sum(variant == "c" for _, variant, _ in log)
+    rejects = [json.loads(line) for line in listed.read_text().splitlines()]
+    lines = [line for line, row in enumerate(log, start=2) if row[1] == "c" or variants[row[0]] != row[1]]
+    assert [reject["line"] for reject in rejects] == lines
+    found = [row for row in rows(database_url, ENROLLED) if row[0].startswith(prefix)]
+    first = {unit: min(day for other, _, day in kept if other == unit) for unit in variants}
+    assert found == [(prefix + unit, variants[unit], start + timedelta(days=first[unit])) for unit in sorted(variants)]
+
+    before = rows(database_url, STATE)
+    again = store(database_url, path, mapping)
+    assert again.before and rows(database_url, STATE) == before
+
+
+def test_a_second_file_adds_units_to_the_run(database_url: str, tmp_path: Path) -> None:
+    mapping = mapping_of(tmp_path, TRIAL)
+    store(database_url, written(tmp_path, "one.csv", HEADER + f"u1,a,{AT}\n"), mapping)
+    second = store(database_url, written(tmp_path, "two.csv", HEADER + f"u1,b,{AT}\nu1,a,{AT}\nu2,b,{AT}\n"), mapping)
+    assert (second.new_units, dict(second.tally.rejects)) == (1, {"unit_in_two_variants": 1})
+    assert [row[:2] for row in rows(database_url, ENROLLED)] == [("u1", "a"), ("u2", "b")]
+
+
+def test_a_run_that_differs_is_not_added_to(database_url: str, tmp_path: Path) -> None:
+    store(database_url, written(tmp_path, "one.csv", HEADER + f"u1,a,{AT}\n"), mapping_of(tmp_path, TRIAL))
+    path = written(tmp_path, "two.csv", HEADER + f"u2,a,{AT}\n")
+    other = TRIAL.replace("0.5", "0.4", 1).replace(
+        "b: {role: treatment, allocation: 0.5", "b: {role: treatment, allocation: 0.6"
+    )
+    with pytest.raises(ImportedRunError, match=r"trial run 1 was imported with .* a \(control\) 0.5000"):
+        judge(database_url, path, mapping_of(tmp_path, other))
+
+
+def test_sync_leaves_an_imported_run_alone(database_url: str, tmp_path: Path) -> None:
+    store(database_url, written(tmp_path, "log.csv", HEADER + f"u1,a,{AT}\n"), mapping_of(tmp_path, TRIAL))
+    before = rows(database_url, STATE)
+    with psycopg.connect(database_url) as connection:
+        other = sync(connection, config_of(tmp_path), model_stage=every_model_exists, actor="test")
+        same_name = sync(connection, config_of(tmp_path, SYNCED), model_stage=every_model_exists, actor="test")
+    assert (other.changes, other.notes, same_name.changes) == ((), (), ())
+    assert same_name.notes == ("trial run 1 is completed for good: to try anew, give the experiment another name",)
+    assert rows(database_url, STATE) == before
+
+
+def test_names_mean_runs_of_this_database(database_url: str, tmp_path: Path) -> None:
+    with psycopg.connect(database_url) as connection:
+        sync(connection, config_of(tmp_path, SYNCED), model_stage=every_model_exists, actor="test")
+    path = written(tmp_path, "log.csv", HEADER + f"u1,control,{AT}\nu2,,{AT}\nu3,contrl,{AT}\n")
+    named = CLICKS + "variant: {column: variant}\nexperiment: {name: trial, run: 1}\n"
+    imported = store(database_url, path, mapping_of(tmp_path, named))
+    assert dict(imported.tally.rejects) == {"unknown_variant": 1} and imported.tally.without_experiment == 1
+    stored = "SELECT v.name FROM exp.events e JOIN exp.variants v ON e.experiments->0->>'variant_id' = v.id::text"
+    assert rows(database_url, stored) == [("control",)]
+    assert rows(database_url, "SELECT count(*) FROM exp.assignments") == [(0,)]
+
+    for said, complaint in (
+        ("trail", "mapping.yml:7: The database has no experiment trail, did you mean trial? There is trial."),
+        ("{name: trial, run: 3}", "mapping.yml:7: trial has no run 3: its runs are 1 to 1."),
+    ):
+        wrong = named.replace("{name: trial, run: 1}", said)
+        with pytest.raises(ConfigError) as caught:
+            judge(database_url, path, mapping_of(tmp_path, wrong))
+        assert str(caught.value).endswith(complaint)
+    declared = TRIAL.replace("a: {", "control: {")
+    with pytest.raises(ImportedRunError, match="trial run 1 ran here and is active"):
+        judge(database_url, path, mapping_of(tmp_path, declared))
+    in_a_column = (
+        CLICKS + "variant: {column: variant}\nexperiment: {column: user, values: {u1: trial, u2: trial, u3: none}}\n"
+    )
+    assert judge(database_url, path, mapping_of(tmp_path, in_a_column)).tally.rejects["unknown_experiment"] == 1
+
+
+def test_a_file_is_not_stored_by_two_mappings(database_url: str, tmp_path: Path) -> None:
+    path = written(tmp_path, "log.csv", f"user,at\nu1,{AT}\n")
+    store(database_url, path, mapping_of(tmp_path, CLICKS))
+    with pytest.raises(ImportRefusedError, match="was imported with another mapping"):
+        store(database_url, path, mapping_of(tmp_path, CLICKS.replace("click", "visit")))
+    assert rows(database_url, "SELECT event_type FROM exp.events") == [("custom.click",)]
+
+
+def test_ids_of_the_log_are_kept_or_made_from_it(database_url: str, tmp_path: Path) -> None:
+    known = uuid.uuid4()
+    path = written(tmp_path, "log.csv", f"user,at,id\nu1,{AT},{known}\nu1,{AT},{known}\nu2,{AT},order-7\n")
+    imported = store(database_url, path, mapping_of(tmp_path, CLICKS + "event_id: {column: id}\n"))
+    assert (imported.new_events, dict(imported.tally.rejects)) == (1, {"invalid_event_id": 1})
+    assert rows(database_url, "SELECT id FROM exp.events") == [(known,)]
+    for name in ("one", "two"):
+        hashed = written(tmp_path, f"{name}.csv", f"user,at,id,{name}\nu2,{AT},order-7,1\n")
+        store(database_url, hashed, mapping_of(tmp_path, CLICKS + "event_id: {column: id, as: hash}\n"))
+    assert rows(database_url, "SELECT count(*) FROM exp.events WHERE unit_id = 'u2'") == [(1,)]
+
+
+def test_events_lie_on_their_days_and_in_history(database_url: str, tmp_path: Path) -> None:
+    """Days of which there is no partition any more get one."""
+    first, third = (f"exp.events_{FIRST_DAY + timedelta(days=days):%Y%m%d}" for days in (0, 3))
+    moments = ["1999-12-31T23:59:59Z", f"{FIRST_DAY}T00:00:00Z", f"{FIRST_DAY + timedelta(days=3)}T12:00:00+02:00"]
+    store(database_url, written(tmp_path, "none.csv", f"user,at\nu,{AT}\n"), mapping_of(tmp_path, CLICKS))
+    with psycopg.connect(database_url) as connection:
+        connection.execute(f"DROP TABLE {third}")  # type: ignore[arg-type]
+    path = written(tmp_path, "log.csv", "user,at\n" + "".join(f"u,{moment}\n" for moment in moments))
+    store(database_url, path, mapping_of(tmp_path, CLICKS))
+    found = rows(database_url, "SELECT tableoid::regclass::text FROM exp.events ORDER BY timestamp")
+    assert [name for (name,) in found] == ["exp.events_history", "exp.events_history", first, third]
+
+
+def test_erased_units_do_not_come_back(database_url: str, tmp_path: Path) -> None:
+    with psycopg.connect(database_url) as connection:
+        note_erased(connection, "user", "gone")
+    path, rejects = written(tmp_path, "log.csv", HEADER + f"gone,a,{AT}\nhere,a,{AT}\n"), tmp_path / "rejects.jsonl"
+    mapping = mapping_of(tmp_path, TRIAL)
+    judge(database_url, path, mapping, rejects)
+    assert "gone" not in rejects.read_text() and json.loads(rejects.read_text())["reason"] == "erased_unit"
+    store(database_url, path, mapping)
+    assert (
+        rows(database_url, "SELECT unit_id FROM exp.events UNION ALL SELECT unit_id FROM exp.assignments")
+        == [("here",)] * 2
+    )
+
+
+def test_naughty_strings_are_stored_and_found_unchanged(database_url: str, tmp_path: Path) -> None:
+    file = SHARED_DATA / "hostile_input" / "naughty_strings.json"
+    if not file.exists():
+        pytest.skip(f"the naughty strings are not at {file}")
+    strings = [text for text in json.loads(file.read_text()) if text]
+    as_json = "".join(
+        json.dumps({"user": text, "at": AT, "said": {"text": text, "deep": [text]}}) + "\n" for text in strings
+    )
+    path = written(tmp_path, "log.jsonl", as_json)
+    imported = store(database_url, path, mapping_of(tmp_path, CLICKS + "payload: {'*': {column: said}}\n"))
+    fitting = [text for text in strings if len(text) <= 255 and "\0" not in text]
+    assert dict(imported.tally.rejects) == (
+        {"invalid_unit_id": len(strings) - len(fitting)} if len(fitting) < len(strings) else {}
+    )
+    found = rows(database_url, "SELECT unit_id, payload ->> 'text', payload -> 'deep' ->> 0 FROM exp.events")
+    assert sorted(found) == sorted((text, text, text) for text in fitting) and len(found) > 500

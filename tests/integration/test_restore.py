@@ -1,0 +1,221 @@
+"""Days that left come back exactly as they were; erased units do not; a file is written anew without some of its rows."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from archive_support import DAY, FIRST, HOUR, event, hostile_events, insert, prepare, stored_rows
+from typer.testing import CliRunner
+
+from assets.events import archive
+from assets.events.archive import archive_hours
+from assets.events.event_files import archived_keys, hour_key, read_archive
+from assets.events.manifest import day_manifest
+from assets.events.period_file import ArchiveError
+from assets.events.restore import restorable, restore_hours
+from assets.events.retention import apply_retention
+from assets.events.rewrite import Rewritten, rewrite_period
+from assets.object_store import FileFacts, ObjectStore
+from experimentation.archived_hours import archived_hours, waiting_hours
+from experimentation.erased_units import note_erased
+from experimentation.settings import settings
+
+pytest_plugins = ["s3_service"]
+
+TODAY = FIRST.date() + timedelta(days=30)
+TO_DAY_TWO = (FIRST.date(), FIRST.date() + timedelta(days=2))
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(database_url, autocommit=True) as opened:
+        prepare(opened)
+        yield opened
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(str(tmp_path / "store"))
+
+
+def drop_days(connection: psycopg.Connection[Any], store: ObjectStore, days: int = 2) -> None:
+    archive_hours(connection, store, FIRST, FIRST + days * DAY)
+    dropped = [fate for fate in apply_retention(connection, store, 10, TODAY) if fate.dropped]
+    assert len(dropped) == days
+
+
+def restore(
+    connection: psycopg.Connection[Any], store: ObjectStore, keep_until: datetime | None = None
+) -> tuple[int, int]:
+    """How many events came back, and how many were erased."""
+    done = list(restore_hours(connection, store, restorable(store, *TO_DAY_TWO), keep_until or datetime.now(UTC) + DAY))
+    return sum(hour.new for hour in done), sum(hour.erased for hour in done)
+
+
+@pytest.mark.parametrize(("seed", "where"), [(1, "folder"), (2, "folder"), (3, "s3")])
+def test_days_come_back_exactly(
+    connection: psycopg.Connection[Any],
+    store: ObjectStore,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    where: str,
+) -> None:
+    if where == "s3":
+        store = ObjectStore(request.getfixturevalue("s3_root"))
+    monkeypatch.setattr(archive, "SLICE_ROWS", 40)
+    insert(connection, hostile_events(seed, 400, FIRST, 2 * DAY))
+    insert(connection, hostile_events(seed + 100, 200, FIRST + 5 * HOUR, timedelta(seconds=1)))
+    before = stored_rows(connection, FIRST, FIRST + 2 * DAY)
+    assert len(before) == 600
+    drop_days(connection, store)
+    assert stored_rows(connection, FIRST, FIRST + 2 * DAY) == []
+
+    assert restore(connection, store) == (600, 0)
+    assert stored_rows(connection, FIRST, FIRST + 2 * DAY) == before
+    assert restore(connection, store) == (0, 0)
+    # The archive has nothing to do, and retention waits for the time that was given.
+    assert waiting_hours(connection, FIRST.date(), FIRST + 2 * DAY) == []
+    assert not any(hour.written for hour in archive_hours(connection, store, FIRST, FIRST + 2 * DAY))
+    fates = list(apply_retention(connection, store, 10, TODAY))
+    assert [fate.reason.split(",")[0] for fate in fates][:2] == ["restored"] * 2
+    restore(connection, store, keep_until=datetime.now(UTC) - HOUR)
+    assert [fate.dropped for fate in apply_retention(connection, store, 10, TODAY)][:2] == [True] * 2
+    assert sum(hour.file_rows for day in (FIRST, FIRST + DAY) for hour in day_manifest(store, day.date())) == 600
+
+
+def test_events_that_are_there_stay_and_late_ones_are_archived(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
+    insert(connection, [event(FIRST + number * HOUR, number) for number in range(48)])
+    drop_days(connection, store)
+    hours = restorable(store, *TO_DAY_TWO)
+    list(restore_hours(connection, store, hours[:2], datetime.now(UTC) + DAY))
+    connection.execute("UPDATE exp.events SET unit_id = 'changed' WHERE timestamp = %s", (FIRST,))
+    insert(connection, [event(FIRST + HOUR + timedelta(minutes=1), 1000)])
+    assert restore(connection, store) == (46, 0)
+    rows = stored_rows(connection, FIRST, FIRST + 2 * DAY)
+    assert len(rows) == 49 and rows[0][3] == "changed"
+    assert waiting_hours(connection, FIRST.date(), FIRST + 2 * DAY) == [FIRST + HOUR]
+    archive_hours(connection, store, FIRST, FIRST + DAY)
+    assert read_archive(store, hour_key(FIRST + HOUR)).num_rows == 2
+
+
+def test_a_fresh_database_is_filled_from_the_archive(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+    insert(connection, hostile_events(7, 50, FIRST, 2 * DAY))
+    before = stored_rows(connection, FIRST, FIRST + 2 * DAY)
+    drop_days(connection, store)
+    connection.execute("DELETE FROM exp.archived_hours")
+    assert restore(connection, store) == (50, 0)
+    assert stored_rows(connection, FIRST, FIRST + 2 * DAY) == before
+    assert len(archived_hours(connection, FIRST, FIRST + 2 * DAY)) == 48
+
+
+def test_erased_units_stay_away(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+    insert(connection, [event(FIRST + number * HOUR, number, unit=f"ü:{number % 4}") for number in range(48)])
+    drop_days(connection, store)
+    note_erased(connection, "household", "ü:1")
+    assert restore(connection, store) == (36, 12)
+    assert {row[3] for row in stored_rows(connection, FIRST, FIRST + 2 * DAY)} == {"ü:0", "ü:2", "ü:3"}
+    assert waiting_hours(connection, FIRST.date(), FIRST + 2 * DAY) == []
+
+
+def test_files_without_exact_columns_come_back_from_their_typed_ones(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
+    insert(connection, [event(FIRST, 1)])
+    before = stored_rows(connection, FIRST, FIRST + DAY)
+    archive_hours(connection, store, FIRST, FIRST + DAY)
+    sink = pa.BufferOutputStream()
+    pq.write_table(read_archive(store, hour_key(FIRST)), sink)
+    store.write(hour_key(FIRST), bytes(sink.getvalue()))
+    connection.execute("DELETE FROM exp.events")
+    connection.execute("DELETE FROM exp.archived_hours")
+    archive_hours(connection, store, FIRST, FIRST + DAY)
+    list(
+        restore_hours(
+            connection, store, restorable(store, FIRST.date(), FIRST.date() + timedelta(days=1)), datetime.now(UTC)
+        )
+    )
+    (after,) = stored_rows(connection, FIRST, FIRST + DAY)
+    documents = {4, 5, 6, 7}
+    assert [json.loads(value) if index in documents else value for index, value in enumerate(after)] == [
+        json.loads(value) if index in documents else value for index, value in enumerate(before[0])
+    ]
+
+
+def test_what_was_never_archived_or_was_changed_is_refused(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
+    insert(connection, [event(FIRST + number * HOUR, number) for number in range(48)])
+    archive_hours(connection, store, FIRST, FIRST + DAY + 5 * HOUR)
+    with pytest.raises(
+        ArchiveError, match=f"Never archived as whole days: {TO_DAY_TWO[0] + timedelta(days=1)}; nothing was restored"
+    ):
+        restorable(store, *TO_DAY_TWO)
+    archive_hours(connection, store, FIRST, FIRST + 2 * DAY)
+    store.write(hour_key(FIRST + 3 * HOUR), b"something else")
+    with pytest.raises(ArchiveError, match=r"03:00 UTC: .* is not the file that its manifest tells of"):
+        restore(connection, store)
+
+
+def test_a_file_is_written_anew_without_a_unit(
+    connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "SLICE_ROWS", 10)
+    insert(connection, [event(FIRST + timedelta(minutes=number), number) for number in range(60)])
+    archive_hours(connection, store, FIRST, FIRST + HOUR)
+
+    def keep(table: pa.Table) -> pa.Table:
+        return table.filter(pc.not_equal(table["unit_id"], "h3"))
+
+    with pytest.raises(ArchiveError, match="Take the events out of PostgreSQL first"):
+        rewrite_period(connection, store, hour_key(FIRST), keep)
+    connection.execute("DELETE FROM exp.events WHERE unit_id = 'h3'")
+    assert rewrite_period(connection, store, hour_key(FIRST), keep) == Rewritten(hour_key(FIRST), 60, 51, True)
+    assert rewrite_period(connection, store, hour_key(FIRST), keep) == Rewritten(hour_key(FIRST), 51, 51, False)
+    assert "h3" not in read_archive(store, hour_key(FIRST))["unit_id"].to_pylist()
+    (row,) = archived_hours(connection, FIRST, FIRST + HOUR).values()
+    (noted,) = day_manifest(store, FIRST.date())
+    assert (row.database_rows, row.file_rows, noted.file_rows, noted.sha256) == (51, 51, 51, row.sha256)
+    assert store.facts(row.key) == FileFacts(row.bytes, row.sha256)
+    (again,) = archive_hours(connection, store, FIRST, FIRST + HOUR)
+    assert not again.written
+    assert archived_keys(store) == [hour_key(FIRST)]
+
+
+def test_the_command_says_what_came_back(
+    connection: psycopg.Connection[Any], database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestration.cli import app
+
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("LIFECYCLE_FIRST_DAY", str(FIRST.date()))
+    settings.cache_clear()
+    store = ObjectStore(settings().store_root)
+    insert(connection, [event(FIRST + number * HOUR, number) for number in range(48)])
+    drop_days(connection, store)
+    asked = [
+        "events",
+        "restore",
+        "--from",
+        str(FIRST.date()),
+        "--to",
+        str(FIRST.date() + timedelta(days=1)),
+        "--keep-days",
+        "3",
+    ]
+    said = CliRunner().invoke(app, asked, catch_exceptions=False).output
+    assert "48 events are archived of " in said and "48 came back, 0 were there." in said
+    assert "0 came back, 48 were there." in CliRunner().invoke(app, asked, catch_exceptions=False).output
+    backwards = CliRunner().invoke(app, ["events", "restore", "--from", "2025-01-02", "--to", "2025-01-01"])
+    assert "give the first and the last day" in str(backwards.exception)
+    history = CliRunner().invoke(app, ["events", "restore", "--from", "2001-01-02", "--to", "2001-01-03"])
+    assert "history, which never leaves PostgreSQL" in str(history.exception)

@@ -1,0 +1,306 @@
+"""What a product sees of the event client: an id at once, never an exception, copies, exposures once, an end in time.
+
+What is sent when: test_event_client_delivery.py. Processes, threads, forks, signals: test_event_client_processes.py.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+from client_support import KEY, Clock
+from event_client_support import EVENTS_URL, EventService, always, assignment, make_client
+
+from serving.client import Assignments, AsyncEventClient, ClientSetupError, EventClient, LostEvent
+from serving.client.event_wire import new_event_id
+from serving.client.wire import Unreachable
+
+UNIT = {"unit_type": "user", "unit_id": "u1"}
+Make = Callable[..., EventClient]
+
+
+@pytest.fixture
+def service() -> EventService:
+    return EventService()
+
+
+@pytest.fixture
+def lost() -> list[LostEvent]:
+    return []
+
+
+@pytest.fixture
+def make(service: EventService, lost: list[LostEvent], tmp_path: Path) -> Iterator[Make]:
+    """Makes clients that are closed in the end."""
+    made: list[EventClient] = []
+
+    def new(**given: Any) -> EventClient:
+        made.append(make_client(EventClient, service, tmp_path, **{"on_error": lost.append, **given}))
+        return made[-1]
+
+    yield new
+    service.then = lambda events: None
+    for client in made:
+        client.close()
+
+
+def test_an_event_is_what_was_given(make: Make, service: EventService) -> None:
+    client = make()
+    before = datetime.now(UTC)
+    first = client.log(
+        "plan_accepted", **UNIT, context={"app_version": "2"}, metrics={"edit_count": 3}, payload={"plan_id": "p", "meals": ["m"]},
+        experiments=assignment(), timestamp=datetime(2026, 1, 5, 18, tzinfo=timezone(timedelta(hours=1))),
+    )  # fmt: skip
+    second = client.log("custom.short", **UNIT)
+    assert client.flush()
+    one, other = service.stored.values()
+    assert one == {
+        "event_id": first, "event_type": "plan_accepted", **UNIT, "timestamp": "2026-01-05T18:00:00+01:00",
+        "experiments": [{"experiment_id": assignment().experiment_id, "variant_id": assignment().variant_id}],
+        "context": {"app_version": "2"}, "metrics": {"edit_count": 3}, "payload": {"plan_id": "p", "meals": ["m"]},
+    }  # fmt: skip
+    assert (
+        sorted(other) == ["event_id", "event_type", "timestamp", "unit_id", "unit_type"] and other["event_id"] == second
+    )
+    assert before <= datetime.fromisoformat(other["timestamp"]) <= datetime.now(UTC)
+
+
+def test_ids_are_uuids_of_version_7_that_grow() -> None:
+    ids = [new_event_id() for _ in range(2_000)]
+    assert len(set(ids)) == 2_000 and {(UUID(one).version, UUID(one).variant) for one in ids} == {
+        (7, "specified in RFC 4122")
+    }
+    # In the order of a quarter of a microsecond; those of one such moment have none.
+    assert [one[:18] for one in ids] == sorted(one[:18] for one in ids)
+    assert abs((UUID(ids[0]).int >> 80) / 1000 - datetime.now(UTC).timestamp()) < 60
+
+
+@pytest.mark.parametrize(
+    "experiments",
+    [
+        assignment(),
+        [assignment()],
+        Assignments({"planner": assignment()}, {}),
+        iter([assignment()]),
+        [{"experiment_id": assignment().experiment_id, "variant_id": assignment().variant_id}],
+    ],
+    ids=["one", "a list", "an answer", "an iterator", "ids"],
+)
+def test_assignments_are_attached_as_they_come(make: Make, service: EventService, experiments: Any) -> None:
+    client = make()
+    client.log("custom.x", **UNIT, experiments=experiments)
+    client.flush()
+    (stored,) = service.stored.values()
+    assert stored["experiments"] == [
+        {"experiment_id": assignment().experiment_id, "variant_id": assignment().variant_id}
+    ]
+
+
+def test_what_the_caller_changes_later_does_not_change_the_event(make: Make, service: EventService) -> None:
+    client = make()
+    payload: dict[str, Any] = {"meals": ["a"]}
+    client.log("custom.x", **UNIT, payload=payload)
+    payload["meals"].append("b")
+    client.flush()
+    assert [one["payload"] for one in service.stored.values()] == [{"meals": ["a"]}]
+
+
+def test_numbers_and_mappings_of_other_libraries_are_taken(make: Make, service: EventService) -> None:
+    client = make()
+    numbers = {"a": Decimal("0.5"), "b": np.float32(1.5), "c": np.int64(7), "d": np.float64(0.25)}
+    client.log("custom.x", **UNIT, metrics=numbers, context=MappingProxyType({"x": np.int32(1)}))
+    client.flush()
+    (stored,) = service.stored.values()
+    assert stored["metrics"] == {"a": 0.5, "b": 1.5, "c": 7, "d": 0.25} and stored["context"] == {"x": 1}
+
+
+class Hostile:
+    """Fails whatever is asked of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("no")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+    __str__ = __iter__ = __len__ = __float__ = __repr__
+
+
+def cyclic() -> dict[str, Any]:
+    """Holds itself."""
+    made: dict[str, Any] = {}
+    made["me"] = [made]
+    return made
+
+
+def deep() -> Any:
+    """Nested beyond what can be encoded."""
+    made: Any = []
+    for _ in range(100_000):
+        made = [made]
+    return made
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "NaN": {"metrics": {"x": float("nan")}},
+    "infinite": {"metrics": {"x": -float("inf")}},
+    "Decimal NaN": {"metrics": {"x": Decimal("NaN")}},
+    "metric of no number": {"metrics": {"x": "fast"}},
+    "metrics no object": {"metrics": [1]},
+    "an integer beyond doubles": {"metrics": {"x": 10**400}},
+    "cyclic": {"payload": cyclic()},
+    "deep": {"payload": {"x": deep()}},
+    "object": {"payload": {"x": object()}},
+    "hostile object": {"payload": {"x": Hostile()}},
+    "hostile experiments": {"experiments": Hostile()},
+    "a text of experiments": {"experiments": "planner"},
+    "lone surrogate": {"unit_id": "\ud800"},
+    "bytes key": {"context": {(1, 2): 3}},
+    "no offset": {"timestamp": datetime(2026, 1, 1)},
+    "hostile type": {"event_type": Hostile()},
+    "huge": {"payload": {"x": "y" * 2_000_000}},
+}
+
+
+@pytest.mark.parametrize("given", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_bad_event_is_told_once_and_breaks_nothing(
+    make: Make, service: EventService, lost: list[LostEvent], caplog: pytest.LogCaptureFixture, given: dict[str, Any]
+) -> None:
+    client = make()
+    for _ in range(3):
+        event_id = client.log(**{"event_type": "custom.x", **UNIT, **given})
+        assert UUID(event_id)
+    client.log("custom.good", **UNIT)
+    assert client.flush()
+    assert [event["event_type"] for event in service.stored.values()] == ["custom.good"]
+    stats = client.stats
+    assert (stats.logged, stats.sent, stats.refused, stats.dropped) == (4, 1, 3, 0)
+    assert len(caplog.messages) == 1 and "is lost" in caplog.messages[0]
+    assert {one.code for one in lost} <= {"not_sendable", "payload_too_large"} and len(lost) == 3
+
+
+def test_what_on_error_raises_or_logs_stays_inside(make: Make, service: EventService) -> None:
+    calls: list[str] = []
+
+    def raises(one: LostEvent) -> None:
+        calls.append(one.code)
+        raise RuntimeError("a defect of the product")
+
+    service.bad = {"bad": "invalid_unit_id"}
+    client = make(on_error=raises)
+    client.log("custom.x", **UNIT, payload=cyclic())
+    client.log("custom.x", unit_type="user", unit_id="bad")
+    assert client.flush() and calls == ["not_sendable", "invalid_unit_id"]
+
+    logging_again = make(on_error=lambda one: logging_again.log("custom.x", **UNIT, payload=cyclic()))
+    logging_again.log("custom.x", **UNIT, payload=cyclic())
+    logging_again.log("custom.good", **UNIT)
+    assert logging_again.flush() and "u1" in service.units()
+
+
+def test_an_exposure_is_logged_once_a_day_for_a_unit_and_variant(make: Make, service: EventService) -> None:
+    clock = Clock()
+    client = make(clock=clock, max_exposures=2)
+    shown = assignment()
+    assert client.log_exposure(shown, context={"platform": "ios"}) is not None
+    assert [client.log_exposure(shown), client.log_exposure(None)] == [None, None]
+    assert (
+        client.log_exposure(assignment("u2")) is not None and client.log_exposure(assignment(variant="3")) is not None
+    )
+    # One more than are remembered: the first is forgotten.
+    assert client.log_exposure(shown) is not None
+    clock.wait(86_399)
+    assert client.log_exposure(shown) is None
+    clock.wait(1)
+    assert client.log_exposure(shown) is not None
+    client.flush()
+    first = next(iter(service.stored.values()))
+    assert (first["event_type"], first["unit_id"], first["context"]) == ("exposure", "u1", {"platform": "ios"})
+    assert first["experiments"] == [{"experiment_id": shown.experiment_id, "variant_id": shown.variant_id}]
+    assert len(service.stored) == 5
+
+
+def test_an_exposure_that_could_not_be_logged_is_not_remembered(make: Make, lost: list[LostEvent]) -> None:
+    client = make()
+    for _ in range(2):
+        assert client.log_exposure(assignment(), context=cyclic()) is not None
+    assert client.log_exposure(assignment()) is not None and client.log_exposure(assignment()) is None
+    wrong: Any = "no assignment"
+    assert client.log_exposure(wrong) is not None
+    assert [one.code for one in lost] == ["not_sendable"] * 3
+    always_logs = make(exposure_every=0)
+    assert always_logs.log_exposure(assignment()) and always_logs.log_exposure(assignment())
+
+
+def test_while_the_service_is_away_a_flush_tells_and_keeps(make: Make, service: EventService) -> None:
+    clock = Clock()
+    client = make(clock=clock)
+    service.then = always(Unreachable("away"))
+    client.log("custom.x", **UNIT)
+    assert not client.flush() and client.stats.spooled == 1
+    service.then = lambda events: None
+    clock.wait(1)
+    assert client.flush() and service.units() == ["u1"] and client.stats.disk_bytes == 0
+
+
+@pytest.mark.parametrize("kind", [EventClient, AsyncEventClient])
+def test_a_closed_client_leaves_nothing_behind(kind: Any, service: EventService, tmp_path: Path) -> None:
+    lost: list[LostEvent] = []
+    client = make_client(kind, service, tmp_path, on_error=lost.append)
+
+    def close() -> None:
+        asyncio.run(client.aclose()) if kind is AsyncEventClient else client.close()
+
+    client.log("custom.x", **UNIT)
+    close()
+    assert service.units() == ["u1"]
+    assert UUID(client.log("custom.x", **UNIT)) and [one.code for one in lost] == ["closed"]
+    close()
+    client._sender.join(10)
+    assert not client._sender.is_alive() and client.stats.dropped == 1
+
+
+def test_context_managers_send_what_is_left(service: EventService, tmp_path: Path) -> None:
+    async def use() -> None:
+        async with make_client(AsyncEventClient, service, tmp_path) as client:
+            client.log("custom.x", unit_type="user", unit_id="async")
+            assert await client.flush()
+
+    with make_client(EventClient, service, tmp_path) as client:
+        client.log("custom.x", unit_type="user", unit_id="sync")
+    asyncio.run(use())
+    assert service.units() == ["sync", "async"]
+
+
+def test_nothing_is_started_or_made_before_the_first_event(service: EventService, tmp_path: Path) -> None:
+    before = threading.active_count()
+    with make_client(EventClient, service, tmp_path / "spool") as client:
+        assert client.log_exposure(None) is None and client.stats.logged == 0
+        assert threading.active_count() == before
+    assert not (tmp_path / "spool").exists()
+
+
+@pytest.mark.parametrize("kind", [EventClient, AsyncEventClient])
+def test_settings_come_from_the_environment_and_are_checked(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIFECYCLE_API_KEY", raising=False)
+    monkeypatch.delenv("EVENT_SERVICE_URL", raising=False)
+    with pytest.raises(ClientSetupError, match="No API key"):
+        kind()
+    assert kind(KEY)._options.url == "http://127.0.0.1:8000/api/v1/events/batch"
+    monkeypatch.setenv("LIFECYCLE_API_KEY", KEY)
+    monkeypatch.setenv("EVENT_SERVICE_URL", f"{EVENTS_URL}/base/")
+    assert kind()._options.url == f"{EVENTS_URL}/base/api/v1/events/batch" and KEY not in repr(kind()._options)
+    wrong: list[dict[str, Any]] = [
+        {"timeout": 0}, {"flush_at": 0}, {"flush_every": -1}, {"max_buffered": 0}, {"max_spool_bytes": -1},
+        {"exposure_every": float("nan")},
+    ]  # fmt: skip
+    for given in wrong:
+        with pytest.raises(ClientSetupError):
+            kind(**given)
