@@ -42,7 +42,14 @@ _LISTED = ", ".join(_COLUMNS)
 _READ = f"SELECT {_LISTED} FROM exp.archived_hours WHERE hour >= %s AND hour < %s ORDER BY hour"
 _RECORD = f"""
 INSERT INTO exp.archived_hours ({_LISTED}) VALUES ({", ".join(f"%({name})s" for name in _COLUMNS)})
-ON CONFLICT (hour) DO UPDATE SET late = false, {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[1:])}
+ON CONFLICT (hour) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[1:])}
+"""
+# An event may have come, and been marked, after the archive counted: then the hour stays late. A month of history is nobody's queue.
+_SETTLE = """
+UPDATE exp.archived_hours AS archived SET late = false
+WHERE late AND hour = ANY(%s) AND (key LIKE 'events/history/%%' OR database_rows = (
+    SELECT count(*) FROM exp.events
+    WHERE "timestamp" >= archived.hour AND "timestamp" < archived.hour + interval '1 hour'))
 """
 _DROPPED = """
 UPDATE exp.archived_hours SET database_rows = 0, checksum = 0, late = EXISTS (
@@ -119,10 +126,18 @@ def _archived(columns: dict[str, Any]) -> ArchivedHour:
     return ArchivedHour(**{**columns, **moments, **sums})
 
 
-def record_archived(connection: psycopg.Connection[Any], hours: Sequence[ArchivedHour]) -> None:
-    """Note what was archived, in the caller's transaction; what was late before is not any more."""
+def record_archived(
+    connection: psycopg.Connection[Any], hours: Sequence[ArchivedHour], unchanged: Sequence[ArchivedHour] = ()
+) -> None:
+    """Note what was archived, in the caller's transaction; `unchanged` hours were found to be archived as they stand.
+
+    What was late before is not any more, unless more came since it was counted.
+    """
     with connection.cursor() as cursor:
+        # `mark_late_hours` waits, or is through: else its marks could be taken away unseen.
+        cursor.execute("SELECT FROM exp.archive_watch FOR SHARE")
         cursor.executemany(_RECORD, [asdict(hour) for hour in hours])
+        cursor.execute(_SETTLE, ([hour.hour for hour in (*hours, *unchanged)],))
 
 
 def record_dropped(connection: psycopg.Connection[Any], day: date) -> None:

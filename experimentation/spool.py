@@ -205,7 +205,7 @@ def finish(root: Path, segment: Segment) -> None:
     if segment.damaged:
         aside = root / _DAMAGED
         aside.mkdir(exist_ok=True)
-        segment.path.rename(aside / f"{segment.path.parent.name}-{segment.path.name}")
+        segment.path.rename(aside / f"{segment.path.parent.name}-{segment.path.name}.damaged")
     else:
         segment.path.unlink()
     _sync_folder(segment.path.parent)

@@ -17,9 +17,9 @@ from experimentation.dead_letters import add_dead_letter, first_line
 from experimentation.erased_units import ErasedUnits, read_erased_units
 from experimentation.event_validation import Event
 from experimentation.spool import Segment, SpoolWriter, finish, orphans, read_segment, taken_over
-from serving.database import NOT_MIGRATED, TRANSIENT, Database
+from serving.database import TRANSIENT, Database
 from serving.errors import ApiError
-from serving.event_store import EventStore
+from serving.event_store import REFUSED, EventStore
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ ORPHANS_EVERY_SECONDS = 5.0
 GROUP_EVENTS = 1_000
 TRIES = 3
 WAIT_SECONDS = 0.2
-AWAY = (*TRANSIENT, *NOT_MIGRATED, asyncpg.InvalidAuthorizationSpecificationError, ApiError)
+# Of the database, not of an event: what is spooled waits.
+AWAY = (*TRANSIENT, asyncpg.PostgresError, ApiError)
 
 _decode = msgspec.json.Decoder(Event).decode
 
@@ -59,6 +60,11 @@ class Drainer:
             except OSError as error:
                 log.error("The spool %s can't be drained: %s", self._root, error)
                 await asyncio.sleep(ORPHANS_EVERY_SECONDS)
+            except (
+                Exception
+            ):  # nobody waits for this task: it must not end unheard, nor leave what is acknowledged on disk
+                log.exception("A defect: the spool %s could not be drained; it is tried again.", self._root)
+                await asyncio.sleep(ORPHANS_EVERY_SECONDS)
             await asyncio.sleep(EVERY_SECONDS)
 
     async def drain_own(self) -> None:
@@ -84,23 +90,23 @@ class Drainer:
         segment = await asyncio.to_thread(read_segment, path)
         if segment.torn:
             log.warning("%s ends in %d bytes of a record that was never acknowledged.", path, segment.torn)
-        if segment.damaged:
-            log.error("%s holds %d bytes that can't be read; it is kept in %s.", path, segment.damaged, self._root)
         async with self._database.acquire() as connection:
             erased = await read_erased_units(connection)
         for group in _groups(segment.records):
-            events = [event for event in map(_decode, group) if not _is_erased(event, erased)]
+            events = [event for event in _read(group, segment) if not _is_erased(event, erased)]
             if events:
                 await self._store_or_bury(events)
+        if segment.damaged:
+            log.error(
+                "%s holds %d bytes that can't be read: it is kept in %s/damaged.", path, segment.damaged, self._root
+            )
         return segment
 
     async def _store_or_bury(self, events: Sequence[Event]) -> None:
-        """Store all; where that fails for other reasons than an absent database, each for itself."""
+        """Store all; where one of them is refused, each for itself."""
         try:
             await self._store.insert(events)
-        except AWAY:
-            raise
-        except asyncpg.PostgresError:
+        except REFUSED:
             for event in events:
                 await self._store_or_bury_one(event)
 
@@ -109,15 +115,22 @@ class Drainer:
             try:
                 await self._store.insert([event])
                 return
-            except AWAY:
-                raise
-            except asyncpg.PostgresError as error:
+            except REFUSED as error:
                 if tried < TRIES:
                     await asyncio.sleep(WAIT_SECONDS * tried)
                     continue
                 log.error("Event %s is a dead letter now: %s", event.event_id, first_line(error))
                 async with self._database.acquire() as connection:
                     await add_dead_letter(connection, event, first_line(error), tried)
+
+
+def _read(records: Sequence[bytes], segment: Segment) -> Iterator[Event]:
+    """The events of records; one that is none counts as damage, so that a person finds it."""
+    for record in records:
+        try:
+            yield _decode(record)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            segment.damaged += len(record)
 
 
 def _is_erased(event: Event, erased: ErasedUnits) -> bool:

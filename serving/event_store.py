@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
+import asyncpg
 import msgspec
 import psycopg
 
@@ -17,7 +18,7 @@ from experimentation.event_validation import Event, flags_of
 from experimentation.events import NoPartitionError, insert_events
 from experimentation.spool import SpoolError, SpoolFullError, SpoolWriter
 from serving.catalogue import CatalogueCache
-from serving.database import Database, PartitionKeeper
+from serving.database import NOT_STORABLE, Database, PartitionKeeper
 from serving.errors import ApiError, service_unavailable, validation_error
 from serving.grouping import Grouped, OverloadedError
 
@@ -29,6 +30,9 @@ SPOOL_GROUPS = 100
 TELL_EVERY_SECONDS = 10.0
 FULL = "The database does not answer and the spool is full; try again shortly."
 UNSTORABLE = "The event holds something that can't be stored."
+
+# What PostgreSQL says of an event itself, a trigger's or constraint's word among it: trying again later is of no use.
+REFUSED = (*NOT_STORABLE, asyncpg.IntegrityConstraintViolationError, asyncpg.PLPGSQLError)
 
 Outcome = Literal["accepted", "spooled", "rejected"]
 """Committed in PostgreSQL, fsynced in the spool, or something that PostgreSQL can't hold: the last is not stored anywhere."""
@@ -65,6 +69,8 @@ class EventStore:
             return await self._to_spool(events)
         try:
             await self._database.retrying(lambda: self.insert(events))
+        except REFUSED:
+            return await self._one_by_one(events)
         except ApiError as error:
             if error.status == 400:
                 return await self._one_by_one(events)
@@ -99,6 +105,8 @@ class EventStore:
             try:
                 await self._database.retrying(lambda event=event: self.insert([event]))  # type: ignore[misc]
                 outcomes.append("accepted")
+            except REFUSED:
+                outcomes.append("rejected")
             except ApiError as error:
                 if error.status != 400:
                     raise

@@ -4,7 +4,7 @@ Belongs here: which periods are written, in which slices of time. Does not belon
 file (`period_file.py`), cleaning, retention (which may drop a day only once this says that it is archived), or Dagster.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -63,7 +63,7 @@ class PeriodArchive:
 
 @dataclass(frozen=True)
 class _Period:
-    """What is to be archived under one key. `cuts`: further beginnings of slices, where the file that is there is big."""
+    """What is to be archived under one key. `cuts`: where to cut besides, as the file that is there is big."""
 
     start: datetime
     end: datetime
@@ -160,7 +160,7 @@ def _archive(
         if not connection.closed:
             record_files(connection, store, published)
         raise
-    record_files(connection, store, published)
+    record_files(connection, store, published, list(as_before.values()))
     written = {one.key: one for one in published}
     return [_result(written.get(one.key) or as_before[one.key], one.key in written) for one in periods]
 
@@ -194,9 +194,10 @@ def _slices(periods: Sequence[_Period], counts: Mapping[datetime, Counted]) -> l
     for index, period in enumerate(periods):
         start = start or period.start
         inside = spans[bisect_left(spans, period.start) : bisect_left(spans, period.end)]
-        for point in sorted({*inside, *period.cuts}):
+        cuts = {_between_spans(cut, spans, counts) for cut in period.cuts}
+        for point in sorted({*inside, *cuts}):
             more = counts[point].rows if point in counts else 0
-            if point > start and (point in period.cuts or rows + more > SLICE_ROWS):
+            if point > start and (point in cuts or rows + more > SLICE_ROWS):
                 slices.append(Slice(start, point, rows))
                 start, rows = point, 0
             rows += more
@@ -204,6 +205,13 @@ def _slices(periods: Sequence[_Period], counts: Mapping[datetime, Counted]) -> l
             slices.append(Slice(start, period.end, rows))
             start, rows = None, 0
     return slices
+
+
+def _between_spans(moment: datetime, spans: Sequence[datetime], counts: Mapping[datetime, Counted]) -> datetime:
+    """`moment`, or the beginning of the counted span that it would cut: of a part of one, nobody knows how many events it has."""
+    index = bisect_right(spans, moment) - 1
+    last = counts[spans[index]].last if index >= 0 else None
+    return moment if last is None or last < moment else spans[index]
 
 
 def _publish_all(

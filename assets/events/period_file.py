@@ -55,7 +55,7 @@ class PeriodFile:
     def add(self, fresh: pa.Table, start: datetime, end: datetime) -> None:
         """Write the fresh events of [start, end), and those that only the archive has."""
         if self._before is not None:
-            only_archived = _without(self._before.between(start, end), fresh)
+            only_archived = rows_without(self._before.between(start, end), fresh)
             if only_archived.num_rows:
                 self._kept = self._kept + count_table(only_archived)
                 fresh = pa.concat_tables([only_archived, fresh]).sort_by(ORDER)
@@ -92,8 +92,8 @@ def _difference(stored: Path, expected: Counted) -> str | None:
         return str(error)
 
 
-def _without(held: pa.Table, fresh: pa.Table) -> pa.Table:
-    """The rows of `held` that are not among `fresh`."""
+def rows_without(held: pa.Table, fresh: pa.Table) -> pa.Table:
+    """The rows of `held` that are not among `fresh`, in order; an event is its id and time."""
     if not held.num_rows or not fresh.num_rows:
         return held
     numbered = held.select(IDENTITY).append_column("row", pa.array(range(held.num_rows), pa.int64()))

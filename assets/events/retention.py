@@ -15,6 +15,7 @@ from psycopg import errors, sql
 
 from assets.events.archive import archive_hours
 from assets.events.counting import Counted, count_in_database
+from assets.events.manifest import is_told_of
 from assets.events.period_file import ArchiveError
 from assets.object_store import FileFacts, ObjectStore
 from experimentation.archived_hours import (
@@ -50,8 +51,8 @@ def apply_retention(
     """Drop each day before `today` - `keep_days` that is wholly archived, the oldest first; say what became of each.
 
     `connection` is in autocommit mode. Events before the first day (history) stay. A day is dropped only when its 24 hours are archived,
-    their files are as they were written, and, after it was detached, every event that it holds is counted in them. Raises ArchiveError when
-    a detached day can't be archived (it stays), EventReadError, assets.object_store.StoreError.
+    their files are as they were written and as the manifest tells, and, after it was detached, every event that it holds is counted in
+    them. Raises ArchiveError when a detached day can't be archived (it stays), EventReadError, assets.object_store.StoreError.
     """
     connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
     for leaving in leaving_days(connection):
@@ -95,8 +96,11 @@ def _leave(connection: psycopg.Connection[Any], store: ObjectStore, day: date) -
 def _require_everything(
     connection: psycopg.Connection[Any], store: ObjectStore, day: date, table: sql.Identifier
 ) -> None:
-    """Count the table once more in the transaction that drops it, and look at the files."""
+    """Count the table once more in the transaction that drops it, and look at the files and at what a restore will go by."""
     reason = _not_archived(connection, store, day, table)
+    start = _midnight(day)
+    if reason is None and not is_told_of(store, day, archived_hours(connection, start, start + DAY).values()):
+        reason = "the day's manifest does not tell of its files as they are; run it again"
     if reason is not None:
         raise ArchiveError(f"The events of {day} stay in {table.as_string(connection)}: {reason}.")
 

@@ -18,7 +18,7 @@ from experimentation.api_keys import make_api_key
 from experimentation.dead_letters import dead_letters, drop, replay
 from experimentation.erased_units import note_erased
 from experimentation.migrate import migrate
-from experimentation.spool import SpoolWriter
+from experimentation.spool import SpoolWriter, read_segment, rewrite
 from orchestration.local.postgres import EmbeddedPostgres
 
 # Refuses one unit's events, as a column that turns out too narrow would.
@@ -233,11 +233,18 @@ def test_what_a_dead_process_left_is_stored_by_another(server: EmbeddedPostgres,
         server.stop()
         for one in sent:
             assert client.post("/api/v1/events", json=one).status_code == 200
-    # It ended while the database was away. One that lives keeps its own.
+    # It ended while the database was away, and something else wrote into its file.
+    (left,) = (tmp_path / "spool").glob("*/*.events")
+    rewrite(read_segment(left), [b'{"no": "event"}', *read_segment(left).records])
+    # One that lives keeps its own.
     living = SpoolWriter(tmp_path / "spool", 10_000)
     living.append([b"not yours"])
     server.start()
     with running_api(server.url, **settings):
         until(lambda: len(stored(server)) == 6)
-        until(lambda: len(list((tmp_path / "spool").glob("*/*.events"))) == 1)
+        until(lambda: len(list((tmp_path / "spool" / "damaged").glob("*"))) == 1)
+        # What can't be read is kept for a person; the living one's is untouched.
+        assert living.sealed() == [
+            path for path in (tmp_path / "spool").glob("*/*.events") if path.parent.name != "damaged"
+        ]
     assert set(stored(server)) >= {one["event_id"] for one in sent}

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from archive_support import DAY, FIRST, HOUR, event, hostile_events, insert, prepare
 
-from assets.events import archive, event_reader, event_rows
+from assets.events import archive, event_reader, event_rows, manifest
 from assets.events.archive import ArchiveError, archive_history, archive_hours
 from assets.events.cleaning import clean_day, clean_history, read_cleaned
-from assets.events.event_files import archived_keys, hour_key, month_key, read_archive
+from assets.events.event_files import HISTORY_FOLDER, archived_keys, hour_key, month_key, read_archive
 from assets.events.manifest import day_manifest
 from assets.object_store import FileFacts, ObjectStore
+from experimentation.archived_hours import mark_late_hours, waiting_hours
 
 pytest_plugins = ["s3_service"]
 
@@ -223,10 +224,10 @@ def test_two_runs_of_one_day_lose_nothing(
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(run, (range(0, 24, 2), range(23, 0, -2), range(6, 12))))
-    manifest = day_manifest(store, FIRST.date())
-    assert [hour.key for hour in manifest] == [hour_key(FIRST + hour * HOUR) for hour in range(24)]
-    assert all(store.facts(hour.key) == FileFacts(hour.bytes, hour.sha256) for hour in manifest)
-    assert sum(hour.file_rows for hour in manifest) == 240
+    told = day_manifest(store, FIRST.date())
+    assert [hour.key for hour in told] == [hour_key(FIRST + hour * HOUR) for hour in range(24)]
+    assert all(store.facts(hour.key) == FileFacts(hour.bytes, hour.sha256) for hour in told)
+    assert sum(hour.file_rows for hour in told) == 240
 
 
 def test_an_archive_older_than_the_database_stays_in_the_manifest(
@@ -334,3 +335,57 @@ def test_eight_weeks_of_hours_take_seconds(connection: psycopg.Connection[Any], 
     # A few seconds on two idle cores; the bound only tells a query (or a wait) per hour from one for all.
     assert took < 30
     print(f"1,344 hours archived in {took:.1f} s")
+
+
+def test_a_manifest_that_a_killed_run_left_behind_is_put_right_by_the_next(
+    connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(connection, [event(FIRST + timedelta(minutes=1), 1), event(FIRST - DAY, 2)])
+    archive_hours(connection, store, FIRST, FIRST + 2 * HOUR)
+    archive_history(connection, store, FIRST.date())
+    insert(connection, [event(FIRST + timedelta(minutes=2), 3), event(FIRST - DAY, 4)])
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(manifest, "_write", die)
+    with pytest.raises(KeyboardInterrupt):
+        archive_hours(connection, store, FIRST, FIRST + HOUR)
+    with pytest.raises(KeyboardInterrupt):
+        archive_history(connection, store, FIRST.date())
+    monkeypatch.undo()
+    assert day_manifest(store, FIRST.date())[0].file_rows == 1
+    again = archive_hours(connection, store, FIRST + HOUR, FIRST + 2 * HOUR)  # another hour of that day
+    again += archive_history(connection, store, FIRST.date())
+    assert not any(period.written for period in again)
+    told = [*day_manifest(store, FIRST.date()), *manifest.read_manifest(store, HISTORY_FOLDER)]
+    assert [file.file_rows for file in told] == [2, 0, 2]
+    assert all(store.facts(file.key) == FileFacts(file.bytes, file.sha256) for file in told)
+
+
+def test_an_event_that_is_marked_late_while_its_hour_is_archived_stays_marked(
+    connection: psycopg.Connection[Any], database_url: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(connection, [event(FIRST, 1)])
+    archive_hours(connection, store, FIRST, FIRST + HOUR)
+    insert(connection, [event(FIRST + timedelta(minutes=1), 2)])
+    count = archive.count_in_database
+
+    def then_another_is_marked(*arguments: Any) -> Any:
+        counted = count(*arguments)
+        with psycopg.connect(database_url) as other:
+            insert(other, [event(FIRST + timedelta(minutes=2), 3)])
+            other.execute("UPDATE exp.events SET created_at = now()")
+            other.commit()
+            mark_late_hours(other, FIRST.date())
+        return counted
+
+    monkeypatch.setattr(archive, "count_in_database", then_another_is_marked)
+    archive_hours(connection, store, FIRST, FIRST + HOUR)
+    monkeypatch.undo()
+    assert waiting_hours(connection, FIRST.date(), FIRST + HOUR) == [FIRST]
+    connection.execute("DELETE FROM exp.events WHERE id = %s", (uuid.uuid5(uuid.NAMESPACE_OID, "3"),))
+    connection.commit()
+    # Nothing is left to archive: that is found out too, and the mark goes.
+    assert [hour.written for hour in archive_hours(connection, store, FIRST, FIRST + HOUR)] == [False]
+    assert waiting_hours(connection, FIRST.date(), FIRST + HOUR) == []

@@ -25,6 +25,7 @@ from assets.events.rewrite import Rewritten, rewrite_period
 from assets.object_store import FileFacts, ObjectStore
 from experimentation.archived_hours import archived_hours, waiting_hours
 from experimentation.erased_units import note_erased
+from experimentation.partitions import ensure_event_days
 from experimentation.settings import settings
 
 pytest_plugins = ["s3_service"]
@@ -189,6 +190,45 @@ def test_a_file_is_written_anew_without_a_unit(
     (again,) = archive_hours(connection, store, FIRST, FIRST + HOUR)
     assert not again.written
     assert archived_keys(store) == [hour_key(FIRST)]
+
+
+def test_what_a_rewritten_file_lacks_is_late_and_never_lost(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
+    insert(connection, [event(FIRST + timedelta(minutes=number), number) for number in range(10)])
+    drop_days(connection, store, 1)
+    ensure_event_days(connection, [FIRST.date()])
+    insert(
+        connection, [event(FIRST + timedelta(minutes=number), number) for number in (4, 20)]
+    )  # one of them is archived
+
+    def without(unit: str) -> Rewritten:
+        keep = lambda table: table.filter(pc.not_equal(table["unit_id"], unit))  # noqa: E731
+        return rewrite_period(connection, store, hour_key(FIRST), keep)
+
+    assert without("h3") == Rewritten(hour_key(FIRST), 10, 9, True)
+    assert waiting_hours(connection, FIRST.date(), FIRST + DAY) == [FIRST]
+    (fate,) = apply_retention(connection, store, 10, TODAY)
+    assert fate.reason == "events came since it was archived: hours 00 (UTC)"
+    (hour,) = archive_hours(connection, store, FIRST, FIRST + HOUR)
+    assert (hour.rows, hour.database_rows) == (10, 2)
+    # PostgreSQL holds two of the events in the file, and none besides.
+    assert without("h2") == Rewritten(hour_key(FIRST), 10, 8, True)
+    assert waiting_hours(connection, FIRST.date(), FIRST + DAY) == []
+    assert [fate.dropped for fate in apply_retention(connection, store, 10, TODAY)] == [True]
+    assert sorted(read_archive(store, hour_key(FIRST))["unit_id"].to_pylist()) == sorted(
+        f"h{number % 7}" for number in (0, 1, 4, 5, 6, 7, 8, 20)
+    )
+
+
+def test_more_late_events_than_a_rewritten_file_keeps(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+    insert(connection, [event(FIRST, 1)])
+    archive_hours(connection, store, FIRST, FIRST + HOUR)
+    connection.execute("DELETE FROM exp.events")
+    insert(connection, [event(FIRST + HOUR - timedelta(seconds=1), 2)])
+    assert rewrite_period(connection, store, hour_key(FIRST), lambda table: table.slice(0, 0)).rows_after == 0
+    assert waiting_hours(connection, FIRST.date(), FIRST + DAY) == [FIRST]
+    assert [hour.rows for hour in archive_hours(connection, store, FIRST, FIRST + HOUR)] == [1]
 
 
 def test_the_command_says_what_came_back(

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from archive_support import DAY, FIRST, HOUR, event, insert, prepare, stored_rows
 
-from assets.events import retention
+from assets.events import manifest, retention
 from assets.events.archive import archive_hours
-from assets.events.event_files import archived_keys, hour_key, read_archive
+from assets.events.event_files import archived_keys, day_folder, hour_key, read_archive
 from assets.events.period_file import ArchiveError
 from assets.events.retention import DayFate, apply_retention
 from assets.object_store import ObjectStore
@@ -196,3 +196,19 @@ def test_a_detached_day_stays_when_it_can_not_be_archived(
     with pytest.raises(ArchiveError, match="is gone"):
         retain(connection, store)
     assert [leaving.day for leaving in leaving_days(connection)] == [day(0)]
+
+
+def test_a_day_stays_while_its_manifest_is_behind(
+    connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive_days(connection, store)
+    current = store.read(f"{day_folder(day(0))}/manifest.json")
+    stale = current.replace(b'"file_rows": 1', b'"file_rows": 0', 1)
+    store.write(f"{day_folder(day(0))}/manifest.json", stale)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "_write", lambda *_: None)
+        with pytest.raises(ArchiveError, match="manifest does not tell of its files as they are"):
+            retain(connection, store)
+    assert [leaving.day for leaving in leaving_days(connection)] == [day(0)]
+    assert retain(connection, store)[0] == DayFate(day(0), 24, dropped=True)
+    assert store.read(f"{day_folder(day(0))}/manifest.json") == current
