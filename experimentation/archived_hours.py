@@ -113,6 +113,12 @@ def archive_lock(connection: psycopg.Connection[Any], days: Iterable[date]) -> I
                     connection.execute("SELECT pg_advisory_unlock(%s, %s)", key)
 
 
+def hold_archive(connection: psycopg.Connection[Any], days: Iterable[date]) -> None:
+    """The same right until the caller's transaction ends. Take it before what the archive may wait for."""
+    for day in sorted(set(days)):
+        connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK, day.toordinal()))
+
+
 def archived_hours(connection: psycopg.Connection[Any], start: datetime, end: datetime) -> dict[datetime, ArchivedHour]:
     """What is known of the hours (or history months) that begin in [start, end), by their beginning in UTC, in order."""
     with connection.cursor(row_factory=dict_row) as cursor:

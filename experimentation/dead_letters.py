@@ -99,6 +99,6 @@ def drop(connection: psycopg.Connection[Any], ids: Sequence[int]) -> list[int]:
     return [found for (found,) in connection.execute(DELETE, (list(ids),)).fetchall()]
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, short enough for a table."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:1000]

@@ -52,6 +52,8 @@ USUAL_CONTEXT: Mapping[str, tuple[str, ...]] = {
 
 _USUAL_FLAGS = {event_type: [(key, f"no_{key}") for key in keys] for event_type, keys in USUAL_CONTEXT.items()}
 
+_FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
+
 # Where msgspec says that a value of the wrong kind stands.
 _PLACE = re.compile(r"at `\$\.(\w+)")
 
@@ -314,7 +316,10 @@ def _utc(text: str) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo is not None else None
+        # The zero of many languages' times; drivers write it as -infinity, which is no time at all.
+        if moment.tzinfo is None or moment.astimezone(UTC) <= _FIRST_MOMENT:
+            return None
+        return moment.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
 

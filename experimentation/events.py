@@ -39,6 +39,7 @@ INSERT_STAGED = f"""
 INSERT INTO exp.events ({_QUOTED}) SELECT {_QUOTED} FROM incoming_events ORDER BY id, "timestamp" ON CONFLICT DO NOTHING
 """
 UNSTAGE = "DROP TABLE incoming_events"
+PARTITION_LOCK_TIMEOUT = "2s"
 KNOWN_VARIANTS = "SELECT id, experiment_id FROM exp.variants"
 
 Row = tuple[Any, ...]
@@ -111,9 +112,12 @@ def make_partitions(
     """Make the partitions that are always there, `keep_days` back to `days_ahead` days from now, and those of `days`.
 
     Returns how many were made. `first_day` counts only where the database has no history partition yet: its own first day wins.
+    Raises psycopg.errors.LockNotAvailable when the table is held by others for longer than two seconds.
     """
     with psycopg.connect(url, connect_timeout=5) as connection:
-        made = ensure_event_partitions(connection, recorded_first_day(connection) or first_day, days_ahead)
+        # Events of other days wait meanwhile: whoever holds the table for long, as ANALYZE does, is not waited for.
+        connection.execute(f"SET LOCAL lock_timeout = '{PARTITION_LOCK_TIMEOUT}'")
+        made = ensure_event_partitions(connection, recorded_first_day(connection) or first_day, days_ahead, keep_days)
         return made + (ensure_event_days(connection, days) if days else 0)
 
 

@@ -57,7 +57,10 @@ SELECT experiments.id, experiments.unit_type, units.unit_id, variants.id, 1, var
 FROM imported_units units
 JOIN exp.variants ON variants.name = units.variant
 JOIN exp.experiments ON experiments.id = variants.experiment_id
-WHERE experiments.id = %s
+WHERE experiments.id = %s AND NOT EXISTS (
+    SELECT FROM exp.erased_units
+    WHERE unit_hash = sha256((SELECT salt FROM exp.erasure_salt) || convert_to(experiments.unit_type || ':' || units.unit_id, 'UTF8'))
+      AND units.assigned_at <= erased_at)
 ORDER BY units.unit_id
 ON CONFLICT (experiment_id, unit_id) DO NOTHING
 """
@@ -175,7 +178,7 @@ def noted_units(connection: psycopg.Connection[Any]) -> dict[str, int]:
 
 
 def store_units(connection: psycopg.Connection[Any], run_id: UUID) -> int:
-    """Enrol the units that were noted and are not enrolled yet, in epoch 1; return how many were new."""
+    """Enrol the units that were noted and are neither enrolled yet nor erased, in epoch 1; return how many were new."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         cursor.execute(STORE_UNITS, (run_id,))
         return cursor.rowcount

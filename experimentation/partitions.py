@@ -147,9 +147,18 @@ def _make(cursor: psycopg.Cursor[Any], ends: dict[str, datetime], days: Collecti
         end = start + timedelta(days=1)
         if end not in there:
             _finish_detaching(cursor, start.date())
-            _attach(cursor, f"events_{start:%Y%m%d}", start, end)
+            _attach(cursor, _free_name(cursor, f"events_{start:%Y%m%d}"), start, end)
             made += 1
     return made
+
+
+def _free_name(cursor: psycopg.Cursor[Any], name: str) -> str:
+    """The name, or the first with a number after it that no table has: somebody may have put a day's table aside by hand."""
+    free, number = name, 1
+    while cursor.execute("SELECT to_regclass(%s)", (f"exp.{free}",)).fetchone() != (None,):
+        number += 1
+        free = f"{name}_{number}"
+    return free
 
 
 def _finish_detaching(cursor: psycopg.Cursor[Any], day: date) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 MAGIC = b"EVT1"
 _HEADER = struct.Struct(">4sII")
 SEGMENT_BYTES = 8 * 2**20
-_SEGMENTS, _LOCK, _DAMAGED = "*.events", "owner.lock", "damaged"
+_SEGMENTS, _UNFINISHED, _LOCK, _DAMAGED = "*.events", ".new", "owner.lock", "damaged"
 
 
 class SpoolFullError(Exception):
@@ -72,7 +72,10 @@ class SpoolWriter:
         with self._mutex:
             held = sum(size for _, size in self._waiting.values())
             if held + self._others + len(data) > self._limit:
-                raise SpoolFullError
+                # What others left may be stored by now.
+                self._others = self._size_of_others()
+                if held + self._others + len(data) > self._limit:
+                    raise SpoolFullError
             try:
                 segment, path = self._open()
                 try:
@@ -96,10 +99,17 @@ class SpoolWriter:
             return list(self._waiting)
 
     def done(self, segment: Segment) -> None:
-        """All of the segment is stored: remove it."""
-        finish(self._root, segment)
+        """All of the segment is stored: remove it. Raises OSError; one that is gone all the same does not wait any more."""
+        try:
+            finish(self._root, segment)
+        finally:
+            if not segment.path.exists():
+                self.forget(segment.path)
+
+    def forget(self, path: Path) -> None:
+        """The segment is gone: nothing of it waits."""
         with self._mutex:
-            del self._waiting[segment.path]
+            self._waiting.pop(path, None)
 
     def close(self) -> None:
         """End. What waits stays on disk for the next process."""
@@ -114,18 +124,26 @@ class SpoolWriter:
 
     def _open(self) -> tuple[int, Path]:
         """The open segment, made where there is none. Raises OSError."""
-        if self._folder is None:
+        if self._segment is not None:
+            return self._segment, self._path
+        if self._folder is None or not self._folder.exists():
             self._make_folder()
         assert self._folder is not None
-        if self._segment is None:
-            self._number += 1
-            self._path = self._folder / f"{self._number:08d}.events"
-            self._segment = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-            self._size = 0
-            self._waiting[self._path] = 0, 0
+        self._number += 1
+        path = self._folder / f"{self._number:08d}.events"
+        segment = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        try:
             _sync_folder(self._folder)
-            self._others = sum(size for other, size in _sizes(self._root) if other.parent != self._folder)
-        return self._segment, self._path
+        except OSError:
+            os.close(segment)
+            raise
+        self._segment, self._path, self._size = segment, path, 0
+        self._waiting[path] = 0, 0
+        self._others = self._size_of_others()
+        return segment, path
+
+    def _size_of_others(self) -> int:
+        return sum(size for other, size in _sizes(self._root) if other.parent != self._folder)
 
     def _make_folder(self) -> None:
         # Made and locked under a name that nobody looks at, so that nobody takes it over meanwhile.
@@ -133,10 +151,17 @@ class SpoolWriter:
         hidden = self._root / f".{name}"
         hidden.mkdir(parents=True, mode=0o700)
         lock = os.open(hidden / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._folder = hidden.rename(self._root / name)
-        self._lock_file = lock
-        _sync_folder(self._root)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder = hidden.rename(self._root / name)
+            _sync_folder(self._root)
+            _sync_folder(self._root.parent)
+        except OSError:
+            os.close(lock)
+            raise
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+        self._folder, self._lock_file = folder, lock
 
     def _give_up(self, segment: int) -> None:
         """After a failed write: cut off what came of it, and write to another segment from now on."""
@@ -173,6 +198,9 @@ def taken_over(folder: Path) -> Iterator[list[Path] | None]:
         except BlockingIOError:
             yield None
             return
+        # What a rewriting that was killed left: the segment itself is whole.
+        for unfinished in folder.glob(f"*{_UNFINISHED}"):
+            unfinished.unlink()
         yield sorted(folder.glob(_SEGMENTS))
         if not any(folder.glob(_SEGMENTS)):
             _remove_folder(folder)
@@ -213,7 +241,7 @@ def finish(root: Path, segment: Segment) -> None:
 
 def rewrite(segment: Segment, records: Sequence[bytes]) -> None:
     """Put other records in a segment's place, whole or not at all. Only for who has taken its folder over. Raises OSError."""
-    fresh = segment.path.with_suffix(".new")
+    fresh = segment.path.with_suffix(_UNFINISHED)
     with fresh.open("wb") as file:
         file.write(b"".join(_HEADER.pack(MAGIC, len(one), zlib.crc32(one)) + one for one in records))
         file.flush()
@@ -227,10 +255,10 @@ def _record_at(data: bytes, offset: int) -> bytes | None:
     if start > len(data):
         return None
     magic, length, checksum = _HEADER.unpack_from(data, offset)
-    record = data[start : start + length]
-    if magic != MAGIC or len(record) != length or zlib.crc32(record) != checksum:
+    if magic != MAGIC or start + length > len(data):
         return None
-    return record
+    record = data[start : start + length]
+    return record if zlib.crc32(record) == checksum else None
 
 
 def _next_record(data: bytes, offset: int) -> int | None:

@@ -33,6 +33,7 @@ from serving.room import Room
 from serving.shared_units import SharedUnits
 from serving.unit_cache import UnitCache
 
+ASSIGNMENT_BYTES = 16 * 2**20
 DESCRIPTION = "Which variant a unit is served, and what happened to it: assignments and events of experiments."
 
 
@@ -64,7 +65,8 @@ def create_app(settings: Settings) -> FastAPI:
         settings.rate_limit_unit_events_per_minute,
     )
     keys = KeyRing(database, settings.api_key_cache_seconds, settings.api_key_grace_seconds, limits)
-    room = Room(settings.event_memory_mb * 2**20)
+    # Apart, so that events that pile up do not keep a unit from its variant.
+    room = Room(ASSIGNMENT_BYTES)
     listener = ChangeListener(database, catalogue, keys.forget, keys.doubt, settings.experiments_refresh_seconds)
     partitions = PartitionKeeper(settings, database.url)
     measures = Measures()
@@ -86,7 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         cold["/ofrep/v1/evaluate/flags/{key}"] = FlagEndpoint(*ofrep)
     events: EventService | None = None
     if settings.api_services != "assignments":
-        events = EventService(settings, database, catalogue, partitions, keys, room, limits, measures)
+        events = EventService(settings, database, catalogue, partitions, keys, limits, measures)
         hot.update(events.endpoints)
 
     @contextlib.asynccontextmanager

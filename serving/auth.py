@@ -78,7 +78,7 @@ class KeyRing:
             return None
         digest = sha256(header).digest()
         found = self._checked.get(digest)
-        if found is not None and (time.monotonic() < found[1] or self._trusted(found[1])):
+        if found is not None and (time.monotonic() < found[1] or self._trusted(found)):
             return found[0]
         plaintext = token.strip().decode("latin-1")
         if parse_api_key(plaintext) is None:
@@ -92,7 +92,7 @@ class KeyRing:
         try:
             key = await self._database.retrying(find)
         except ApiError:
-            if found is not None and self._trusted(found[1]):
+            if found is not None and self._trusted(found):
                 return found[0]
             raise
         self._checked.pop(digest, None)
@@ -102,5 +102,7 @@ class KeyRing:
                 self._checked.popitem(last=False)
         return key
 
-    def _trusted(self, good_until: float) -> bool:
-        return self._database.away and time.monotonic() < good_until + self._grace
+    def _trusted(self, found: tuple[ApiKey, float, str]) -> bool:
+        # Not in the middle of a rotation: the old secret's end must come, whether the database is there or not.
+        key, good_until, _ = found
+        return self._database.away and key.previous_until is None and time.monotonic() < good_until + self._grace

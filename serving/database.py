@@ -175,6 +175,9 @@ class Kept:
         if kind is None and len(self._database.kept) < MOST_KEPT:
             self._database.kept.append((self._connection, time.monotonic()))
         else:
+            if kind is asyncpg.ReadOnlySQLTransactionError:
+                # A session keeps what it began with: that the database takes writes again only a new one hears.
+                self._connection.terminate()
             await self._database.give_back(self._connection)
 
 

@@ -3,6 +3,7 @@
 Belongs here: plain ASGI reading and writing. Does not belong here: what is answered (assignments.py, events.py).
 """
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -11,12 +12,14 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.auth import KeyRing
-from serving.errors import ApiError, payload_too_large, unexpected
-from serving.room import Room
+from serving.errors import ApiError, payload_too_large, request_timeout, unexpected
+from serving.room import Room, Share
 
 log = logging.getLogger(__name__)
 
 Headers = tuple[tuple[bytes, bytes], ...]
+# A body that is slower holds its room for nothing.
+BODY_SECONDS = 30.0
 JSON = (b"content-type", b"application/json")
 encode = msgspec.json.Encoder().encode
 
@@ -51,7 +54,7 @@ class Endpoint(ABC):
         self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: bytes | None
     ) -> None:
         """Answer one request; `request_id` is sent with it, where nobody outside does so."""
-        taken = 0
+        share = Share(self._room)
         try:
             credentials = self.credentials(headers)
             if not self._keys.let_in_at_once(credentials, self.scope):
@@ -61,14 +64,9 @@ class Endpoint(ABC):
                 body = message["body"]
                 if len(body) > self.limit:
                     raise payload_too_large(self.limit)
-                self._room.take(len(body))
-                taken = len(body)
+                share.take(len(body))
             else:
-                # Without a length as much as it may have: a body that comes in pieces must not grow past the room.
-                size = _announced(headers, self.limit)
-                self._room.take(size)
-                taken = size
-                body = await _rest_of_body(message, receive, size, self.limit)
+                body = await self._rest_of_body(message, headers, receive, share)
             status, content, more = await self.answer(body, scope)
         except ApiError as error:
             if request_id is not None:
@@ -85,39 +83,38 @@ class Endpoint(ABC):
             await defect.response()(scope, receive, send)
             return
         finally:
-            self._room.give(taken)
+            share.give_back()
         sent = [JSON, (b"content-length", b"%d" % len(content)), *more]
         if request_id is not None:
             sent.append((b"x-request-id", request_id))
         await send({"type": "http.response.start", "status": status, "headers": sent})
         await send({"type": "http.response.body", "body": content})
 
+    async def _rest_of_body(
+        self, message: Message, headers: dict[bytes, bytes], receive: Receive, share: Share
+    ) -> bytes:
+        """The whole body, of which `message` is the first part.
 
-def _announced(headers: dict[bytes, bytes], limit: int) -> int:
-    """How many bytes a body may have. Raises ApiError (413)."""
-    announced = headers.get(b"content-length", b"")
-    if not announced.isdigit():
-        return limit
-    if int(announced) > limit:
-        raise payload_too_large(limit)
-    return int(announced)
-
-
-async def _rest_of_body(message: Message, receive: Receive, most: int, limit: int) -> bytes:
-    """The whole body, of which `message` is the first part and `most` the size that there is room for.
-
-    Raises ApiError (413) as soon as it is known to be larger, ClientLeftError.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        if message["type"] == "http.disconnect":
-            raise ClientLeftError
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > most:
-            raise payload_too_large(limit)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-        message = await receive()
+        Raises ApiError: 413 as soon as it is known to be too large, 408 when it does not come, 503 without room for it; ClientLeftError.
+        """
+        announced = headers.get(b"content-length", b"")
+        if announced.isdigit() and int(announced) > self.limit:
+            raise payload_too_large(self.limit)
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while True:
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeftError
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
+                    if size > self.limit:
+                        raise payload_too_large(self.limit)
+                    share.take(len(chunk))
+                    chunks.append(chunk)
+                    if not message.get("more_body", False):
+                        return b"".join(chunks)
+                    message = await receive()
+        except TimeoutError:
+            raise request_timeout(BODY_SECONDS) from None

@@ -130,6 +130,12 @@ def rate_limited(who: str, amount: int, wait: int, what: str = "requests") -> Ap
     return ApiError(429, ErrorBody("rate_limited", said, retry_after=wait), {"Retry-After": str(wait)})
 
 
+def request_timeout(seconds: float) -> ApiError:
+    """408; the connection is closed, since the rest of the body is not waited for."""
+    message = f"The body did not come within {seconds:.0f} s."
+    return ApiError(408, ErrorBody("request_timeout", message), {"Connection": "close"})
+
+
 def payload_too_large(limit: int) -> ApiError:
     """413; the connection is closed, since the rest of the body is not read."""
     message = f"The body is larger than {limit:,} bytes."

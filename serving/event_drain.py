@@ -19,7 +19,7 @@ from experimentation.event_validation import Event
 from experimentation.spool import Segment, SpoolWriter, finish, orphans, read_segment, taken_over
 from serving.database import TRANSIENT, Database
 from serving.errors import ApiError
-from serving.event_store import REFUSED, EventStore
+from serving.event_store import REFUSED, EventStore, NoRoomError
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ GROUP_EVENTS = 1_000
 TRIES = 3
 WAIT_SECONDS = 0.2
 # Of the database, not of an event: what is spooled waits.
+FOR_GOOD = (*REFUSED, NoRoomError)
 AWAY = (*TRANSIENT, asyncpg.PostgresError, ApiError)
 
 _decode = msgspec.json.Decoder(Event).decode
@@ -74,8 +75,15 @@ class Drainer:
                 await connection.execute("SELECT 1")
             self._database.away = False
             log.info("The database answers again.")
-        for path in self._spool.sealed():
-            segment = await self._drained(path)
+        for path in await asyncio.to_thread(self._spool.sealed):
+            try:
+                segment = await self._drained(path)
+            except FileNotFoundError:
+                log.error("%s is gone: somebody else removed events that were acknowledged and not stored.", path)
+                self._spool.forget(path)
+                continue
+            # This process wrote to its end: nothing is torn there, so it was damaged since.
+            segment.damaged += segment.torn
             await asyncio.to_thread(self._spool.done, segment)
 
     async def drain_orphans(self) -> None:
@@ -103,25 +111,29 @@ class Drainer:
         return segment
 
     async def _store_or_bury(self, events: Sequence[Event]) -> None:
-        """Store all; where one of them is refused, each for itself."""
+        """Store all; where one of them is refused, each half for itself, down to the one."""
         try:
             await self._store.insert(events)
-        except REFUSED:
-            for event in events:
-                await self._store_or_bury_one(event)
+        except FOR_GOOD as error:
+            if len(events) == 1:
+                await self._try_again_or_bury(events[0], error)
+                return
+            half = len(events) // 2
+            await self._store_or_bury(events[:half])
+            await self._store_or_bury(events[half:])
 
-    async def _store_or_bury_one(self, event: Event) -> None:
-        for tried in range(1, TRIES + 1):
+    async def _try_again_or_bury(self, event: Event, error: Exception) -> None:
+        for tried in range(1, TRIES):
+            await asyncio.sleep(WAIT_SECONDS * tried)
             try:
                 await self._store.insert([event])
                 return
-            except REFUSED as error:
-                if tried < TRIES:
-                    await asyncio.sleep(WAIT_SECONDS * tried)
-                    continue
-                log.error("Event %s is a dead letter now: %s", event.event_id, first_line(error))
-                async with self._database.acquire() as connection:
-                    await add_dead_letter(connection, event, first_line(error), tried)
+            except FOR_GOOD as again:
+                error = again
+        said = first_line(error.__cause__ or error)
+        log.error("Event %s is a dead letter now: %s", event.event_id, said)
+        async with self._database.acquire() as connection:
+            await add_dead_letter(connection, event, said, TRIES)
 
 
 def _read(records: Sequence[bytes], segment: Segment) -> Iterator[Event]:

@@ -1,5 +1,6 @@
 """The event half of the application, put together. Belongs here: its parts and their life. Does not belong here: what the parts do."""
 
+import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
@@ -17,6 +18,8 @@ from serving.limits import Limits
 from serving.measures import Measures
 from serving.room import Room
 
+READ_AT_ONCE = 4
+
 
 class EventService:
     """The endpoints, the spool, and what runs beside them."""
@@ -28,17 +31,19 @@ class EventService:
         catalogue: CatalogueCache,
         partitions: PartitionKeeper,
         keys: KeyRing,
-        room: Room,
         limits: Limits,
         measures: Measures,
     ) -> None:
         """Nothing is made on disk, and nothing runs yet."""
         self._settings, self._database, self._measures = settings, database, measures.events
+        room = Room(settings.event_memory_mb * 2**20)
+        # Data that is read takes many times its bytes: so few batches, and large single events, are read at once.
+        slots = asyncio.Semaphore(READ_AT_ONCE)
         self._spool = SpoolWriter(settings.spool_root, settings.spool_mb * 2**20) if settings.spool_mb else None
         self._store = EventStore(database, catalogue, partitions, self._spool)
         self.endpoints: dict[str, Endpoint] = {
-            "/api/v1/events": EventEndpoint(keys, room, self._store, limits, measures),
-            "/api/v1/events/batch": BatchEndpoint(keys, room, self._store, limits, measures),
+            "/api/v1/events": EventEndpoint(keys, room, slots, self._store, limits, measures),
+            "/api/v1/events/batch": BatchEndpoint(keys, room, slots, self._store, limits, measures),
         }
 
     def background(self) -> list[Coroutine[Any, Any, None]]:

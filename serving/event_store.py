@@ -14,6 +14,7 @@ import asyncpg
 import msgspec
 import psycopg
 
+from experimentation.dead_letters import add_dead_letter, first_line
 from experimentation.event_validation import Event, flags_of
 from experimentation.events import NoPartitionError, insert_events
 from experimentation.spool import SpoolError, SpoolFullError, SpoolWriter
@@ -31,13 +32,22 @@ TELL_EVERY_SECONDS = 10.0
 FULL = "The database does not answer and the spool is full; try again shortly."
 UNSTORABLE = "The event holds something that can't be stored."
 
-# What PostgreSQL says of an event itself, a trigger's or constraint's word among it: trying again later is of no use.
-REFUSED = (*NOT_STORABLE, asyncpg.IntegrityConstraintViolationError, asyncpg.PLPGSQLError)
+# A trigger or constraint of somebody's says no: not the sender's fault, so the event is kept as a dead letter.
+RULES = (asyncpg.IntegrityConstraintViolationError, asyncpg.PLPGSQLError)
+# What PostgreSQL says of an event itself: trying again at once is of no use.
+REFUSED = (*NOT_STORABLE, *RULES)
 
-Outcome = Literal["accepted", "spooled", "rejected"]
-"""Committed in PostgreSQL, fsynced in the spool, or something that PostgreSQL can't hold: the last is not stored anywhere."""
+NO_ROOM = "There is no room yet for the day of an event; try again shortly."
+
+Outcome = Literal["accepted", "spooled", "dead_letter", "rejected", "unavailable"]
+"""Committed in PostgreSQL; fsynced in the spool; kept as a dead letter; something that PostgreSQL can't hold; of a day that has no
+partition now. The last two are not stored anywhere."""
 
 _encode = msgspec.json.Encoder().encode
+
+
+class NoRoomError(Exception):
+    """The partition of an event's day can't be made now; nothing of the group is stored."""
 
 
 class EventStore:
@@ -61,6 +71,8 @@ class EventStore:
             raise service_unavailable("More events wait for the database than it can store soon.") from None
         if outcome == "rejected":
             raise validation_error([], UNSTORABLE)
+        if outcome == "unavailable":
+            raise service_unavailable(NO_ROOM)
         return outcome
 
     async def store(self, events: Sequence[Event]) -> list[Outcome]:
@@ -69,18 +81,35 @@ class EventStore:
             return await self._to_spool(events)
         try:
             await self._database.retrying(lambda: self.insert(events))
-        except REFUSED:
-            return await self._one_by_one(events)
+        except NoRoomError:
+            return ["unavailable"] if len(events) == 1 else await self._in_halves(events)
+        except RULES as error:
+            return [await self._bury(events[0], error)] if len(events) == 1 else await self._in_halves(events)
         except ApiError as error:
             if error.status == 400:
-                return await self._one_by_one(events)
+                return ["rejected"] if len(events) == 1 else await self._in_halves(events)
             if self._database.away and self._spool is not None:
                 return await self._to_spool(events)
             raise
         return ["accepted"] * len(events)
 
+    async def _bury(self, event: Event, error: Exception) -> Outcome:
+        log.error("Event %s is a dead letter now: %s", event.event_id, first_line(error))
+
+        async def keep() -> None:
+            async with self._database.acquire() as connection:
+                await add_dead_letter(connection, event, first_line(error), 1)
+
+        await self._database.retrying(keep)
+        return "dead_letter"
+
+    async def _in_halves(self, events: Sequence[Event]) -> list[Outcome]:
+        """After one of a group was refused: the others must not suffer."""
+        half = len(events) // 2
+        return [*await self.store(events[:half]), *await self.store(events[half:])]
+
     async def insert(self, events: Sequence[Event]) -> None:
-        """Store all of them or none, once. Raises what asyncpg raises, and ApiError where a day's partition can't be made."""
+        """Store all of them or none, once. Raises NoRoomError, and what asyncpg raises."""
         catalogue = await self._catalogue.current()
         variants, runs = catalogue.variants, catalogue.by_id.keys()
         for event in events:
@@ -96,22 +125,8 @@ class EventStore:
             async with self._database.keeping() as connection:
                 await insert_events(connection, events)
         except (NoPartitionError, psycopg.Error) as error:
-            raise service_unavailable("There is no room yet for the day of an event; try again shortly.") from error
-
-    async def _one_by_one(self, events: Sequence[Event]) -> list[Outcome]:
-        """After PostgreSQL refused one of a group: the others must not suffer."""
-        outcomes: list[Outcome] = []
-        for event in events:
-            try:
-                await self._database.retrying(lambda event=event: self.insert([event]))  # type: ignore[misc]
-                outcomes.append("accepted")
-            except REFUSED:
-                outcomes.append("rejected")
-            except ApiError as error:
-                if error.status != 400:
-                    raise
-                outcomes.append("rejected")
-        return outcomes
+            log.warning("No partition could be made for the day of an event: %s", first_line(error))
+            raise NoRoomError from error
 
     async def _to_spool(self, events: Sequence[Event]) -> list[Outcome]:
         try:

@@ -22,16 +22,18 @@ from experimentation.event_validation import (
 )
 from serving.auth import KeyRing
 from serving.endpoint import Endpoint, Headers, encode
-from serving.errors import ApiError, payload_too_large, rate_limited, validation_error
-from serving.event_store import EventStore, Outcome
+from serving.errors import ApiError, payload_too_large, rate_limited, service_unavailable, validation_error
+from serving.event_store import NO_ROOM, EventStore, Outcome
 from serving.limits import Limit, Limits
 from serving.measures import Measures
 from serving.room import Room
 
 MAX_BATCH_BYTES = 10 * 1_048_576
 MAX_BATCH = 1_000
-BATCHES_AT_ONCE = 4
+LARGE_BYTES = 65_536
 RATE_LIMITED = "rate_limited"
+# What became of an event that is stored nowhere → its error.
+UNSTORED = {"rejected": "invalid_event", "unavailable": "service_unavailable"}
 
 
 class EventAccepted(msgspec.Struct):
@@ -72,13 +74,27 @@ class EventEndpoint(Endpoint):
     scope = "ingest"
     limit = MAX_EVENT_BYTES
 
-    def __init__(self, keys: KeyRing, room: Room, store: EventStore, limits: Limits, measures: Measures) -> None:
-        """Events that `keys` and `limits` let through go to `store`."""
+    def __init__(
+        self,
+        keys: KeyRing,
+        room: Room,
+        slots: asyncio.Semaphore,
+        store: EventStore,
+        limits: Limits,
+        measures: Measures,
+    ) -> None:
+        """Events that `keys` and `limits` let through go to `store`; so many large ones at once as there are `slots`."""
         super().__init__(keys, room)
-        self._store, self._limits, self._measures = store, limits, measures.events
+        self._slots, self._store, self._limits, self._measures = slots, store, limits, measures.events
 
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
         """Raises ApiError: 400, 413, 429, 503."""
+        if len(body) < LARGE_BYTES:
+            return await self._answer(body)
+        async with self._slots:
+            return await self._answer(body)
+
+    async def _answer(self, body: bytes) -> tuple[int, bytes, Headers]:
         started, now = time.perf_counter(), datetime.now(UTC)
         try:
             event = read_event(body, now)
@@ -89,7 +105,7 @@ class EventEndpoint(Endpoint):
         key = limit.key(_unit(event))
         # Without Redis nothing is awaited, so nothing need be made for it.
         if await self._limits.too_many(limit, {key: 1}) if self._limits.shared else limit.count(key, 1):
-            self._measures.count_refused(RATE_LIMITED)
+            self._measures.count_refused(RATE_LIMITED, event.event_type)
             raise rate_limited("This unit", limit.amount, limit.wait(key), "events")
         try:
             outcome = await self._store.store_one(event)
@@ -107,12 +123,18 @@ class BatchEndpoint(Endpoint):
     scope = "ingest"
     limit = MAX_BATCH_BYTES
 
-    def __init__(self, keys: KeyRing, room: Room, store: EventStore, limits: Limits, measures: Measures) -> None:
-        """Events that `keys` and `limits` let through go to `store`."""
+    def __init__(
+        self,
+        keys: KeyRing,
+        room: Room,
+        slots: asyncio.Semaphore,
+        store: EventStore,
+        limits: Limits,
+        measures: Measures,
+    ) -> None:
+        """Events that `keys` and `limits` let through go to `store`; so many batches at once as there are `slots`, others wait as bytes."""
         super().__init__(keys, room)
-        self._store, self._limits, self._measures = store, limits, measures
-        # An event that is read takes several times its bytes, so few batches are read at once; the others wait as bytes.
-        self._slots = asyncio.Semaphore(BATCHES_AT_ONCE)
+        self._slots, self._store, self._limits, self._measures = slots, store, limits, measures
 
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
         """Raises ApiError: 400, 413, 429, 503."""
@@ -145,8 +167,7 @@ class BatchEndpoint(Endpoint):
         for (event_type, outcome), count in counts.items():
             measures.count_received(event_type, outcome, count)
             measures.observe_latency(event_type, seconds, count)
-        if "rejected" in outcomes:
-            batch.refuse_unstorable(outcomes)
+        batch.refuse_unstored(outcomes)
 
 
 class _Batch:
@@ -181,15 +202,15 @@ class _Batch:
                 kept.append((index, event))
         self.events = kept[::-1]
 
-    def refuse_unstorable(self, outcomes: Sequence[Outcome]) -> None:
-        """Refuse those that PostgreSQL can't hold. Raises ApiError (400) when none is left."""
+    def refuse_unstored(self, outcomes: Sequence[Outcome]) -> None:
+        """Refuse those that are stored nowhere. Raises ApiError when none is left: 503 where trying again may help, else 400."""
         held = list(zip(self.events, outcomes, strict=True))
-        self.events = [event for event, outcome in held if outcome != "rejected"]
+        self.events = [event for event, outcome in held if outcome not in UNSTORED]
         for (index, _), outcome in held:
-            if outcome == "rejected":
-                self.refused.append((index, InvalidEventError([FieldError("event", "invalid_event")])))
+            if outcome in UNSTORED:
+                self.refused.append((index, InvalidEventError([FieldError("event", UNSTORED[outcome])])))
         if not self.events:
-            raise self.all_refused(0, 0)
+            raise service_unavailable(NO_ROOM) if "unavailable" in outcomes else self.all_refused(0, 0)
 
     def answer(self) -> tuple[int, bytes, Headers]:
         """200, or 207 where some are refused."""

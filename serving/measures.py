@@ -93,13 +93,13 @@ class EventMeasures(Collector):
         self.dead_letters: int | None = None
 
     def count_received(self, event_type: str, status: str, count: int = 1) -> None:
-        """So many events of a type: accepted, spooled, rejected or failed."""
+        """So many events of a type: accepted, spooled, dead_letter, rejected or failed."""
         key = (event_label(event_type), status)
         self._received[key] = self._received.get(key, 0) + count
 
-    def count_refused(self, error: str) -> None:
-        """One event that is not valid, or one too many, by its first error."""
-        self.count_received(OTHER, "rejected")
+    def count_refused(self, error: str, event_type: str = OTHER) -> None:
+        """One event that is not valid, or one too many, by its first error; the type of an event that is not valid is not known."""
+        self.count_received(event_type, "rejected")
         self._refused[error] = self._refused.get(error, 0) + 1
 
     def observe_latency(self, event_type: str, seconds: float, events: int = 1) -> None:

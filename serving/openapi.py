@@ -23,6 +23,7 @@ _REFUSALS = {
     "401": "No valid API key.",
     "403": "The key lacks the scope.",
     "404": "There is no such thing.",
+    "408": "The body did not come in time.",
     "413": "The body is too large.",
     "429": "Too many requests a minute; come back after `retry_after` seconds.",
     "503": "The database is away; come back after `retry_after` seconds.",
@@ -160,7 +161,7 @@ def refusals(*statuses: str) -> dict[int | str, dict[str, Any]]:
 
 
 _REF = "#/components/schemas/{name}"
-_ALL = ("400", "401", "403", "413", "429", "503")
+_ALL = ("400", "401", "403", "408", "413", "429", "503")
 
 
 def _fill_in(path: str, parameters: list[Schema]) -> None:

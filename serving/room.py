@@ -24,3 +24,23 @@ class Room:
     def give(self, size: int) -> None:
         """Give back what was taken."""
         self.used -= size
+
+
+class Share:
+    """What one request takes of a room, as its body comes."""
+
+    __slots__ = ("_room", "_size")
+
+    def __init__(self, room: Room) -> None:
+        """Nothing yet."""
+        self._room, self._size = room, 0
+
+    def take(self, size: int) -> None:
+        """So many bytes more. Raises ApiError (503) where there is no room."""
+        self._room.take(size)
+        self._size += size
+
+    def give_back(self) -> None:
+        """All of it."""
+        self._room.give(self._size)
+        self._size = 0

@@ -15,7 +15,7 @@ from experimentation.events import make_partitions
 from orchestration.event_imports.mapping import EventMapping
 from orchestration.event_imports.mapping_file import read_mapping
 from orchestration.event_imports.reading import open_source
-from orchestration.event_imports.storing import EventImport, Imported
+from orchestration.event_imports.storing import EventImport, Imported, Told
 
 FIRST_DAY = datetime.now(UTC).date() - timedelta(days=6)
 CLICKS = """
@@ -59,13 +59,18 @@ def judge(url: str, path: Path, mapping: EventMapping, rejects: Path | None = No
 
 def store(url: str, path: Path, mapping: EventMapping) -> Imported:
     """Judge a file, make its partitions and store it."""
+    return judge_and_store(url, path, mapping, lambda doing, share: None)
+
+
+def judge_and_store(url: str, path: Path, mapping: EventMapping, told: Told) -> Imported:
+    """The same, and say meanwhile what is done."""
 
     def work_on(work: EventImport) -> Imported:
         judged = work.judge()
         make_partitions(url, FIRST_DAY, 1, judged.tally.days)
         return work.store(judged, actor="test")
 
-    return _with_import(url, path, mapping, work_on)
+    return _with_import(url, path, mapping, work_on, told)
 
 
 def rows(url: str, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -82,7 +87,13 @@ def _judged(work: EventImport, rejects: Path | None) -> Imported:
         return work.judge(file)
 
 
-def _with_import(url: str, path: Path, mapping: EventMapping, use: Callable[[EventImport], Imported]) -> Imported:
+def _with_import(
+    url: str,
+    path: Path,
+    mapping: EventMapping,
+    use: Callable[[EventImport], Imported],
+    told: Told = lambda doing, share: None,
+) -> Imported:
     with psycopg.connect(url, autocommit=True) as connection:
         source = open_source(path, mapping.header)
-        return use(EventImport(connection, source, mapping, lambda doing, share: None))
+        return use(EventImport(connection, source, mapping, told))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from orchestration.commands.access import connection_for
+from orchestration.commands.access import actor, connection_for
 from orchestration.commands.console import console, moment, say
 
 app = typer.Typer(no_args_is_help=True, help="Acknowledged events that PostgreSQL refused: list, show, replay, drop.")
@@ -29,7 +29,7 @@ def list_letters(
     with connection_for(PURPOSE, reads=True) as connection:
         count, letters = count_dead_letters(connection), dead_letters(connection, limit=limit)
     if not letters:
-        say("There are no dead letters: every acknowledged event is stored.")
+        say("There are no dead letters.")
         return
     table = Table()
     for heading in ("number", "event", "type", "unit", "received", "tries", "error"):
@@ -75,6 +75,8 @@ def replay(ids: Ids = None, every: All = False) -> None:
     with connection_for(PURPOSE) as connection:
         for letter in _chosen(connection, ids, every):
             done = replay_letter(connection, letter)
+            # Each for itself: making a day's partition keeps others from making theirs until it is committed.
+            connection.commit()
             outcomes[done.outcome or "refused"] += 1
             if done.outcome is None:
                 say(f"{letter.id}: refused again: {done.error}")
@@ -86,6 +88,8 @@ def replay(ids: Ids = None, every: All = False) -> None:
     }
     told = [f"{outcomes[name]:,} {said}" for name, said in words.items() if outcomes[name]]
     say(f"{'; '.join(told)}." if told else "There are no dead letters.")
+    if outcomes["refused"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -93,6 +97,7 @@ def drop(
     ids: Ids = None, every: All = False, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
 ) -> None:
     """Remove them for good: these events are lost then."""
+    from experimentation.audit import write_audit
     from experimentation.dead_letters import drop as drop_letters
 
     with connection_for(PURPOSE) as connection:
@@ -102,7 +107,12 @@ def drop(
             return
         if not yes:
             typer.confirm(f"Remove {len(chosen):,} dead letters for good?", abort=True)
-        say(f"{len(drop_letters(connection, chosen)):,} dead letters are removed.")
+        dropped = drop_letters(connection, chosen)
+        write_audit(
+            connection, actor=actor(PURPOSE), action="dead_letters.dropped", subject="events", reason="Dropped by hand.",
+            after={"numbers": dropped[:PAGE], "count": len(dropped)},
+        )  # fmt: skip
+        say(f"{len(dropped):,} dead letters are removed.")
 
 
 def _chosen(connection: Any, ids: list[int] | None, every: bool) -> Iterator[Any]:
@@ -112,7 +122,7 @@ def _chosen(connection: Any, ids: list[int] | None, every: bool) -> Iterator[Any
 
     if bool(ids) is every:
         raise ExperimentationError(
-            "Give the numbers of dead letters, or --all: `lifecycle events dead-letters list` shows them."
+            "Give either the numbers of dead letters or --all: `lifecycle events dead-letters list` shows them."
         )
     if ids:
         letters = dead_letters(connection, ids)

@@ -65,6 +65,11 @@ def import_events(
             work.store(imported, actor=actor(PURPOSE))
             first_day = recorded_first_day(connection) or current.lineage_start
     _show_rejects(imported.tally, rejects)
+    if imported.other_content is not None:
+        say(
+            f"{file} was imported with other content on {moment(imported.other_content)}: without an `event_id` in the mapping, rows that "
+            "were in it then are stored a second time (docs/importing-events.md)."
+        )
     if refused is not None:
         raise ImportRefusedError(refused)
     _show(imported, stored=not check)

@@ -3,8 +3,9 @@
 Belongs here: formats, and what makes a row a unit's. Does not belong here: where files lie.
 
 A row is a unit's where a field named `unit_id` (beside a `unit_type`, if there is one), `household_id`, `user_id` or `session_id`, or the
-`id` in a `household`, `user` or `session`, holds its id; or where an `event_id` is one of its events'. In prose only its events' ids are
-looked for: an id such as `12` would be found everywhere.
+`id` in a `household`, `user` or `session`, holds its id as text or as a number; or where an `event_id` is one of its events'.
+Rows are those of a table, lines, and the elements of a list; an object that is no row loses only the fields that are the unit's.
+In prose only its events' ids are looked for: an id such as `12` would be found everywhere.
 """
 
 import csv
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,6 +24,13 @@ import pyarrow.parquet as pq
 from orchestration.erasure.records import Unit
 
 UNREADABLE = (pa.ArrowInvalid, UnicodeDecodeError, ValueError, RecursionError, csv.Error)
+
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_COMPARED = (*_TEXTS, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+
+
+class UncomparableError(ValueError):
+    """A column has a name that ids of units stand under, and a type that no id can be looked for in; the message is a clause."""
 
 
 @dataclass(frozen=True)
@@ -51,52 +60,74 @@ def look_into(name: str, data: bytes, trace: Trace) -> Contents:
 
 
 def mask(table: pa.Table, trace: Trace) -> pa.Array:
-    """Which rows of a table are the unit's."""
-    found = pa.array([False] * table.num_rows, pa.bool_())
-    for path in _paths(table.schema):
-        hit = _hit(table, path, trace)
+    """Which rows of a table are the unit's. Raises UncomparableError."""
+    found = np.zeros(table.num_rows, bool)
+    leaves = list(_leaves(table))
+    by_path = {leaf.path: leaf for leaf in leaves}
+    for leaf in leaves:
+        hit = _hit(leaf, by_path.get((*leaf.path[:-1], "unit_type")), trace)
         if hit is not None:
-            found = pc.or_(found, pc.fill_null(hit, False).combine_chunks())
-    return found
+            found[leaf.rows.filter(pc.fill_null(hit, False)).to_numpy()] = True
+    return pa.array(found)
 
 
 def event_ids(table: pa.Table, trace: Trace) -> frozenset[str]:
-    """The ids of the unit's events in a table."""
+    """The ids of the unit's events in a table. Raises UncomparableError."""
     mine = table.filter(mask(table, trace))
-    paths = [path for path in _paths(table.schema) if path[-1] == "event_id"]
-    return frozenset(str(value) for path in paths for value in _at(mine, path).to_pylist() if value is not None)
+    ids = [_texts(leaf) for leaf in _leaves(mine) if leaf.path[-1] == "event_id"]
+    return frozenset(value for texts in ids for value in texts.to_pylist() if value is not None)
 
 
-def _hit(table: pa.Table, path: tuple[str, ...], trace: Trace) -> pa.ChunkedArray | None:
-    kind, unit_id, last = trace.unit.unit_type, trace.unit.unit_id, path[-1]
-    column = _at(table, path)
-    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
-        return None
+@dataclass(frozen=True)
+class _Leaf:
+    """The values of a field at any depth, in lists too, and the row of the table that each belongs to."""
+
+    path: tuple[str, ...]
+    values: pa.Array
+    rows: pa.Array
+
+
+def _leaves(table: pa.Table) -> Iterator[_Leaf]:
+    rows = pa.array(np.arange(table.num_rows))
+    for field, column in zip(table.schema, table.columns, strict=True):
+        yield from _below((field.name,), column.combine_chunks(), rows)
+
+
+def _below(path: tuple[str, ...], values: pa.Array, rows: pa.Array) -> Iterator[_Leaf]:
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        yield from _below(path, values.cast(kind.value_type), rows)
+    elif pa.types.is_struct(kind):
+        for index in range(kind.num_fields):
+            yield from _below((*path, kind.field(index).name), pc.struct_field(values, [index]), rows)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        # A list that is null may still lie on values, which are nobody's.
+        there = values.is_valid()
+        values, rows = values.filter(there), rows.filter(there)
+        yield from _below(path, pc.list_flatten(values), rows.take(pc.list_parent_indices(values)))
+    else:
+        yield _Leaf(path, values, rows)
+
+
+def _hit(leaf: _Leaf, unit_type: _Leaf | None, trace: Trace) -> pa.Array | None:
+    kind, unit_id, last = trace.unit.unit_type, trace.unit.unit_id, leaf.path[-1]
     if last == "event_id":
-        return pc.is_in(column, pa.array(sorted(trace.event_ids), column.type))
-    hit = pc.equal(column, unit_id)
+        return pc.is_in(_texts(leaf), pa.array(sorted(trace.event_ids), pa.large_string())) if trace.event_ids else None
     if last == "unit_id":
-        typed = (*path[:-1], "unit_type")
-        return pc.and_(hit, pc.equal(_at(table, typed), kind)) if typed in set(_paths(table.schema)) else hit
-    return hit if last == f"{kind}_id" or path[-2:] == (kind, "id") else None
+        hit = pc.equal(_texts(leaf), unit_id)
+        beside = unit_type is not None and unit_type.rows.equals(leaf.rows)
+        return pc.and_(hit, pc.equal(_texts(unit_type), kind)) if unit_type is not None and beside else hit
+    return pc.equal(_texts(leaf), unit_id) if last == f"{kind}_id" or leaf.path[-2:] == (kind, "id") else None
 
 
-def _at(table: pa.Table, path: tuple[str, ...]) -> pa.ChunkedArray:
-    column = table[path[0]]
-    return pc.struct_field(column, list(path[1:])) if len(path) > 1 else column
-
-
-def _paths(schema: pa.Schema) -> Iterator[tuple[str, ...]]:
-    def below(field: pa.Field, before: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        path = (*before, field.name)
-        if not pa.types.is_struct(field.type):
-            yield path
-            return
-        for index in range(field.type.num_fields):
-            yield from below(field.type.field(index), path)
-
-    for field in schema:
-        yield from below(field, ())
+def _texts(leaf: _Leaf) -> pa.Array:
+    """Values as text, numbers as they are written. Raises UncomparableError."""
+    kind = leaf.values.type
+    if not any(is_it(kind) for is_it in _COMPARED):
+        raise UncomparableError(f"its column {'.'.join(leaf.path)} holds {kind}, which can't be compared with an id")
+    texts = pc.cast(leaf.values, pa.large_string())
+    # A column of numbers in which some are missing often comes as floats.
+    return texts if any(is_it(kind) for is_it in _TEXTS) else pc.replace_substring_regex(texts, r"\.0+$", "")
 
 
 def _parquet(data: bytes, trace: Trace) -> Contents:
@@ -140,33 +171,46 @@ def _text(data: bytes, trace: Trace) -> Contents:
 
 def _without(value: Any, trace: Trace) -> tuple[int, Any]:
     """How often the unit stands in it, and the value without that: elements leave their lists, a field loses its value."""
-    if _about(value, trace):
+    if _names(value, trace):
         return 1, None
     if isinstance(value, dict):
         parts = {name: _without(item, trace) for name, item in value.items()}
         return sum(rows for rows, _ in parts.values()), {name: kept for name, (_, kept) in parts.items()}
     if isinstance(value, list):
-        items = [(_without(item, trace), _about(item, trace)) for item in value]
-        return sum(rows for (rows, _), _ in items), [kept for (_, kept), gone in items if not gone]
+        # The elements of a list are rows, as lines are: one that holds the unit goes as a whole.
+        left = [_without(item, trace) for item in value if not _about(item, trace)]
+        return len(value) - len(left) + sum(rows for rows, _ in left), [kept for _, kept in left]
     return 0, value
 
 
-def _about(value: Any, trace: Trace) -> bool:
-    """Whether a value, with the objects in it but not their lists, is the unit's."""
+def _about(row: Any, trace: Trace) -> bool:
+    """Whether a row, with the objects in it but not their lists, is the unit's."""
+    if _names(row, trace):
+        return True
+    return isinstance(row, dict) and any(_about(item, trace) for item in row.values() if isinstance(item, dict))
+
+
+def _names(value: Any, trace: Trace) -> bool:
+    """Whether a value itself tells of the unit: an object by its own fields."""
     if isinstance(value, str):
         return _tells_of(value, trace)
     if not isinstance(value, dict):
         return False
     kind, unit_id = trace.unit.unit_type, trace.unit.unit_id
-    named = value.get("unit_id") == unit_id and value.get("unit_type", kind) == kind
-    inner, event_id = value.get(kind), value.get("event_id")
+    inner = value.get(kind)
     return (
-        named
-        or value.get(f"{kind}_id") == unit_id
-        or (isinstance(inner, dict) and inner.get("id") == unit_id)
-        or (isinstance(event_id, str) and event_id in trace.event_ids)
-        or any(_about(item, trace) for item in value.values() if isinstance(item, dict))
+        (_as_text(value.get("unit_id")) == unit_id and value.get("unit_type", kind) == kind)
+        or _as_text(value.get(f"{kind}_id")) == unit_id
+        or (isinstance(inner, dict) and _as_text(inner.get("id")) == unit_id)
+        or _as_text(value.get("event_id")) in trace.event_ids
     )
+
+
+def _as_text(value: Any) -> str | None:
+    """An id as text, a number as it is written; None for what is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def _tells_of(text: str, trace: Trace) -> bool:

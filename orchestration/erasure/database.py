@@ -13,7 +13,9 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import scalar_row, tuple_row
 
+from experimentation.archived_hours import hold_archive
 from experimentation.erased_units import note_erased
+from experimentation.partitions import LEAVING, LeavingDay, leaving_days
 from orchestration.erasure.records import Unit
 
 PSEUDONYM = "erased-{}"
@@ -32,7 +34,6 @@ _OF_ITS_TYPE = "experiment_id IN (SELECT id FROM exp.experiments WHERE unit_type
 _OVERRIDING = "unit_type = %(type)s AND overrides ? %(id)s"
 
 _COUNTS = {
-    "exp.events": f"SELECT count(*) FROM exp.events WHERE {_MINE}",
     "exp.assignments": f"SELECT count(*) FROM exp.assignments WHERE {_MINE}",
     "exp.overridden_units": f"SELECT count(*) FROM exp.overridden_units WHERE {_OF_ITS_TYPE}",
     "exp.experiments, overrides": f"SELECT count(*) FROM exp.experiments WHERE {_OVERRIDING}",
@@ -47,15 +48,20 @@ _RENAME = {
 }
 # Nobody is shown anything by an override of a unit that is gone.
 _NO_OVERRIDE = f"UPDATE exp.experiments SET overrides = overrides - %(id)s WHERE {_OVERRIDING}"
-_REMOVE_EVENTS = f"DELETE FROM exp.events WHERE {_MINE}"
+_EVENTS = sql.Identifier("exp", "events")
+_COUNT_EVENTS = f"SELECT count(*) FROM {{table}} WHERE {_MINE}"
+_REMOVE_EVENTS = sql.SQL("DELETE FROM {table}"), sql.SQL(f" WHERE {_MINE}")
 # What is kept of a context and a payload is what numbers are made by.
-_RENAME_EVENTS = f"""
-UPDATE exp.events SET unit_id = %(pseudonym)s,
+_RENAME_EVENTS = (
+    sql.SQL("UPDATE {table}"),
+    sql.SQL(f"""
+SET unit_id = %(pseudonym)s,
     context = CASE WHEN jsonb_typeof(context -> 'policy_version_id') = 'string'
         THEN jsonb_build_object('policy_version_id', context -> 'policy_version_id') ELSE '{{}}' END,
     payload = CASE WHEN payload @> '{{"reconstructed": true}}' THEN '{{"reconstructed": true}}'::jsonb END
 WHERE {_MINE}
-"""
+"""),
+)
 _BY_DAY = """
 WITH changed AS ({change} RETURNING "timestamp", tableoid)
 SELECT date_trunc('day', changed."timestamp", 'UTC'), pg_class.relname, count(*)
@@ -74,10 +80,11 @@ WHERE (before ->> 'unit_type' = %(type)s AND before -> 'overrides' ? %(id)s)
 
 @dataclass(frozen=True)
 class Erased:
-    """What became of the unit in PostgreSQL: rows by table, and the days (UTC midnights) of its events."""
+    """What became of the unit in PostgreSQL: rows by table, the days (UTC midnights) of its events, how many of them dbt makes anew."""
 
     rows: dict[str, int]
     days: tuple[datetime, ...]
+    days_anew: int
 
 
 def hash_of(connection: psycopg.Connection[Any], unit: Unit) -> str:
@@ -100,29 +107,59 @@ def forget_pseudonym(connection: psycopg.Connection[Any], unit: Unit) -> None:
 
 
 def counts(connection: psycopg.Connection[Any], unit: Unit) -> dict[str, int]:
-    """How many rows of the unit each table holds."""
-    with connection.cursor(row_factory=scalar_row) as cursor:
-        return {table: int(cursor.execute(query, _names(unit)).fetchone() or 0) for table, query in _COUNTS.items()}
+    """How many rows of the unit each table holds; days on their way out count among the events."""
+    names = _names(unit)
+    with connection.transaction(), connection.cursor(row_factory=scalar_row) as cursor:
+        tables = [_EVENTS, *(leaving.table for leaving in _hold_unseen(connection))]
+        queries = [sql.SQL(_COUNT_EVENTS).format(table=table) for table in tables]
+        events = sum(int(cursor.execute(query, names).fetchone() or 0) for query in queries)
+        others = {table: int(cursor.execute(query, names).fetchone() or 0) for table, query in _COUNTS.items()}
+    return {"exp.events": events, **others}
 
 
 def erase(connection: psycopg.Connection[Any], unit: Unit, pseudonym: str | None) -> Erased:
     """Note the unit as erased and take it out of every table, in the caller's transaction; with a pseudonym its rows stay under that.
 
-    The days of removed events are noted, so that dbt makes their aggregates anew.
+    Days that retention is about to drop are changed as well. The other days of removed events are noted, so that dbt makes their aggregates
+    anew.
     """
+    # Before anything is locked that the archive may wait for: who is dropping such a day is waited for.
+    _hold_unseen(connection)
     note_erased(connection, unit.unit_type, unit.unit_id)
     names = _names(unit, pseudonym)
     # Overrides first: a trigger notes everybody in them as overridden.
     rows = {"exp.experiments, overrides": connection.execute(_NO_OVERRIDE, names).rowcount}
     for table, change in (_RENAME if pseudonym else _REMOVE).items():
         rows[table] = connection.execute(change, names).rowcount
-    by_day = sql.SQL(_BY_DAY).format(change=sql.SQL(_RENAME_EVENTS if pseudonym else _REMOVE_EVENTS))
     with connection.cursor(row_factory=tuple_row) as cursor:
-        events = cursor.execute(by_day, names).fetchall()
-        if not pseudonym:
-            cursor.executemany(_NOTE_DAY, [(day, partition) for day, partition, _ in events])
+        events = cursor.execute(_by_day(_EVENTS, pseudonym), names).fetchall()
+        # Listed only now: none that was attached can become one unseen, as this transaction uses it.
+        for leaving in _hold_unseen(connection):
+            events += cursor.execute(_by_day(leaving.table, pseudonym), names).fetchall()
+        # Of a day that leaves dbt sees nothing, or soon will: it would make empty aggregates of it.
+        gone = {day for day, partition, _ in events if partition.endswith(LEAVING)}
+        noted = [] if pseudonym else [(day, partition) for day, partition, _ in events if day not in gone]
+        cursor.executemany(_NOTE_DAY, noted)
     rows["exp.events"] = sum(count for _, _, count in events)
-    return Erased({table: rows[table] for table in _COUNTS}, tuple(sorted(day for day, _, _ in events)))
+    return Erased(
+        {"exp.events": rows["exp.events"], **{table: rows[table] for table in _COUNTS}},
+        tuple(sorted({day for day, _, _ in events})),
+        len(noted),
+    )
+
+
+def _by_day(table: sql.Identifier, pseudonym: str | None) -> sql.Composed:
+    head, tail = _RENAME_EVENTS if pseudonym else _REMOVE_EVENTS
+    return sql.SQL(_BY_DAY).format(change=head.format(table=table) + tail)
+
+
+def _hold_unseen(connection: psycopg.Connection[Any]) -> list[LeavingDay]:
+    """The days on their way out that `exp.events` no longer shows, which nobody archives or drops until the caller's transaction ends."""
+    before = leaving_days(connection)
+    hold_archive(connection, (leaving.day for leaving in before))
+    # Some were dropped while they were waited for: what they held is in the archive.
+    held = {leaving.name for leaving in before}
+    return [one for one in leaving_days(connection) if one.name in held and (one.pending or not one.attached)]
 
 
 def audited(connection: psycopg.Connection[Any], unit: Unit) -> int:

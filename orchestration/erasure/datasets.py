@@ -22,7 +22,7 @@ from assets.datasets.build import ROWS_FILE, SCHEMA_FILE, SUMMARY_FILE, read_ver
 from assets.datasets.row_files import fields, parquet_bytes, read_parquet
 from assets.datasets.summary import summary_markdown
 from assets.object_store import MissingObjectError, ObjectStore
-from orchestration.erasure.contents import Trace, event_ids, mask
+from orchestration.erasure.contents import Trace, UncomparableError, event_ids, mask
 from orchestration.erasure.records import ErasureError
 from planner.product import RowWindow
 from training.records import DatasetVersion
@@ -44,9 +44,15 @@ def versions_with(store: ObjectStore, trace: Trace) -> Iterator[HeldVersion]:
     for name in sorted({key.partition("/")[0] for key in store.list() if key.endswith(f"/{ROWS_FILE}")}):
         for version in versions(store, name):
             table = _rows(store, f"{name}/{version}/{ROWS_FILE}")
-            rows = pc.sum(mask(table, trace)).as_py() or 0
+            uri = store.uri(f"{name}/{version}")
+            try:
+                rows, ids = pc.sum(mask(table, trace)).as_py() or 0, event_ids(table, trace)
+            except UncomparableError as error:
+                raise ErasureError(
+                    f"{uri} can't be looked through ({error}): remove the version, and run this again."
+                ) from error
             if rows:
-                yield HeldVersion(name, version, store.uri(f"{name}/{version}"), rows, event_ids(table, trace))
+                yield HeldVersion(name, version, uri, rows, ids)
 
 
 def _rows(store: ObjectStore, key: str) -> pa.Table:

@@ -103,7 +103,7 @@ def erase(
             connection, actor=actor, action="unit.erasing", subject=subject, reason=f"A unit is to be {how}.", after={"rows": erased.rows}
         )  # fmt: skip
     mode = Mode(pseudonym, change=True, datasets=files)
-    report = Report(_in_tables(erased.rows, mode), days=0 if pseudonymise else len(erased.days))
+    report = Report(_in_tables(erased.rows, mode), days=erased.days_anew)
     archive.wait_for_archive(connection, erased.days, platform.first_day)
     _visit(connection, platform, unit, mode, report, told)
     with connection.transaction():

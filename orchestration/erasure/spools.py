@@ -49,7 +49,7 @@ def spooled_events(root: Path, unit: Unit, change: bool, wait_seconds: float = W
     Raises ErasureError when it did not within `wait_seconds`, or where a segment that a person has to look at holds the unit; OSError.
     """
     if not change:
-        rows = sum(_count(path, unit) for path in root.glob("*/*.events"))
+        rows = sum(_count(path, unit) for path in _segments(root))
         if rows:
             yield Found(f"spool {root}", rows, "removed")
         return
@@ -81,7 +81,7 @@ def _take_out(folder: Path, unit: Unit) -> int:
 
 def _wait_for_writers(root: Path, unit: Unit, wait_seconds: float) -> None:
     deadline = time.monotonic() + wait_seconds
-    while held := {path: rows for path in sorted(root.glob("*/*.events")) if (rows := _count(path, unit))}:
+    while held := {path: rows for path in _segments(root) if (rows := _count(path, unit))}:
         if all(path.parent.name == "damaged" for path in held) or time.monotonic() >= deadline:
             named = ", ".join(str(path) for path in held)
             raise ErasureError(
@@ -89,6 +89,11 @@ def _wait_for_writers(root: Path, unit: Unit, wait_seconds: float) -> None:
                 "PostgreSQL, and a damaged segment is yours to look at and to remove; run this again then."
             )
         time.sleep(_EVERY_SECONDS)
+
+
+def _segments(root: Path) -> list[Path]:
+    """Those of writers, and the damaged ones that were kept aside."""
+    return sorted({*root.glob("*/*.events"), *root.glob("damaged/*")})
 
 
 def _count(path: Path, unit: Unit) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import psycopg
-from psycopg.rows import tuple_row
+from psycopg.rows import scalar_row, tuple_row
 
 from experimentation.audit import write_audit
 from experimentation.erased_units import erased_units
@@ -33,6 +33,14 @@ REASON = "Someone asked for it on the command line."
 MAPPING_BEFORE = (
     "SELECT after ->> 'mapping', at FROM exp.audit_log WHERE subject = %s AND action = %s ORDER BY id DESC LIMIT 1"
 )
+# A file that grew, or was packed, since: `log.csv` and `log.csv.gz` are the same log.
+OTHER_CONTENT = """
+SELECT created_at FROM exp.imports
+WHERE kind = %s AND digest <> %s AND regexp_replace(source, '\\.gz$', '') = regexp_replace(%s, '\\.gz$', '')
+ORDER BY id DESC LIMIT 1
+"""
+# Whoever erases a unit waits for the chunk, and what was erased before is known to it.
+HOLD_ERASURES = "LOCK TABLE exp.erased_units IN SHARE MODE"
 LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
 
@@ -46,7 +54,10 @@ class ImportRefusedError(Exception):
 
 @dataclass
 class Imported:
-    """What an import came to. `new_events` and `new_units` were not there before; `before`: the file had been imported already."""
+    """What an import came to. `new_events` and `new_units` were not there before; `before`: the file had been imported already.
+
+    `other_content` is when the same log was imported with other content, where that makes other ids of its rows.
+    """
 
     tally: Tally
     units: dict[str, int] = field(default_factory=dict)
@@ -54,6 +65,7 @@ class Imported:
     new_events: int = 0
     new_units: int = 0
     before: bool = False
+    other_content: datetime | None = None
 
 
 class EventImport:
@@ -65,7 +77,7 @@ class EventImport:
         source.require(mapping.columns())
         self._experiments = find_experiments(connection, mapping)
         self._digest = digest_of(source.path)
-        self._erased = erased_units(connection)
+        self._begun = False
         self._now = datetime.now(UTC)
         stage_units(connection)
 
@@ -77,7 +89,7 @@ class EventImport:
             tally.add(chunk)
             if rejects is not None:
                 write_rejects(rejects, chunk)
-        return Imported(tally, noted_units(self._connection))
+        return Imported(tally, noted_units(self._connection), other_content=self._other_content())
 
     def store(self, judged: Imported, *, actor: str) -> Imported:
         """Store what was judged; again stores what is missing, and nothing twice. Partitions must be there.
@@ -88,15 +100,13 @@ class EventImport:
         with self._alone(subject):
             self._refuse_another_mapping(subject)
             before = is_remembered(self._connection, self._digest)
-            if not before:
-                self._audit(subject, BEGUN, actor, {})
-            experiments = self._store_run(judged, actor)
+            experiments = self._store_run(judged, subject, actor)
             # By now every unit is noted, so only rows of units in two variants have to be found again.
             note = partial(note_units, self._connection, experiments.run_id)
             two = judged.tally.rejects[TWO_VARIANTS] > 0
             for chunk in self._chunks(experiments, note if two else lambda units: {}, self._digest, "stored"):
-                with self._connection.transaction():
-                    judged.new_events += store_read_events(self._connection, chunk.events)
+                if chunk.events:
+                    judged.new_events += self._store_chunk(chunk, subject, actor)
             judged.before = before and not judged.new_events and not judged.new_units
             if not judged.before:
                 self._note(subject, judged, actor)
@@ -104,15 +114,31 @@ class EventImport:
 
     def _chunks(self, experiments: Experiments, note: NoteUnits, identity: str | None, doing: str) -> Iterator[Chunk]:
         reader = RowReader(self._mapping, self._source, experiments, identity=identity, now=self._now)
-        for chunk in judged(self._source, reader, note, self._erased):
+        for chunk in judged(self._source, reader, note, erased_units(self._connection)):
             yield chunk
             self._told(doing, self._source.read_share)
 
-    def _store_run(self, judged: Imported, actor: str) -> Experiments:
+    def _store_chunk(self, chunk: Chunk, subject: str, actor: str) -> int:
+        with self._connection.transaction():
+            self._connection.execute(HOLD_ERASURES)
+            erased = erased_units(self._connection)
+            kept = [one for one in chunk.events if not erased.cover(one.unit_type, one.unit_id, one.timestamp)]
+            self._begin(subject, actor)
+            return store_read_events(self._connection, kept)
+
+    def _begin(self, subject: str, actor: str) -> None:
+        """With the first thing that is stored, in its transaction: a mapping that stored nothing keeps no other one out."""
+        if not self._begun:
+            self._audit(subject, BEGUN, actor, {})
+            self._begun = True
+
+    def _store_run(self, judged: Imported, subject: str, actor: str) -> Experiments:
         declared = self._mapping.declared
         if declared is None:
             return self._experiments
         with self._connection.transaction():
+            self._connection.execute(HOLD_ERASURES)
+            self._begin(subject, actor)
             judged.run = import_run(
                 self._connection,
                 name=declared.name,
@@ -144,11 +170,18 @@ class EventImport:
     def _refuse_another_mapping(self, subject: str) -> None:
         with self._connection.cursor(row_factory=tuple_row) as cursor:
             row = cursor.execute(MAPPING_BEFORE, (subject, BEGUN)).fetchone()
+        self._begun = row is not None
         if row is not None and row[0] != self._mapping.digest:
             raise ImportRefusedError(
                 f"{self._source.path} was imported with another mapping on {row[1].astimezone(UTC):%Y-%m-%d %H:%M} UTC, and the events "
                 "of a file are stored once: use that mapping, in which several `events:` make several events of a row."
             )
+
+    def _other_content(self) -> datetime | None:
+        if all(entry.event_id is not None for entry in self._mapping.events):
+            return None
+        with self._connection.cursor(row_factory=scalar_row) as cursor:
+            return cursor.execute(OTHER_CONTENT, (KIND, self._digest, str(self._source.path.resolve()))).fetchone()
 
     def _note(self, subject: str, imported: Imported, actor: str) -> None:
         tally = imported.tally
@@ -159,7 +192,8 @@ class EventImport:
             "units": sum(imported.units.values()),
         }
         with self._connection.transaction():
-            remember(self._connection, KIND, str(self._source.path), self._digest, counts)
+            if self._begun:
+                remember(self._connection, KIND, str(self._source.path.resolve()), self._digest, counts)
             new = {"new_events": imported.new_events, "new_units": imported.new_units}
             self._audit(subject, DONE, actor, {**counts, **new, "rejects": dict(tally.rejects)})
 

@@ -191,6 +191,37 @@ def test_what_postgresql_refuses_is_refused_alone(server: EmbeddedPostgres, key:
         assert set(stored(server)) == {one["event_id"] for one in good}
 
 
+def test_what_a_rule_of_the_database_refuses_is_kept(server: EmbeddedPostgres, key: str) -> None:
+    """Somebody's trigger or constraint is not the sender's fault."""
+    with running_api(server.url) as url, client_of(url, key) as client, psycopg.connect(server.url) as connection:
+        connection.execute("ALTER TABLE exp.events ADD CONSTRAINT no_poison CHECK (unit_id <> 'poison')")
+        connection.commit()
+        sent = [event("a"), event("poison"), event("b")]
+        answer = client.post("/api/v1/events/batch", json={"events": sent})
+        assert (answer.status_code, answer.json()["accepted"]) == (200, 3)
+        assert client.post("/api/v1/events", json=event("poison")).status_code == 200
+        assert set(stored(server)) == {sent[0]["event_id"], sent[2]["event_id"]}
+        letters = dead_letters(connection)
+        assert [(letter.read()["unit_id"], "no_poison" in letter.error) for letter in letters] == [("poison", True)] * 2
+        assert 'events_received_total{event_type="custom",status="dead_letter"} 2.0' in client.get("/metrics").text
+
+
+def test_a_database_that_was_read_only_is_written_to_again(server: EmbeddedPostgres, key: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"spool_mb": 1, "spool_dir": tmp_path / "spool", "api_retry_delays_ms": NO_WAITING}
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("ALTER DATABASE lifecycle SET default_transaction_read_only = on")
+    with running_api(server.url, **settings) as url, client_of(url, key) as client:
+        # Sessions that begin now stay read-only.
+        sent = [event(f"u{n}") for n in range(3)]
+        for one in sent:
+            assert client.post("/api/v1/events", json=one).status_code == 200
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("SET default_transaction_read_only = off")
+            connection.execute("ALTER DATABASE lifecycle RESET default_transaction_read_only")
+        until(lambda: gauge(client, "event_spool_size") == 0)
+        assert set(stored(server)) == {one["event_id"] for one in sent}
+
+
 def test_what_was_acknowledged_and_is_refused_becomes_a_dead_letter(
     server: EmbeddedPostgres, key: str, tmp_path: Path
 ) -> None:

@@ -1,13 +1,16 @@
 """Bounds of the event API: events a minute of a unit, bytes that are answered at once."""
 
+import contextlib
+import socket
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import psycopg
+import pytest
 from api_support import running_api
 
 pytest_plugins = ["api_service"]
@@ -59,10 +62,10 @@ def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_given_bac
         begun, go = threading.Event(), threading.Event()
 
         def slowly() -> Any:
-            yield body[:100]
+            yield body[:-100]
             begun.set()
             go.wait(30)
-            yield body[100:]
+            yield body[-100:]
 
         slow: list[httpx.Response] = []
         held = {**headers, "Content-Length": str(len(body))}
@@ -81,3 +84,46 @@ def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_given_bac
         assert slow[0].status_code == 400
         for _ in range(5):
             assert client.post("/api/v1/events/batch", content=body, headers=headers).status_code == 400
+
+
+def test_bodies_that_never_come_end_and_keep_nobody_out(
+    database_url: str, make_client: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many announce ten megabytes and send a byte: they take that byte's room, and are told after a while."""
+    monkeypatch.setattr("serving.endpoint.BODY_SECONDS", 1.0)
+    with (
+        running_api(database_url, event_memory_mb=16, api_key_cache_seconds=60) as url,
+        contextlib.ExitStack() as stack,
+    ):
+        client = make_client(url, "ingest")
+        key = client.headers["Authorization"]
+        head = f"POST /api/v1/events/batch HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\nContent-Length: 10000000\r\n\r\n{{"
+        stalled = []
+        for _ in range(10):
+            stalled.append(stack.enter_context(socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0), 20)))
+            stalled[-1].sendall(head.encode())
+        assert client.post("/api/v1/events/batch", json={"events": [event()]}).status_code == 200
+        for connection in stalled:
+            answer = connection.recv(65_536).decode()
+            assert answer.startswith("HTTP/1.1 408") and '"request_timeout"' in answer
+        assert client.post("/api/v1/events/batch", json={"events": [event()]}).status_code == 200
+
+
+def test_a_day_that_can_not_be_made_now_holds_up_nobody_else(
+    database_url: str, make_client: Callable[..., httpx.Client]
+) -> None:
+    today = datetime.now(UTC)
+    old = (today - timedelta(days=3)).isoformat()
+    settings: dict[str, Any] = {"first_day": (today - timedelta(days=5)).date(), "retention_days": 1}
+    with running_api(database_url, **settings) as url, psycopg.connect(database_url) as other:
+        client = make_client(url, "ingest")
+        # As ANALYZE, a new index or a detaching hold it: inserts go on, a new partition must wait.
+        other.execute("LOCK TABLE exp.events IN SHARE UPDATE EXCLUSIVE MODE")
+        sent = [event("a"), event("b", timestamp=old), event("c")]
+        answer = client.post("/api/v1/events/batch", json={"events": sent})
+        assert (answer.status_code, answer.json()["errors"]) == (207, [{"index": 1, "error": "service_unavailable"}])
+        alone = client.post("/api/v1/events", json=sent[1])
+        assert (alone.status_code, alone.headers["retry-after"]) == (503, "5")
+        other.rollback()
+        assert client.post("/api/v1/events", json=sent[1]).status_code == 200
+        assert other.execute("SELECT count(*) FROM exp.events").fetchone() == (3,)

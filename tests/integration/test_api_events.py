@@ -204,6 +204,20 @@ def test_the_databases_own_first_day_wins(database_url: str, make_client: Callab
         assert make_client(url, "ingest").post("/api/v1/events", json=event()).status_code == 200
 
 
+def test_days_that_retention_dropped_are_not_made_anew_but_for_their_events(database_url: str) -> None:
+    today = datetime.now(UTC).date()
+    first, late = today - timedelta(days=20), today - timedelta(days=10)
+    assert make_partitions(database_url, first, 0, keep_days=3) == 1 + 4
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        # Somebody put a day's table aside by hand.
+        connection.execute(f"CREATE TABLE exp.events_{late:%Y%m%d} (LIKE exp.events)")
+        assert make_partitions(database_url, first, 0, keep_days=3) == 0
+        assert make_partitions(database_url, first, 0, days=[late], keep_days=3) == 1
+        assert store_events(connection, [event(timestamp=f"{late}T12:00:00Z")]) == 1
+        rows = connection.execute("SELECT tableoid::regclass::text FROM exp.events").fetchall()
+    assert rows == [(f"exp.events_{late:%Y%m%d}_2",)]
+
+
 def test_many_events_of_our_own_are_stored_in_bulk_and_once(database_url: str) -> None:
     make_partitions(database_url, datetime.now(UTC).date(), 2)
     start = datetime(2025, 1, 1, tzinfo=UTC)

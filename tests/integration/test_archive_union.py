@@ -47,7 +47,7 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     ],
     ids=["an hour", "a month of history"],
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
 @given(first=moments, late=moments, dropped=st.floats(0, 1), slice_rows=st.integers(1, 30))
 @example(first=evenly(3_000, 3_000, 60), late=evenly(1_000, 3_000, 20), dropped=0, slice_rows=10)
 def test_a_file_is_the_union_of_what_came_before_and_late(

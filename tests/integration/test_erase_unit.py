@@ -1,9 +1,13 @@
 """Erasing a unit on a real database, archive and spool: it is gone everywhere, and not a bit of anybody else's changes."""
 
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import msgspec
 import polars as pl
+import psycopg
 import pytest
 from archive_support import DAY, FIRST, HOUR, insert
 from erasure_support import HISTORY, UNITS, World, record, row
@@ -11,9 +15,11 @@ from erasure_support import HISTORY, UNITS, World, record, row
 from assets.events.archive import archive_hours
 from assets.events.cleaning import clean_day, day_key
 from assets.events.event_files import hour_key
-from experimentation.archived_hours import waiting_hours
+from assets.events.retention import apply_retention
+from experimentation.archived_hours import archive_lock, record_dropped, waiting_hours
 from experimentation.erased_units import erased_units
-from experimentation.spool import SpoolWriter
+from experimentation.partitions import LeavingDay, leaving_days, take_out
+from experimentation.spool import SpoolWriter, finish, read_segment
 from orchestration.erasure import spools
 from orchestration.erasure.records import ErasureError, Unit
 
@@ -148,6 +154,95 @@ def test_a_running_writer_is_waited_for_and_then_told_of(world: World, monkeypat
     assert list(spools.spooled_events(world.platform.spool, USER, change=True)) == []
     writer.close()
     assert msgspec.json.encode(record(LONGER, 8001)) in world.spooled()
+
+
+def leave(world: World, state: str) -> LeavingDay:
+    """The second day as a retention that was killed left it."""
+    day = FIRST.date() + timedelta(days=1)
+    with world.connect() as connection, psycopg.connect(world.url) as reader:
+        if state == "detached":
+            return take_out(connection, day)
+        connection.execute(f"ALTER TABLE exp.events_{day:%Y%m%d} RENAME TO events_{day:%Y%m%d}_leaving")
+        if state == "pending":
+            reader.execute("SELECT count(*) FROM exp.events")
+            connection.execute("SET lock_timeout = '300ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                take_out(connection, day)
+        (leaving,) = leaving_days(connection)
+        assert (leaving.attached, leaving.pending) == (True, state == "pending")
+        return leaving
+
+
+def retain(world: World) -> list[bool]:
+    with world.connect() as connection:
+        return [
+            fate.dropped for fate in apply_retention(connection, world.store, 10, FIRST.date() + timedelta(days=12))
+        ]
+
+
+def archived_of(world: World, unit_type: str) -> set[str]:
+    return {
+        name
+        for key, frame in world.frames().items()
+        if key.startswith("events/")
+        for name in frame.filter(pl.col("unit_type") == unit_type)["unit_id"]
+    }
+
+
+@pytest.mark.parametrize("pseudonymise", [False, True], ids=["removed", "pseudonymised"])
+@pytest.mark.parametrize("state", ["renamed", "pending", "detached"])
+def test_a_day_that_retention_began_to_drop_does_not_bring_it_back(
+    world: World, state: str, pseudonymise: bool
+) -> None:
+    leave(world, state)
+    assert world.places(USER) == EVERYWHERE
+    report = world.erase(USER, pseudonymise=pseudonymise)
+    assert not report.left and report.found[0].rows == 16
+    # dbt no longer sees that day, and would make nothing of it.
+    assert report.days == (0 if pseudonymise else 2)
+    assert world.rows("SELECT count(*) FROM exp.erased_days WHERE day = %s", FIRST + DAY) == [(0,)]
+    assert world.places(USER) == {}
+    assert retain(world)[0]
+    assert "1" not in archived_of(world, "user") and "12" in archived_of(world, "user")
+    assert world.rows("SELECT count(*) FROM exp.events WHERE timestamp >= %s AND timestamp < %s", FIRST + DAY, FIRST + 2 * DAY) == [
+        (0,)
+    ]  # fmt: skip
+
+
+def test_a_day_that_is_being_dropped_is_waited_for(world: World) -> None:
+    leaving = leave(world, "detached")
+    with world.connect() as holder, world.connect() as watcher, ThreadPoolExecutor(1) as pool:
+        with archive_lock(holder, [leaving.day]):
+            erasing = pool.submit(world.erase, USER)
+            deadline = time.monotonic() + 60
+            while not watcher.execute(
+                "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+            ).fetchone():
+                assert not erasing.done() and time.monotonic() < deadline
+                time.sleep(0.02)
+            assert watcher.execute("SELECT FROM exp.erased_units").fetchone() is None
+            archive_hours(holder, world.store, FIRST + DAY, FIRST + 2 * DAY, leaving.table)
+            with holder.transaction():
+                holder.execute(psycopg.sql.SQL("DROP TABLE {}").format(leaving.table))
+                record_dropped(holder, leaving.day)
+        assert not erasing.result(120).left
+    assert "1" not in archived_of(world, "user")
+
+
+def test_a_damaged_segment_that_was_kept_aside_is_told_of(world: World) -> None:
+    spool = world.platform.spool
+    writer = SpoolWriter(spool, 2**20)
+    writer.append([msgspec.json.encode(record(LONGER, 1))])
+    writer.append([msgspec.json.encode(record(USER, 1))])
+    (path,) = writer.sealed()
+    path.write_bytes(b"spoilt" + path.read_bytes()[6:])
+    finish(spool, read_segment(path))
+    assert list(spool.glob("damaged/*")) and not path.exists()
+    assert world.places(USER)["spool /spool"] == 3
+    with pytest.raises(
+        ErasureError, match=r"1 spooled events of it are still in .*/damaged/.*a damaged segment is yours"
+    ):
+        list(spools.spooled_events(spool, USER, change=True))
 
 
 def test_what_an_override_left_is_told_of(world: World) -> None:

@@ -1,9 +1,11 @@
 """Logs brought into PostgreSQL: stored once whatever happens, units with their variants, names resolved, hostile values unchanged."""
 
+import gzip
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,12 +13,15 @@ from conftest import SHARED_DATA
 from ground_support import config_of, every_model_exists
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from import_support import CLICKS, FIRST_DAY, TRIAL, judge, mapping_of, rows, store, written
+from import_support import CLICKS, FIRST_DAY, TRIAL, judge, judge_and_store, mapping_of, rows, store, written
 
 from experimentation.erased_units import note_erased
+from experimentation.event_validation import Event
+from experimentation.events import store_read_events
 from experimentation.imported_runs import ImportedRunError
 from experimentation.sync import sync
 from experimentation.yaml_nodes import ConfigError
+from orchestration.event_imports import judging, storing
 from orchestration.event_imports.storing import ImportRefusedError
 
 HEADER = "user,variant,at\n"
@@ -213,6 +218,77 @@ def test_erased_units_do_not_come_back(database_url: str, tmp_path: Path) -> Non
         rows(database_url, "SELECT unit_id FROM exp.events UNION ALL SELECT unit_id FROM exp.assignments")
         == [("here",)] * 2
     )
+
+
+@pytest.mark.parametrize("when", ["judged", "stored"])
+def test_a_unit_that_is_erased_meanwhile_does_not_come_back(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Erased between judging and storing its enrolment does not come, either; later it was stored by then, and erased with its unit."""
+    monkeypatch.setattr(judging, "ROWS_AT_ONCE", 1)
+
+    def erase(doing: str, share: float) -> None:
+        if doing == when:
+            with psycopg.connect(database_url) as connection:
+                note_erased(connection, "user", "gone")
+
+    path = written(tmp_path, "log.csv", HEADER + f"here,a,{AT}\ngone,a,{AT}\n")
+    imported = judge_and_store(database_url, path, mapping_of(tmp_path, TRIAL), erase)
+    assert imported.new_events == 1 and rows(database_url, "SELECT unit_id FROM exp.events") == [("here",)]
+    enrolled = [row[0] for row in rows(database_url, ENROLLED)]
+    assert enrolled == (["here"] if when == "judged" else ["gone", "here"])
+
+
+def test_an_erasure_waits_for_the_chunk_that_is_being_stored(database_url: str, tmp_path: Path) -> None:
+    mapping = mapping_of(tmp_path, CLICKS)
+    path = written(tmp_path, "log.csv", f"user,at\nu,{AT}\n")
+    held: list[bool] = []
+
+    def note(connection: psycopg.Connection[Any], events: list[Event]) -> int:
+        stored = store_read_events(connection, events)
+        with psycopg.connect(database_url) as other, pytest.raises(psycopg.errors.LockNotAvailable):
+            other.execute("SET lock_timeout = '100ms'")
+            note_erased(other, "user", "u")
+        held.append(True)
+        return stored
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(storing, "store_read_events", note)
+        assert store(database_url, path, mapping).new_events == 1
+    assert held == [True]
+
+
+@pytest.mark.parametrize("wrong", ["where: {user: nobody}\n", "timestamp"])
+def test_a_mapping_that_stored_nothing_keeps_no_other_out(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    path = written(tmp_path, "log.csv", f"user,at\nu,{AT}\n")
+    if wrong == "timestamp":
+        monkeypatch.setattr(storing, "store_read_events", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store(database_url, path, mapping_of(tmp_path, CLICKS))
+        monkeypatch.undo()
+    else:
+        assert store(database_url, path, mapping_of(tmp_path, CLICKS + wrong)).new_events == 0
+    right = mapping_of(tmp_path, CLICKS.replace("click", "visit"))
+    assert store(database_url, path, right).new_events == 1
+    assert store(database_url, path, right).before
+    assert rows(database_url, "SELECT counts ->> 'events' FROM exp.imports") == [("1",)]
+    with pytest.raises(ImportRefusedError, match="was imported with another mapping"):
+        store(database_url, path, mapping_of(tmp_path, CLICKS))
+
+
+def test_a_log_that_grew_is_known_unless_it_has_ids(database_url: str, tmp_path: Path) -> None:
+    one, two = f"user,at,id\nu,{AT},a\n", f"user,at,id\nu,{AT},a\nv,{AT},b\n"
+    plain, hashed = mapping_of(tmp_path, CLICKS), mapping_of(tmp_path, CLICKS + "event_id: {column: id, as: hash}\n")
+    assert store(database_url, written(tmp_path, "log.csv", one), plain).other_content is None
+    assert store(database_url, written(tmp_path, "log.csv", one), plain).other_content is None
+    path = written(tmp_path, "log.csv", two)
+    assert judge(database_url, path, plain).other_content is not None
+    assert judge(database_url, path, hashed).other_content is None
+    packed = written(tmp_path, "log.csv.gz", gzip.compress(one.encode()))
+    assert judge(database_url, packed, plain).other_content is not None
+    assert judge(database_url, written(tmp_path, "other.csv", two), plain).other_content is None
 
 
 def test_naughty_strings_are_stored_and_found_unchanged(database_url: str, tmp_path: Path) -> None:

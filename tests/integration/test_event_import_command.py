@@ -94,6 +94,15 @@ def test_rejects_are_told_and_too_many_store_nothing(
     assert rows(database_url, "SELECT unit_id FROM exp.events") == [("u1",)]
 
 
+def test_a_log_that_grew_is_told_of(environment: dict[str, str], tmp_path: Path) -> None:
+    content, mapping = "user,at\nu,2020-01-02T00:00:00Z\n", written(tmp_path, "mapping.yml", CLICKS)
+    first = lifecycle(environment, written(tmp_path, "log.csv", content), "--mapping", mapping)
+    assert first.returncode == 0 and "other content" not in first.stdout
+    path = written(tmp_path, "log.csv", content + "v,2020-01-03T00:00:00Z\n")
+    told = lifecycle(environment, path, "--mapping", mapping, "--check").stdout
+    assert f"{path} was imported with other content on " in told and "without an `event_id` in the mapping" in told
+
+
 @pytest.mark.parametrize(
     ("content", "mapping", "said"),
     [

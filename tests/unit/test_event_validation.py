@@ -101,6 +101,7 @@ WRONG = [
     ("timestamp", "2025-06-01T11:00:00", "invalid_timestamp"),
     ("timestamp", "2025-06-31T11:00:00Z", "invalid_timestamp"),
     ("timestamp", "0001-01-01T00:00:00+05:00", "invalid_timestamp"),
+    ("timestamp", "0001-01-01T00:00:00Z", "invalid_timestamp"),
     ("timestamp", 1748775600, "invalid_timestamp"),
     ("timestamp", "2025-06-01T12:05:01Z", "timestamp_in_future"),
     ("timestamp", "9999-12-31T23:59:59Z", "timestamp_in_future"),

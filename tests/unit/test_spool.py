@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +189,41 @@ def test_nothing_is_made_before_the_first_record(tmp_path: Path) -> None:
     assert (writer.records, writer.sealed(), root.exists()) == (0, [], False)
     writer.close()
     assert orphans(root) == [] and Segment(root).records == []
+
+
+def test_room_that_others_gave_back_is_found(tmp_path: Path) -> None:
+    """One that looked while others held everything must look again, not refuse for ever."""
+    other, writer = SpoolWriter(tmp_path, 1000), SpoolWriter(tmp_path, 1000)
+    other.append([b"x" * 900])
+    writer.append([b"y"])
+    with pytest.raises(SpoolFullError):
+        writer.append([b"y" * 100])
+    for owner in (other, writer):
+        for path in owner.sealed():
+            owner.done(read_segment(path))
+    writer.append([b"y" * 900])
+    assert writer.records == 1
+
+
+def test_a_segment_that_somebody_removed_does_not_wait_for_ever(tmp_path: Path) -> None:
+    writer, path = written(tmp_path, [b"one"])
+    segment = read_segment(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        writer.done(segment)
+    assert (writer.records, writer.sealed()) == (0, [])
+    # The whole folder, too: it is made anew.
+    shutil.rmtree(tmp_path)
+    writer.append([b"two"])
+    assert [read_segment(path).records for path in writer.sealed()] == [[b"two"]]
+
+
+def test_what_a_killed_rewriting_left_goes_with_its_folder(tmp_path: Path) -> None:
+    writer, path = written(tmp_path, [b"one"])
+    writer.close()
+    path.with_suffix(".new").write_bytes(b"half of it")
+    (folder,) = orphans(tmp_path)
+    with taken_over(folder) as segments:
+        assert segments == [path] and list(folder.glob("*.new")) == []
+        finish(tmp_path, read_segment(path))
+    assert list(tmp_path.iterdir()) == []
