@@ -55,41 +55,62 @@ def apply_retention(
     them. Raises ArchiveError when a detached day can't be archived (it stays), EventReadError, assets.object_store.StoreError.
     """
     connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
-    for leaving in leaving_days(connection):
-        yield _leave(connection, store, leaving.day)
-    restored = kept_until(connection)
-    for day in event_days(connection):
-        if day >= today - DAY * keep_days:
-            break
-        if day in restored and restored[day] > datetime.now(UTC):
-            yield _kept(connection, day, f"restored, and kept until {restored[day].astimezone(UTC):%Y-%m-%d %H:%M} UTC")
-        elif (reason := _not_archived(connection, store, day)) is not None:
-            yield _kept(connection, day, reason)
-        else:
-            yield _leave(connection, store, day)
+    stuck: list[ArchiveError] = []
+    due = [day for day in event_days(connection) if day < today - DAY * keep_days]
+    # Those that an earlier run began with come first.
+    for day in dict.fromkeys([*(leaving.day for leaving in leaving_days(connection)), *due]):
+        try:
+            yield _fate(connection, store, day)
+        except errors.LockNotAvailable:
+            yield _kept(connection, day, "in use by a transaction that stays open; the next run tries again")
+        except ArchiveError as error:
+            # One day that can't be archived must not keep all the others.
+            stuck.append(error)
+    if stuck:
+        raise ArchiveError(" ".join(map(str, stuck)))
+
+
+def _fate(connection: psycopg.Connection[Any], store: ObjectStore, day: date) -> DayFate:
+    if any(leaving.day == day for leaving in leaving_days(connection)):
+        return _leave(connection, store, day)
+    _archive_empty_hours(connection, store, day)
+    # A restore that begins meanwhile waits for this lock, and one that has begun is waited for.
+    with archive_lock(connection, [day]):
+        until = kept_until(connection).get(day)
+        if until is not None and until > datetime.now(UTC):
+            return _kept(connection, day, f"restored, and kept until {until.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
+        if (reason := _not_archived(connection, store, day)) is not None:
+            return _kept(connection, day, reason)
+        return _leave(connection, store, day)
+
+
+def _archive_empty_hours(connection: psycopg.Connection[Any], store: ObjectStore, day: date) -> None:
+    """Nothing asks for an hour without events that its schedule left out, as while the machine slept; it must not keep the day for ever."""
+    start = _midnight(day)
+    known = archived_hours(connection, start, start + DAY)
+    counts = count_in_database(connection, "1 hour", start, start + DAY)
+    for first, last in _spans([hour.hour for hour in _hours(start) if hour not in known and hour not in counts]):
+        archive_hours(connection, store, start + first * HOUR, start + (last + 1) * HOUR)
 
 
 def _leave(connection: psycopg.Connection[Any], store: ObjectStore, day: date) -> DayFate:
     start = _midnight(day)
-    try:
+    # Other runs of the archive wait, so that what is counted here is what is dropped.
+    with archive_lock(connection, [day]):
         leaving = take_out(connection, day)
-        # Other runs of the archive wait, so that what is counted here is what is dropped.
-        with archive_lock(connection, [day]):
-            # Nothing writes to it any more: what came since the day was last archived joins the files now.
-            hours = archive_hours(connection, store, start, start + DAY, leaving.table)
-            rows = sum(hour.database_rows for hour in hours)
-            with connection.transaction():
-                _require_everything(connection, store, day, leaving.table)
-                connection.execute(sql.SQL("DROP TABLE {}").format(leaving.table))
-                record_dropped(connection, day)
-                forget_restored(connection, day)
-                write_audit(
-                    connection, actor="event_retention", action="events.day_dropped", subject=f"events of {day}",
-                    before={"rows": rows}, after={"archived": sum(hour.rows for hour in hours)},
-                    reason="older than the retention, and all of it in the archive",
-                )  # fmt: skip
-    except errors.LockNotAvailable:
-        return _kept(connection, day, "in use by a transaction that stays open; the next run tries again")
+        # Nothing writes to it any more: what came since the day was last archived joins the files now.
+        hours = archive_hours(connection, store, start, start + DAY, leaving.table)
+        rows = sum(hour.database_rows for hour in hours)
+        with connection.transaction():
+            _require_everything(connection, store, day, leaving.table)
+            connection.execute(sql.SQL("DROP TABLE {}").format(leaving.table))
+            record_dropped(connection, day)
+            forget_restored(connection, day)
+            write_audit(
+                connection, actor="event_retention", action="events.day_dropped", subject=f"events of {day}",
+                before={"rows": rows}, after={"archived": sum(hour.rows for hour in hours)},
+                reason="older than the retention, and all of it in the archive",
+            )  # fmt: skip
     return DayFate(day, rows, dropped=True)
 
 
@@ -139,7 +160,19 @@ def _hours(start: datetime) -> list[datetime]:
 
 
 def _named(hours: list[datetime]) -> str:
-    return "hours " + ", ".join(f"{hour:%H}" for hour in hours) + " (UTC)"
+    """`hours 00–05, 09 (UTC)`."""
+    spans = [
+        f"{first:02}" if first == last else f"{first:02}–{last:02}"
+        for first, last in _spans([hour.hour for hour in hours])
+    ]
+    return f"hours {', '.join(spans)} (UTC)"
+
+
+def _spans(numbers: list[int]) -> list[tuple[int, int]]:
+    """First and last of each run of numbers that follow each other."""
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    return list(zip(starts, ends, strict=True))
 
 
 def _midnight(day: date) -> datetime:

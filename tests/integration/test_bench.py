@@ -31,7 +31,10 @@ def test_every_path_is_measured_and_written(home: Path, tmp_path: Path) -> None:
     requests = {figure["path"]: figure for figure in written["figures"] if figure["what"] == "requests"}
     events = [figure for figure in written["figures"] if figure["what"].startswith("events")]
     assert set(requests) == {way.title for way in PATHS}
-    assert [figure["path"] for figure in events] == [*(way.title for way in WAYS), "archive an hour: Parquet, read back, counted"]
+    assert [figure["path"] for figure in events] == [
+        *(way.title for way in WAYS),
+        "archive an hour: Parquet, read back, counted",
+    ]
     for figure in written["figures"]:
         assert set(figure) == FIELDS
         assert figure["per_second"] > 0 and figure["floor_per_second"] > 0 and figure["ratio"] > 0

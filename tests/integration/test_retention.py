@@ -1,7 +1,7 @@
 """Days leave PostgreSQL when they are old enough and wholly archived; whatever happens meanwhile, no event is lost."""
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from assets.events.period_file import ArchiveError
 from assets.events.retention import DayFate, apply_retention
 from assets.object_store import ObjectStore
 from experimentation import partitions
-from experimentation.archived_hours import archive_queue, record_restored, waiting_hours
+from experimentation.archived_hours import archive_queue, archived_hours, record_restored, waiting_hours
 from experimentation.partitions import ensure_event_days, ensure_event_partitions, event_days, leaving_days, take_out
 
 TODAY = FIRST.date() + timedelta(days=12)
@@ -212,3 +212,15 @@ def test_a_day_stays_while_its_manifest_is_behind(
     assert [leaving.day for leaving in leaving_days(connection)] == [day(0)]
     assert retain(connection, store)[0] == DayFate(day(0), 24, dropped=True)
     assert store.read(f"{day_folder(day(0))}/manifest.json") == current
+
+
+def test_an_hour_without_events_that_nobody_archived_does_not_keep_its_day(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
+    """As after a night in which the machine slept: no schedule ran, and nothing asks for an hour in which nothing came."""
+    start = datetime.combine(day(0), time(), UTC)
+    later = (start + timedelta(hours=5), start + timedelta(days=1))
+    connection.execute('DELETE FROM exp.events WHERE "timestamp" >= %s AND "timestamp" < %s', later)
+    archive_hours(connection, store, start, start + timedelta(hours=5))
+    assert retain(connection, store)[0] == DayFate(day(0), 5, dropped=True)
+    assert len(archived_hours(connection, start, start + timedelta(days=1))) == 24
