@@ -161,6 +161,7 @@ class EventLogger:
         self._lock = threading.RLock()
         self._sender_bell, self._spiller_bell = Bell(), Bell()
         self._sender: threading.Thread | None = None
+        self._starting = False
         self._flushes: list[_Flush] = []
         self._stopped = False
 
@@ -200,10 +201,14 @@ class EventLogger:
 
     def _start(self) -> None:
         with self._lock:
-            if self._sender is not None or self._stopped:
+            # A signal handler that logs may come in the middle of this, on the same thread; two senders would send everything twice.
+            if self._starting:
                 return
-            sender = threading.Thread(target=self._keep_sending, name="event-sender", daemon=True)
+            self._starting = True
             try:
+                if self._sender is not None or self._stopped:
+                    return
+                sender = threading.Thread(target=self._keep_sending, name="event-sender", daemon=True)
                 sender.start()
                 self._sender = sender
                 if self._options.max_spool_bytes:
@@ -212,6 +217,8 @@ class EventLogger:
                 # Too many threads, or the interpreter ends: events wait in memory, and the end of the process puts them on disk.
                 self._delivery.notices.warn("thread", f"Events are not sent for now: {error}.")
                 return
+            finally:
+                self._starting = False
         _close_with_process()
 
     def _keep_sending(self) -> None:

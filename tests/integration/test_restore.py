@@ -30,7 +30,7 @@ from experimentation.settings import settings
 
 pytest_plugins = ["s3_service"]
 
-TODAY = FIRST.date() + timedelta(days=30)
+TODAY = FIRST.date() + timedelta(days=12)
 TO_DAY_TWO = (FIRST.date(), FIRST.date() + timedelta(days=2))
 
 

@@ -123,7 +123,7 @@ def test_a_signal_handler_may_log_whatever_it_interrupts(service: EventService, 
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    client.close(20)
+    client.close(120)
     assert len(service.stored) == logged + interrupted == client.stats.sent
 
 
