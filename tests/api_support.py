@@ -32,7 +32,12 @@ def running_api(database_url: str, **settings: Any) -> Iterator[str]:
     """The base URL of an API of its own; each request sees the experiments and keys as they are, unless `settings` say otherwise."""
     # A first day of today: a partition a day for nine weeks would take a second a test.
     # No spool: it lies in a home, of which a test that wants one has its own.
-    fresh = {"experiments_refresh_seconds": 0, "api_key_cache_seconds": 0, "first_day": datetime.now(UTC).date(), "spool_mb": 0}
+    fresh = {
+        "experiments_refresh_seconds": 0,
+        "api_key_cache_seconds": 0,
+        "first_day": datetime.now(UTC).date(),
+        "spool_mb": 0,
+    }
     app = create_app(Settings(database_url=database_url, **{**fresh, **settings}))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run)
