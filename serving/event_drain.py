@@ -28,8 +28,9 @@ ORPHANS_EVERY_SECONDS = 5.0
 GROUP_EVENTS = 1_000
 TRIES = 3
 WAIT_SECONDS = 0.2
-# Of the database, not of an event: what is spooled waits.
+# Of an event, or of its day: it is tried a few times, and kept as a dead letter then.
 FOR_GOOD = (*REFUSED, NoRoomError)
+# Of the database: what is spooled waits.
 AWAY = (*TRANSIENT, asyncpg.PostgresError, ApiError)
 
 _decode = msgspec.json.Decoder(Event).decode
@@ -61,9 +62,7 @@ class Drainer:
             except OSError as error:
                 log.error("The spool %s can't be drained: %s", self._root, error)
                 await asyncio.sleep(ORPHANS_EVERY_SECONDS)
-            except (
-                Exception
-            ):  # nobody waits for this task: it must not end unheard, nor leave what is acknowledged on disk
+            except Exception:  # nobody waits for this task, so it must not end unheard
                 log.exception("A defect: the spool %s could not be drained; it is tried again.", self._root)
                 await asyncio.sleep(ORPHANS_EVERY_SECONDS)
             await asyncio.sleep(EVERY_SECONDS)

@@ -68,11 +68,8 @@ class RawBatch(msgspec.Struct):
 _batch = msgspec.json.Decoder(RawBatch)
 
 
-class EventEndpoint(Endpoint):
-    """One event."""
-
+class _IngestEndpoint(Endpoint):
     scope = "ingest"
-    limit = MAX_EVENT_BYTES
 
     def __init__(
         self,
@@ -83,9 +80,15 @@ class EventEndpoint(Endpoint):
         limits: Limits,
         measures: Measures,
     ) -> None:
-        """Events that `keys` and `limits` let through go to `store`; so many large ones at once as there are `slots`."""
+        """Events that `keys` and `limits` let through go to `store`; so many large bodies are read at once as there are `slots`."""
         super().__init__(keys, room)
         self._slots, self._store, self._limits, self._measures = slots, store, limits, measures.events
+
+
+class EventEndpoint(_IngestEndpoint):
+    """One event."""
+
+    limit = MAX_EVENT_BYTES
 
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
         """Raises ApiError: 400, 413, 429, 503."""
@@ -117,24 +120,10 @@ class EventEndpoint(Endpoint):
         return 200, encode(EventAccepted(event.event_id)), ()
 
 
-class BatchEndpoint(Endpoint):
+class BatchEndpoint(_IngestEndpoint):
     """Up to a thousand events; the valid ones are stored in one transaction, the others reported one by one."""
 
-    scope = "ingest"
     limit = MAX_BATCH_BYTES
-
-    def __init__(
-        self,
-        keys: KeyRing,
-        room: Room,
-        slots: asyncio.Semaphore,
-        store: EventStore,
-        limits: Limits,
-        measures: Measures,
-    ) -> None:
-        """Events that `keys` and `limits` let through go to `store`; so many batches at once as there are `slots`, others wait as bytes."""
-        super().__init__(keys, room)
-        self._slots, self._store, self._limits, self._measures = slots, store, limits, measures
 
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
         """Raises ApiError: 400, 413, 429, 503."""
@@ -147,7 +136,7 @@ class BatchEndpoint(Endpoint):
             if over:
                 batch.refuse_last(limit, over)
             for _, error in batch.refused:
-                self._measures.events.count_refused(error.errors[0].error)
+                self._measures.count_refused(error.errors[0].error)
             if not batch.events:
                 raise batch.all_refused(max(map(limit.wait, over), default=0), limit.amount)
             await self._store_counted(batch, started)
@@ -155,7 +144,7 @@ class BatchEndpoint(Endpoint):
 
     async def _store_counted(self, batch: "_Batch", started: float) -> None:
         events = [event for _, event in batch.events]
-        measures = self._measures.events
+        measures = self._measures
         try:
             outcomes = await self._store.store(events)
         except ApiError:

@@ -88,6 +88,7 @@ class EventMeasures(Collector):
         self._received: dict[tuple[str, str], int] = {}
         self._refused: dict[str, int] = {}
         self._latencies = Latencies()
+        self.batch_size = Histogram("events_batch_size", "Events in a batch.", registry=None, buckets=_SIZES)
         self.spooled: Callable[[], int] | None = None
         self.archive_queue: int | None = None
         self.dead_letters: int | None = None
@@ -144,7 +145,7 @@ class Measures:
         self.events = EventMeasures()
         self.registry.register(self.assignments)
         self.registry.register(self.events)
-        self.batch_size = Histogram("events_batch_size", "Events in a batch.", registry=self.registry, buckets=_SIZES)
+        self.registry.register(self.events.batch_size)
 
 
 def event_label(event_type: str) -> str:

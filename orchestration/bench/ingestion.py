@@ -21,7 +21,7 @@ from experimentation.event_ids import new_event_id
 from experimentation.partitions import ensure_event_partitions
 from orchestration.bench.figures import Figure
 from orchestration.bench.load import Load, LoadResult, measure, write_requests
-from orchestration.bench.servers import Server, environment, running
+from orchestration.bench.servers import BenchError, Server, environment, running
 from orchestration.local.ports import free_port
 
 NEVER_REACHED = "1000000000"
@@ -119,7 +119,8 @@ class IngestionBench:
         result = measure(Load(server.port, connections=way.connections, prepared=str(path)))
         spent = server.cpu_seconds() - before
         ((stored,),) = self._connection.execute("SELECT count(*) FROM exp.events").fetchall()
-        assert stored == len(events), f"{stored} of {len(events)} events are stored"
+        if stored != len(events):
+            raise BenchError(f"{way.title}: {stored:,} of {len(events):,} acknowledged events are stored.")
         return result, spent / len(events) * 1e6
 
     def _request(self, events: Sequence[dict[str, Any]], batch: int) -> bytes:

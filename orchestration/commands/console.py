@@ -1,8 +1,14 @@
-"""What all commands share: the two consoles, sizes and times for people. Belongs here: printing. Does not belong here: any command."""
+"""What all commands share: consoles, bars, sizes and times for people. Belongs here: printing. Does not belong here: any command."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 # Where nobody looks (a pipe, a log), lines are not folded at 80 columns.
 _PIPED_WIDTH = 160
@@ -27,3 +33,14 @@ def human_size(size: int) -> str:
 def moment(at: datetime | None) -> str:
     """A point in time to the minute, in UTC; empty when there is none."""
     return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+@contextmanager
+def progress() -> Iterator["Progress"]:
+    """Bars with the time that is left, on a terminal; nothing where nobody looks."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    out = console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bars:
+        yield bars

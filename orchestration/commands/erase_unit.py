@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestration.commands.access import actor, bring_up_to_date
-from orchestration.commands.console import console, say
+from orchestration.commands.console import console, progress, say
 
 if TYPE_CHECKING:
     from orchestration.erasure.erase import Platform, Report
@@ -106,7 +106,8 @@ def _tell(report: "Report", seconds: float) -> None:
     """What the table does not say."""
     if report.days:
         say(
-            f"The next dbt build makes the aggregates of {report.days:,} days anew; materialise metric_aggregates for it to be now."
+            f"Aggregates to be made anew: {report.days:,} {'day' if report.days == 1 else 'days'}. The next dbt build does so; "
+            "materialise metric_aggregates to have it now."
         )
     if any(found.place.startswith("exp.assignments") for found in report.found):
         say(
@@ -117,13 +118,7 @@ def _tell(report: "Report", seconds: float) -> None:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar with what is looked through and the time that is left, on a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    out = console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=out, disable=not out.is_terminal, transient=True,
-    ) as bar:  # fmt: skip
+    with progress() as bar:
         tasks: dict[str, int] = {}
 
         def told(what: str, done: int, total: int) -> None:

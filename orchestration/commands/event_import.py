@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestration.commands.access import actor, bring_up_to_date
-from orchestration.commands.console import console, moment, say
+from orchestration.commands.console import console, moment, progress, say
 
 if TYPE_CHECKING:
     from orchestration.event_imports.judging import Tally
@@ -83,18 +83,7 @@ def import_events(
 @contextmanager
 def _progress() -> Iterator["Told"]:
     """A bar with the time that is left, on a terminal."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    out = console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=out,
-        disable=not out.is_terminal,
-        transient=True,
-    ) as bar:
+    with progress() as bar:
         tasks = {doing: bar.add_task(f"rows {doing}", total=1.0) for doing in ("judged", "stored")}
         yield lambda doing, share: bar.update(tasks[doing], completed=share)
 

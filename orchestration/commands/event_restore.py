@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from orchestration.commands.access import bring_up_to_date
-from orchestration.commands.console import console, moment, say
+from orchestration.commands.console import moment, progress, say
 
 PURPOSE = "lifecycle events restore"
 _DAY = ["%Y-%m-%d"]
@@ -68,17 +68,6 @@ def _require_days(first: date, last: date, first_day: date) -> None:
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str, int], None]]:
     """A bar with the hour that was restored last and the time that is left, on a terminal."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    out = console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=out,
-        disable=not out.is_terminal,
-        transient=True,
-    ) as bar:
+    with progress() as bar:
         task = bar.add_task("events restored", total=max(1, total))
         yield lambda hour, rows: bar.update(task, description=f"restored up to {hour}", completed=rows)

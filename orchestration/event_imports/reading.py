@@ -12,6 +12,7 @@ import io
 import os
 import stat
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Unreadable:
     text: str
 
 
-class Source:
+class Source(ABC):
     """A file that can be read more than once. `read_share` says how far the reading is, from 0 to 1, `nulls` which texts are nothing."""
 
     nulls: frozenset[str] = frozenset()
@@ -62,16 +63,17 @@ class Source:
         self._state = (state.st_size, state.st_mtime_ns)
         self.read_share = 0.0
 
+    @abstractmethod
     def require(self, columns: Mapping[str, Place]) -> None:
         """Raises ConfigError when the file does not have these columns. JSON lines are looked at while they are read."""
 
+    @abstractmethod
     def getter(self, column: str) -> Getter:
         """What takes a column's value out of a row; None where the row has nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def as_dict(self, row: Any) -> dict[str, Any]:
         """A row with the names of its columns."""
-        raise NotImplementedError
 
     def rows(self) -> Iterator[tuple[int, Any]]:
         """(line, row) from the first to the last, counted from 1; a row that can't be taken apart is an Unreadable.
@@ -90,8 +92,8 @@ class Source:
                 f"{self.path} is a broken or cut-off Parquet file ({_first_line(error)})."
             ) from error
 
-    def _rows(self) -> Iterator[tuple[int, Any]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _rows(self) -> Iterator[tuple[int, Any]]: ...
 
     def _complain(self, missing: Mapping[str, Place], known: Collection[str]) -> None:
         has = ", ".join(known) if len(known) <= 40 else f"{', '.join(list(known)[:40])}, …"

@@ -60,7 +60,7 @@ def test_it_lists_asks_erases_and_says_what_is_to_know(lifecycle: Any, world: Wo
 
     done = lifecycle(named, answer="y\n")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "The next dbt build makes the aggregates of 3 days anew" in done.stdout
+    assert "Aggregates to be made anew: 3 days" in done.stdout
     assert "may still answer from its memory, or Redis, for up to 3,600 s" in done.stdout
     assert world.places(HOSTILE) == {}
     assert world.rows("SELECT DISTINCT actor FROM exp.audit_log") == [("lifecycle erase-unit by ann",)]
