@@ -4,7 +4,7 @@ Belongs here: what a key's name says. Does not belong here: events, or whoever e
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 # A key's words, split at punctuation and at capitals: accessToken, access_token and ACCESS-TOKEN have the same two.
@@ -31,19 +31,16 @@ def looks_like_credential(key: str) -> bool:
     return "token" in words and words[-1] not in _TOKEN_AMOUNTS
 
 
-def holds_credentials(value: Any) -> bool:
-    """Whether JSON-like data of dicts and lists has such a key, at any depth."""
+def is_harmless(value: Collection[Any], depth: int) -> bool:
+    """Whether a JSON-like dict or list is known to have no such key; what is nested more than `depth` deep in it is not looked at."""
     if value.__class__ is dict:
-        for key, item in value.items():
-            if key not in _harmless and not _is_harmless(key):
-                return True
-            if item.__class__ in _NESTED and holds_credentials(item):
-                return True
-    elif value.__class__ is list:
-        for item in value:
-            if item.__class__ in _NESTED and holds_credentials(item):
-                return True
-    return False
+        if not _harmless.issuperset(value) and not all(map(_is_harmless, value)):
+            return False
+        value = value.values()  # type: ignore[attr-defined]
+    for item in value:  # noqa: SIM110 - for a few items a generator takes as long again
+        if item.__class__ in _NESTED and not (depth and is_harmless(item, depth - 1)):
+            return False
+    return True
 
 
 def without_credentials(value: Any) -> Any:

@@ -5,14 +5,14 @@ Belongs here: judging one event. Does not belong here: storing (events.py), HTTP
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 
-from experimentation.credentials import holds_credentials, without_credentials
+from experimentation.credentials import is_harmless, without_credentials
 from experimentation.event_ids import new_event_id
 
 EVENT_TYPES = frozenset(
@@ -31,6 +31,9 @@ MAX_EVENT_BYTES = 1_048_576
 MAX_UNIT_ID = 255
 MAX_EVENT_TYPE = 100
 MAX_DEPTH = 64
+# Deeper than this, how deep it is gets counted.
+PLAIN_DEPTH = 16
+_SURELY_FINITE = 2**63
 FUTURE_TOLERANCE = timedelta(minutes=5)
 LATE_AFTER = timedelta(days=7)
 
@@ -58,14 +61,14 @@ _FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 _PLACE = re.compile(r"at `\$\.(\w+)")
 
 
-class ExperimentRef(msgspec.Struct, frozen=True):
+class ExperimentRef(msgspec.Struct, frozen=True, gc=False):
     """The run and the variant that an event belongs to."""
 
     experiment_id: UUID
     variant_id: UUID
 
 
-class IncomingEvent(msgspec.Struct):
+class IncomingEvent(msgspec.Struct, gc=False):
     """An event as clients send it; fields beyond these are ignored."""
 
     event_type: Annotated[
@@ -89,8 +92,10 @@ class IncomingEvent(msgspec.Struct):
     payload: dict[str, Any] | None = None
 
 
-class Event(msgspec.Struct):
+class Event(msgspec.Struct, gc=False):
     """An accepted event as it is stored: timestamp in UTC, credentials removed, flagged."""
+
+    # Nothing of ours is looked through by the garbage collector: data from JSON can't hold itself.
 
     event_id: UUID
     event_type: str
@@ -127,18 +132,36 @@ class InvalidEventError(ValueError):
         self.errors = errors
 
 
-_incoming = msgspec.json.Decoder(IncomingEvent)
+class _Unread(IncomingEvent, gc=False):
+    """An event whose experiments are still to be read."""
+
+    experiments: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]  # until they are read
 
 
-def read_event(raw: bytes | memoryview, now: datetime) -> Event:
-    """The event in `raw` (JSON), without flags. Raises InvalidEventError with every error found."""
+_incoming = msgspec.json.Decoder(_Unread)
+_read_refs = msgspec.json.Decoder(list[ExperimentRef] | None)
+# Most events name the same few runs and variants, in the same words: those words are remembered, so many, and none that are long.
+_known_refs: dict[bytes, list[ExperimentRef]] = {}
+_REMEMBERED_REFS, _REMEMBERED_BYTES = 4096, 512
+
+
+def read_event(raw: bytes | memoryview, now: datetime, *, no_nul: bool = False) -> Event:
+    """The event in `raw` (JSON), without flags. Raises InvalidEventError with every error found.
+
+    `no_nul`: it is known already that `raw` spells no NUL character out, as it is of all events of a batch at once.
+    """
     if len(raw) > MAX_EVENT_BYTES:
         raise InvalidEventError([FieldError("event", "payload_too_large")])
     try:
         incoming = _incoming.decode(raw)
+        experiments = _experiments(bytes(incoming.experiments))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidEventError(_explain(raw, str(error))) from None
-    errors = _beyond_types(incoming, bytes(raw))
+    context, payload = incoming.context or {}, incoming.payload
+    plain = is_harmless(context, PLAIN_DEPTH) and (payload is None or is_harmless(payload, PLAIN_DEPTH))
+    # Only what spells NUL out, or is deep, needs the walk through all it holds.
+    careful = not plain or not (no_nul or b"\\u0000" not in bytes(raw))
+    errors = _beyond_types(incoming, careful)
     timestamp = _utc(incoming.timestamp)
     if timestamp is None:
         errors.append(FieldError("timestamp", "invalid_timestamp"))
@@ -146,33 +169,43 @@ def read_event(raw: bytes | memoryview, now: datetime) -> Event:
         errors.append(FieldError("timestamp", "timestamp_in_future"))
     if errors or timestamp is None:
         raise InvalidEventError(errors)
-    context, payload = incoming.context or {}, incoming.payload
-    if holds_credentials(context):
-        context = without_credentials(context)
-    if holds_credentials(payload):
-        payload = without_credentials(payload)
+    if not plain:
+        context, payload = without_credentials(context), without_credentials(payload)
+    # By position, since names take as long again to match.
     return Event(
-        event_id=incoming.event_id or new_event_id(),
-        event_type=incoming.event_type,
-        unit_type=incoming.unit_type,
-        unit_id=incoming.unit_id,
-        experiments=incoming.experiments or [],
-        context=context,
-        metrics=incoming.metrics or {},
-        payload=payload,
-        timestamp=timestamp,
-        received_at=now,
+        incoming.event_id or new_event_id(),
+        incoming.event_type,
+        incoming.unit_type,
+        incoming.unit_id,
+        experiments,
+        context,
+        incoming.metrics or {},
+        payload,
+        timestamp,
+        [],
+        now,
     )
 
 
-def flags_of(event: Event, variants: Mapping[UUID, UUID], runs: Collection[UUID]) -> list[str]:
-    """What is to be known of an accepted event.
+def set_flags(events: Iterable[Event], variants: Mapping[UUID, UUID], runs: Collection[UUID]) -> None:
+    """Say of each accepted event what is to be known of it.
 
     `variants`: each known variant's run; `runs`: the known runs. History is never late.
     """
+    # Events share what they name, so it is judged once.
+    of_refs: dict[int, list[str]] = {}
+    for event in events:
+        refs = event.experiments
+        flags = of_refs.get(id(refs))
+        if flags is None:
+            flags = of_refs[id(refs)] = _flags_of_refs(refs, variants, runs)
+        event.flags = _flags_of_data(event) + flags
+
+
+def _flags_of_data(event: Event) -> list[str]:
     flags = []
-    context, payload, refs = event.context, event.payload or {}, event.experiments
-    if not refs:
+    context, payload = event.context, event.payload or {}
+    if not event.experiments:
         flags.append("no_experiment_context")
     if not context.get("policy_version_id"):
         flags.append("no_policy_version_id")
@@ -181,15 +214,14 @@ def flags_of(event: Event, variants: Mapping[UUID, UUID], runs: Collection[UUID]
     for key, flag in _USUAL_FLAGS.get(event.event_type, ()):
         if payload.get(key) is None and context.get(key) is None:
             flags.append(flag)
-    for ref in refs:
-        if ref.experiment_id not in runs:
-            flags.append("unknown_experiment")
-            break
-    for ref in refs:
-        if variants.get(ref.variant_id) != ref.experiment_id:
-            flags.append("unknown_variant")
-            break
     return flags
+
+
+def _flags_of_refs(refs: list[ExperimentRef], variants: Mapping[UUID, UUID], runs: Collection[UUID]) -> list[str]:
+    unknown = ["unknown_experiment"] if any(ref.experiment_id not in runs for ref in refs) else []
+    if any(variants.get(ref.variant_id) != ref.experiment_id for ref in refs):
+        unknown.append("unknown_variant")
+    return unknown
 
 
 def unstorable(value: Any) -> bool:
@@ -222,18 +254,29 @@ def is_finite(value: Any) -> bool:
         return False
 
 
-def _beyond_types(incoming: IncomingEvent, raw: bytes) -> list[FieldError]:
-    """The rules that types don't say."""
+def _experiments(raw: bytes) -> list[ExperimentRef]:
+    """The list is shared with other events. Raises what msgspec raises, without the field's name."""
+    refs = _known_refs.get(raw)
+    if refs is None:
+        refs = _read_refs.decode(raw) or []
+        if len(raw) <= _REMEMBERED_BYTES:
+            if len(_known_refs) >= _REMEMBERED_REFS:
+                _known_refs.clear()
+            _known_refs[raw] = refs
+    return refs
+
+
+def _beyond_types(incoming: IncomingEvent, careful: bool) -> list[FieldError]:
+    """The rules that types don't say; `careful` where what it holds may be something that can't be stored."""
     errors = []
     if incoming.event_type not in EVENT_TYPES and not _is_event_type(incoming.event_type):
         errors.append(FieldError("event_type", "invalid_event_type"))
     if incoming.metrics:
         for name, number in incoming.metrics.items():
             # A float that was read from JSON is finite; an integer may have any number of digits.
-            if number.__class__ is int and not is_finite(number):
+            if number.__class__ is int and not -_SURELY_FINITE < number < _SURELY_FINITE and not is_finite(number):
                 errors.append(FieldError(f"metrics.{name}"[:MAX_UNIT_ID], "invalid_metric"))
-    # Only a body that spells NUL out, or has many brackets, needs the walk through all it holds.
-    if b"\\u0000" in raw or raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
+    if careful:
         held = {
             "event_type": incoming.event_type, "unit_id": incoming.unit_id, "context": incoming.context,
             "metrics": incoming.metrics, "payload": incoming.payload,
@@ -316,10 +359,12 @@ def _utc(text: str) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not UTC:
+            if moment.tzinfo is None:
+                return None
+            moment = moment.astimezone(UTC)
         # The zero of many languages' times; drivers write it as -infinity, which is no time at all.
-        if moment.tzinfo is None or moment.astimezone(UTC) <= _FIRST_MOMENT:
-            return None
-        return moment.astimezone(UTC)
+        return moment if moment > _FIRST_MOMENT else None
     except (ValueError, OverflowError):
         return None
 

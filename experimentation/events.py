@@ -6,26 +6,22 @@ HTTP, the archive.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-import msgspec
 import psycopg
 from psycopg.rows import tuple_row
 
 from experimentation.credentials import without_credentials
 from experimentation.event_ids import new_event_id
-from experimentation.event_validation import Event, ExperimentRef, flags_of, is_finite
+from experimentation.event_lines import COLUMNS, copy_lines
+from experimentation.event_validation import Event, ExperimentRef, is_finite, set_flags
 from experimentation.partitions import EXISTING_PARTITIONS, HISTORY, ensure_event_days, ensure_event_partitions
 
-COLUMNS = (
-    "id", "event_type", "unit_type", "unit_id", "experiments", "context", "metrics", "payload", "timestamp", "flags",
-)  # fmt: skip
 _QUOTED = ", ".join(f'"{column}"' for column in COLUMNS)
-_PARAMETERS = ", ".join(f"${index + 1}" for index in range(len(COLUMNS)))
 
-INSERT_ONE = f"INSERT INTO exp.events ({_QUOTED}) VALUES ({_PARAMETERS}) ON CONFLICT DO NOTHING"
 # For a batch of which something is stored already. The table stays with its connection, so that retries don't make tables all the time.
 KEEP_STAGE = f"""
 CREATE TEMPORARY TABLE IF NOT EXISTS retried_events ON COMMIT DELETE ROWS AS SELECT {_QUOTED} FROM exp.events WITH NO DATA
@@ -39,10 +35,9 @@ INSERT_STAGED = f"""
 INSERT INTO exp.events ({_QUOTED}) SELECT {_QUOTED} FROM incoming_events ORDER BY id, "timestamp" ON CONFLICT DO NOTHING
 """
 UNSTAGE = "DROP TABLE incoming_events"
+CHUNK_EVENTS = 1_000
 PARTITION_LOCK_TIMEOUT = "2s"
 KNOWN_VARIANTS = "SELECT id, experiment_id FROM exp.variants"
-
-Row = tuple[Any, ...]
 
 
 class NoPartitionError(Exception):
@@ -54,29 +49,21 @@ async def insert_events(connection: asyncpg.Connection, events: Sequence[Event])
 
     Raises NoPartitionError.
     """
+    # As a view, since asyncpg would take bytes for the name of a file.
+    lines = memoryview(copy_lines(events))
     try:
-        if len(events) == 1:
-            await connection.execute(INSERT_ONE, *_row(events[0]))
-        else:
-            await _insert_many(connection, events)
+        try:
+            await connection.copy_to_table("events", schema_name="exp", columns=COLUMNS, source=lines)
+        except asyncpg.UniqueViolationError:
+            # One event that is there already ends the whole COPY. Retries are rare, so COPY is tried first: docs/performance.md.
+            async with connection.transaction():
+                await connection.execute(KEEP_STAGE)
+                await connection.copy_to_table("retried_events", columns=COLUMNS, source=lines)
+                await connection.execute(INSERT_RETRIED)
     except asyncpg.CheckViolationError as error:
         if error.constraint_name is not None:
             raise
         raise NoPartitionError(str(error)) from error
-
-
-async def _insert_many(connection: asyncpg.Connection, events: Sequence[Event]) -> None:
-    once = {(event.event_id.int, event.timestamp): event for event in events}
-    # Sorted: two batches that share events would deadlock in different orders.
-    rows = [_row(once[key]) for key in sorted(once)]
-    try:
-        await connection.copy_records_to_table("events", schema_name="exp", columns=COLUMNS, records=rows)
-    except asyncpg.UniqueViolationError:
-        # One event that is there already ends the whole COPY. Retries are rare, so COPY is tried first: docs/performance.md.
-        async with connection.transaction():
-            await connection.execute(KEEP_STAGE)
-            await connection.copy_records_to_table("retried_events", columns=COLUMNS, records=rows)
-            await connection.execute(INSERT_RETRIED)
 
 
 def store_events(connection: psycopg.Connection[Any], events: Iterable[Mapping[str, Any]]) -> int:
@@ -97,9 +84,10 @@ def store_read_events(connection: psycopg.Connection[Any], events: Iterable[Even
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(STAGE)
         with cursor.copy(COPY_STAGED) as copy:
-            for event in events:
-                event.flags = flags_of(event, variants, runs)
-                copy.write_row(_row(event))
+            rest = iter(events)
+            while chunk := list(islice(rest, CHUNK_EVENTS)):
+                set_flags(chunk, variants, runs)
+                copy.write(copy_lines(chunk))
         cursor.execute(INSERT_STAGED)
         stored = cursor.rowcount
         cursor.execute(UNSTAGE)
@@ -153,23 +141,3 @@ def _event_of(mapping: Mapping[str, Any]) -> Event:
         payload=None if payload is None else without_credentials(payload),
         timestamp=timestamp.astimezone(UTC),
     )
-
-
-def _row(event: Event) -> Row:
-    """In the order of COLUMNS."""
-    return (
-        event.event_id,
-        event.event_type,
-        event.unit_type,
-        event.unit_id,
-        _json(event.experiments),
-        _json(event.context),
-        _json(event.metrics),
-        None if event.payload is None else _json(event.payload),
-        event.timestamp,
-        event.flags,
-    )
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()

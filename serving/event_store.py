@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 
 from experimentation.dead_letters import add_dead_letter, first_line
-from experimentation.event_validation import Event, flags_of
+from experimentation.event_validation import Event, set_flags
 from experimentation.events import NoPartitionError, insert_events
 from experimentation.spool import SpoolError, SpoolFullError, SpoolWriter
 from serving.catalogue import CatalogueCache
@@ -111,9 +111,7 @@ class EventStore:
     async def insert(self, events: Sequence[Event]) -> None:
         """Store all of them or none, once. Raises NoRoomError, and what asyncpg raises."""
         catalogue = await self._catalogue.current()
-        variants, runs = catalogue.variants, catalogue.by_id.keys()
-        for event in events:
-            event.flags = flags_of(event, variants, runs)
+        set_flags(events, catalogue.variants, catalogue.by_id.keys())
         try:
             async with self._database.keeping() as connection:
                 await insert_events(connection, events)

@@ -165,12 +165,13 @@ class _Batch:
     def __init__(self, body: bytes, now: datetime) -> None:
         """Raises ApiError (400) for what is no batch."""
         raws = read_batch(body)
+        no_nul = b"\\u0000" not in body
         self.size = len(raws)
         self.events: list[tuple[int, Event]] = []
         self.refused: list[tuple[int, InvalidEventError]] = []
         for index, raw in enumerate(raws):
             try:
-                self.events.append((index, read_event(raw, now)))
+                self.events.append((index, read_event(raw, now, no_nul=no_nul)))
             except InvalidEventError as error:
                 self.refused.append((index, error))
 
@@ -193,6 +194,8 @@ class _Batch:
 
     def refuse_unstored(self, outcomes: Sequence[Outcome]) -> None:
         """Refuse those that are stored nowhere. Raises ApiError when none is left: 503 where trying again may help, else 400."""
+        if UNSTORED.keys().isdisjoint(outcomes):
+            return
         held = list(zip(self.events, outcomes, strict=True))
         self.events = [event for event, outcome in held if outcome not in UNSTORED]
         for (index, _), outcome in held:

@@ -50,18 +50,24 @@ class BoundedMemory(Storage):
         """Count, in a window of `expiry` seconds that begins with the first count."""
         return self.count(key, expiry, amount)
 
-    def count(self, key: str, expiry: float, amount: int = 1) -> int:
-        """The same, without what the library wraps around `incr` to translate errors, of which there are none here."""
-        now = self._clock()
-        count, ends = self._windows.get(key, (0, 0.0))
-        if ends <= now:
+    def count(self, key: str, expiry: float, amount: int = 1, now: float | None = None) -> int:
+        """The same, without what the library wraps around `incr` to translate errors, of which there are none here.
+
+        Who counts for many keys may say what time it is `now`.
+        """
+        now = self._clock() if now is None else now
+        windows = self._windows
+        window = windows.get(key)
+        if window is not None:
+            if window[1] > now:
+                windows[key] = window[0] + amount, window[1]
+                return window[0] + amount
             # Out and in again, so that the order of insertion stays the order in which windows began.
-            self._windows.pop(key, None)
-            if len(self._windows) >= self._most:
-                self._windows.popitem(last=False)
-            count, ends = 0, now + expiry
-        self._windows[key] = count + amount, ends
-        return count + amount
+            del windows[key]
+        if len(windows) >= self._most:
+            windows.popitem(last=False)
+        windows[key] = amount, now + expiry
+        return amount
 
     def get(self, key: str) -> int:
         """What the window has counted."""
@@ -109,6 +115,14 @@ class Limit:
     def count(self, key: str, more: int) -> int:
         """Count `more` in this process; how many are too many now, of those `more`."""
         return min(more, max(0, self._memory.count(key, 60, more) - self.amount)) if self.on else 0
+
+    def count_all(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """The same for several keys, of which those are returned that have too many."""
+        if not self.on:
+            return {}
+        now, count = time.time(), self._memory.count
+        totals = {key: count(key, 60, more, now) for key, more in counts.items()}
+        return {key: min(counts[key], total - self.amount) for key, total in totals.items() if total > self.amount}
 
     def wait(self, key: str) -> int:
         """Seconds until the window ends, at least 1."""
@@ -170,14 +184,13 @@ class Limits:
         """Count so many for each key, among all instances; how many of them are too many, for the keys where some are."""
         link = self._link
         if link is None or not limit.on:
-            found = {key: limit.count(key, more) for key, more in counts.items()}
-        else:
-            # Side by side: a batch may hold a thousand units, and each is a round trip.
-            replies = await asyncio.gather(*(limit.count_shared(key, more, link) for key, more in counts.items()))
-            found = {
-                key: limit.count(key, more) if reply is None else reply
-                for (key, more), reply in zip(counts.items(), replies, strict=True)
-            }
+            return limit.count_all(counts)
+        # Side by side: a batch may hold a thousand units, and each is a round trip.
+        replies = await asyncio.gather(*(limit.count_shared(key, more, link) for key, more in counts.items()))
+        found = {
+            key: limit.count(key, more) if reply is None else reply
+            for (key, more), reply in zip(counts.items(), replies, strict=True)
+        }
         return {key: over for key, over in found.items() if over}
 
 

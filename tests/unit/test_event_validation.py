@@ -15,8 +15,8 @@ from experimentation.event_validation import (
     MAX_EVENT_BYTES,
     Event,
     InvalidEventError,
-    flags_of,
     read_event,
+    set_flags,
 )
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -225,6 +225,10 @@ FLAGS = [
 @pytest.mark.parametrize(("changes", "flags"), FLAGS)
 def test_flags(changes: dict[str, Any], flags: list[str]) -> None:
     event = read(**changes)
-    assert flags_of(event, {VARIANT: RUN}, {RUN}) == flags
+    other = read(unit_id="another", timestamp=NOW.isoformat(), event_type="exposure")
+    set_flags([event, other, event], {VARIANT: RUN}, {RUN})
+    assert event.flags == flags
+    assert other.flags == []
     event.received_at = None
-    assert flags_of(event, {VARIANT: RUN}, {RUN}) == [flag for flag in flags if flag != "late"]
+    set_flags([event], {VARIANT: RUN}, {RUN})
+    assert event.flags == [flag for flag in flags if flag != "late"]
