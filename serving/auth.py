@@ -85,22 +85,30 @@ class KeyRing:
             return None
 
         async def find() -> ApiKey | None:
-            async with self._looking_up, self._database.acquire() as connection:
-                return await find_api_key(connection, plaintext)
+            async with self._looking_up:
+                # Of the many who come when a key's time is over, the first ones ask for all.
+                meanwhile = self._checked.get(digest)
+                if meanwhile is not None and time.monotonic() < meanwhile[1]:
+                    return meanwhile[0]
+                asked_at = time.monotonic()
+                async with self._database.acquire() as connection:
+                    key = await find_api_key(connection, plaintext)
+                self._remember(digest, key, asked_at)
+                return key
 
-        asked_at = time.monotonic()
         try:
-            key = await self._database.retrying(find)
+            return await self._database.retrying(find)
         except ApiError:
             if found is not None and self._trusted(found):
                 return found[0]
             raise
+
+    def _remember(self, digest: bytes, key: ApiKey | None, asked_at: float) -> None:
         self._checked.pop(digest, None)
         if key is not None and asked_at > self._forgotten_at:
             self._checked[digest] = key, asked_at + self._seconds, self._limits.api_key.key(key.id.hex)
             if len(self._checked) > MAX_REMEMBERED:
                 self._checked.popitem(last=False)
-        return key
 
     def _trusted(self, found: tuple[ApiKey, float, str]) -> bool:
         # Not in the middle of a rotation: the old secret's end must come, whether the database is there or not.

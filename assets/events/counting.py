@@ -29,7 +29,7 @@ SELECT date_bin({width}, "timestamp", timestamptz '2000-01-01 00:00Z'), count(*)
      + sum(('x' || encode(substring(uuid_send(id) FROM 9 FOR 8), 'hex'))::bit(64)::bigint)
 FROM {source}
 WHERE "timestamp" >= {start} AND "timestamp" < {end}
-GROUP BY 1 ORDER BY 1
+GROUP BY 1
 """
 )
 _NIBBLES = np.array(["0123456789abcdef".find(chr(byte)) % 256 for byte in range(256)], np.uint8)
@@ -88,9 +88,10 @@ def count_in_database(
         width=sql.Literal(width), source=source, start=sql.Literal(start or "-infinity"), end=sql.Literal(end)
     )
     with connection.cursor(row_factory=tuple_row) as cursor:
+        # Sorted here: told to, PostgreSQL would sort the events, whose spans it expects to be many, and take half as long again.
         return {
             span.astimezone(UTC): Counted(rows, first.astimezone(UTC), last.astimezone(UTC), int(checksum))
-            for span, rows, first, last, checksum in cursor.execute(query)
+            for span, rows, first, last, checksum in sorted(cursor.execute(query).fetchall())
         }
 
 
