@@ -45,24 +45,23 @@ def erase_unit(
     from orchestration.local.databases import database
 
     unit = Unit.parse(named)
-    if not check and not yes:
-        typer.confirm(f"{'Pseudonymise' if pseudonymise else 'Remove'} {named} for good?", abort=True)
     with database(settings(), PURPOSE):
         current = settings()
         bring_up_to_date(current, reads=check)
-        with (
-            psycopg.connect(current.platform_url, connect_timeout=10, autocommit=True) as connection,
-            _progress() as told,
-        ):
-            if check:
-                report = look(connection, _platform(), unit, pseudonymise=pseudonymise, files=datasets, told=told)
-            else:
-                report = erase(
-                    connection, _platform(), unit, pseudonymise=pseudonymise, files=datasets, told=told, actor=actor(PURPOSE)
-                )  # fmt: skip
-    _show(named, report, check)
-    if not check:
-        _tell(report, current.assignment_cache_seconds)
+        with psycopg.connect(current.platform_url, connect_timeout=10, autocommit=True) as connection:
+            if check or not yes:
+                with _progress() as told:
+                    report = look(connection, _platform(), unit, pseudonymise=pseudonymise, files=datasets, told=told)
+                _show(named, report, planned=True)
+            if not check:
+                if not yes:
+                    typer.confirm(f"{'Pseudonymise' if pseudonymise else 'Remove'} {named} for good?", abort=True)
+                with _progress() as told:
+                    report = erase(
+                        connection, _platform(), unit, pseudonymise=pseudonymise, files=datasets, told=told, actor=actor(PURPOSE)
+                    )  # fmt: skip
+                _show(named, report, planned=False)
+                _tell(report, current.assignment_cache_seconds)
     for place, sentence in report.left.items():
         console(stderr=True).print(f"lifecycle: {place}: {sentence}", markup=False, soft_wrap=True)
     if report.left:
@@ -87,15 +86,15 @@ def _platform() -> "Platform":
     )
 
 
-def _show(named: str, report: "Report", check: bool) -> None:
+def _show(named: str, report: "Report", *, planned: bool) -> None:
     from rich.table import Table
 
     if not report.found:
-        noted = "" if check else " It is noted as erased all the same."
+        noted = "" if planned else " It is noted as erased all the same."
         say(f"{named} was found nowhere.{noted}")
         return
     table = Table()
-    for heading in ("place", "rows", "would be done" if check else "done"):
+    for heading in ("place", "rows", "would be done" if planned else "done"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "rows" else "left")
     for found in report.found:
         table.add_row(found.place, f"{found.rows:,}", found.done)

@@ -63,6 +63,11 @@ def _require_days(first: date, last: date, first_day: date) -> None:
             f"{first} lies before the first day ({first_day}): older events are history, which never leaves PostgreSQL. "
             f"Give days from {first_day} on."
         )
+    today = datetime.now(UTC).date()
+    if last >= today:
+        raise RestoreError(
+            f"{last} is not over yet (UTC): its events are in PostgreSQL still. Give days up to {today - timedelta(days=1)}."
+        )
 
 
 @contextmanager

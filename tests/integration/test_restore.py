@@ -257,5 +257,9 @@ def test_the_command_says_what_came_back(
     assert "0 came back, 48 were there." in CliRunner().invoke(app, asked, catch_exceptions=False).output
     backwards = CliRunner().invoke(app, ["events", "restore", "--from", "2025-01-02", "--to", "2025-01-01"])
     assert "give the first and the last day" in str(backwards.exception)
+    today = CliRunner().invoke(
+        app, ["events", "restore", "--from", str(FIRST.date()), "--to", f"{datetime.now(UTC):%Y-%m-%d}"]
+    )
+    assert "is not over yet (UTC): its events are in PostgreSQL still." in str(today.exception)
     history = CliRunner().invoke(app, ["events", "restore", "--from", "2001-01-02", "--to", "2001-01-03"])
     assert "history, which never leaves PostgreSQL" in str(history.exception)
