@@ -4,11 +4,12 @@ Belongs here: the rules that the mapping alone can break. Does not belong here: 
 database the experiment (runs.py).
 """
 
+import difflib
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -29,6 +30,9 @@ from orchestration.event_imports.mapping import (
     NamedExperiment,
     Value,
 )
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 REQUIRED = ("event_type", "unit_type", "unit_id", "timestamp")
 OF_AN_EVENT = (*REQUIRED, "event_id", *OBJECTS, "where")
@@ -66,20 +70,15 @@ class _MappingFile(Reader):
         values = self.mapping(root, "A mapping", (), (*OF_THE_FILE, *OF_AN_EVENT))
         experiment = self._experiment(values["experiment"]) if "experiment" in values else None
         declared = experiment if isinstance(experiment, DeclaredExperiment) else None
-        variant = self._value(values["variant"], "variant", "text") if "variant" in values else None
-        if (experiment is None) != (variant is None):
-            given = (
-                root
-                if experiment is None and variant is None
-                else values["experiment" if variant is None else "variant"]
-            )
+        variant = self._tried(self._value, values["variant"], "variant", "text") if "variant" in values else None
+        if ("experiment" in values) != ("variant" in values):
             raise self.refuse(
-                given,
+                values["variant" if "variant" in values else "experiment"],
                 "`experiment` and `variant` go together: one says which experiment, the other which variant a row had.",
             )
         assigned_at = None
         if "assigned_at" in values:
-            assigned_at = self._moment(values["assigned_at"], "assigned_at")
+            assigned_at = self._tried(self._moment, values["assigned_at"], "assigned_at")
             if declared is None:
                 self.refuse(
                     values["assigned_at"],
@@ -128,22 +127,34 @@ class _MappingFile(Reader):
         needed = [key for key in REQUIRED if key not in values and not (key == "unit_type" and declared is not None)]
         if needed:
             raise self.refuse(node, f"An event needs {' and '.join(needed)}.")
-        event_type = self._value(values["event_type"], "event_type", "text")
-        for given in event_type.choices.values() if event_type.choices else [event_type.constant]:
+        event_type = self._tried(self._event_type, values["event_type"])
+        unit_type = self._tried(self._unit_type, values.get("unit_type"), declared)
+        unit_id = self._tried(self._value, values["unit_id"], "unit_id", "text")
+        timestamp = self._tried(self._moment, values["timestamp"], "timestamp")
+        event_id = self._tried(self._value, values["event_id"], "event_id", "text") if "event_id" in values else None
+        objects = {key: self._tried(self._object, values[key], key) or {} for key in OBJECTS if key in values}
+        where = self._tried(self._where, values["where"]) if "where" in values else None
+        if event_type is None or unit_type is None or unit_id is None or timestamp is None:
+            raise UnusableValueError
+        return EventEntry(event_type, unit_type, unit_id, timestamp, event_id, **objects, where=where or {})
+
+    def _tried(self, read: Callable[P, T], *given: P.args, **named: P.kwargs) -> T | None:
+        """What `read` makes of it; None where it noted a problem, so that what is wrong elsewhere is told as well."""
+        with suppress(UnusableValueError):
+            return read(*given, **named)
+        return None
+
+    def _event_type(self, node: yaml.Node) -> Value:
+        value = self._value(node, "event_type", "text")
+        for given in value.choices.values() if value.choices else [value.constant]:
             if given is not None and given not in EVENT_TYPES and not str(given).startswith("custom."):
+                near = difflib.get_close_matches(str(given), EVENT_TYPES, n=1)
+                meant = f" Did you mean {near[0]}?" if near else ""
                 self.refuse(
-                    values["event_type"],
-                    f"There is no event type {given}: use {', '.join(sorted(EVENT_TYPES))}, or custom. and a name.",
+                    node,
+                    f"There is no event type {given}: use {', '.join(sorted(EVENT_TYPES))}, or custom. and a name.{meant}",
                 )
-        return EventEntry(
-            event_type=event_type,
-            unit_type=self._unit_type(values.get("unit_type"), declared),
-            unit_id=self._value(values["unit_id"], "unit_id", "text"),
-            timestamp=self._moment(values["timestamp"], "timestamp"),
-            event_id=self._value(values["event_id"], "event_id", "text") if "event_id" in values else None,
-            **{key: self._object(values[key], key) if key in values else {} for key in OBJECTS},
-            where=self._where(values["where"]) if "where" in values else {},
-        )
+        return value
 
     def _unit_type(self, node: yaml.Node | None, declared: DeclaredExperiment | None) -> Value:
         if node is None:

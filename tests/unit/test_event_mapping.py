@@ -56,6 +56,19 @@ def test_complaints_name_their_line(tmp_path: Path, instead_of: str, given: str,
     assert any(said.startswith(complaint) for said in complaints(tmp_path, text)), complaints(tmp_path, text)
 
 
+def test_what_is_wrong_in_several_places_is_told_at_once(tmp_path: Path) -> None:
+    text = """event_type: plan_acepted
+unit_type: person
+unit_id: {colum: user}
+timestamp: yesterday
+metrics: {ms: fast}
+where: {kind: {a: 1}}
+"""
+    told = complaints(tmp_path, text)
+    assert sorted({one.partition(":")[0] for one in told}) == ["1", "2", "3", "4", "5", "6"]
+    assert told[0].endswith("Did you mean plan_accepted?")
+
+
 @pytest.mark.parametrize(
     ("instead_of", "given", "complaint"),
     [
