@@ -5,6 +5,7 @@ Belongs here: what a key's name says. Does not belong here: events, or whoever e
 
 import re
 from collections.abc import Collection, Mapping
+from itertools import filterfalse
 from typing import Any
 
 # A key's words, split at punctuation and at capitals: accessToken, access_token and ACCESS-TOKEN have the same two.
@@ -34,7 +35,7 @@ def looks_like_credential(key: str) -> bool:
 def is_harmless(value: Collection[Any], depth: int) -> bool:
     """Whether a JSON-like dict or list is known to have no such key; what is nested more than `depth` deep in it is not looked at."""
     if value.__class__ is dict:
-        if not _harmless.issuperset(value) and not all(map(_is_harmless, value)):
+        if not _harmless.issuperset(value) and not all(map(_is_harmless, filterfalse(_harmless.__contains__, value))):
             return False
         value = value.values()  # type: ignore[attr-defined]
     for item in value:  # noqa: SIM110 - for a few items a generator takes as long again

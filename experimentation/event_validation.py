@@ -154,9 +154,12 @@ def read_event(raw: bytes | memoryview, now: datetime, *, no_nul: bool = False) 
         raise InvalidEventError([FieldError("event", "payload_too_large")])
     try:
         incoming = _incoming.decode(raw)
-        experiments = _experiments(bytes(incoming.experiments))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidEventError(_explain(raw, str(error))) from None
+    try:
+        experiments = _experiments(bytes(incoming.experiments))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEventError(_explain(raw, f"{error} - at `$.experiments`")) from None
     context, payload = incoming.context or {}, incoming.payload
     plain = is_harmless(context, PLAIN_DEPTH) and (payload is None or is_harmless(payload, PLAIN_DEPTH))
     # Only what spells NUL out, or is deep, needs the walk through all it holds.
@@ -255,7 +258,7 @@ def is_finite(value: Any) -> bool:
 
 
 def _experiments(raw: bytes) -> list[ExperimentRef]:
-    """The list is shared with other events. Raises what msgspec raises, without the field's name."""
+    """The list is shared with other events. Raises what msgspec raises."""
     refs = _known_refs.get(raw)
     if refs is None:
         refs = _read_refs.decode(raw) or []

@@ -30,7 +30,7 @@ INSERT_RETRIED = f"""
 INSERT INTO exp.events ({_QUOTED}) SELECT {_QUOTED} FROM retried_events ORDER BY id, "timestamp" ON CONFLICT DO NOTHING
 """
 STAGE = f"CREATE TEMPORARY TABLE incoming_events AS SELECT {_QUOTED} FROM exp.events WITH NO DATA"
-COPY_STAGED = f"COPY incoming_events ({_QUOTED}) FROM STDIN"
+COPY_STAGED = f"COPY incoming_events ({_QUOTED}) FROM STDIN (ENCODING 'UTF8')"
 INSERT_STAGED = f"""
 INSERT INTO exp.events ({_QUOTED}) SELECT {_QUOTED} FROM incoming_events ORDER BY id, "timestamp" ON CONFLICT DO NOTHING
 """

@@ -135,8 +135,8 @@ class BatchEndpoint(_IngestEndpoint):
             over = await self._limits.too_many(limit, batch.units(limit))
             if over:
                 batch.refuse_last(limit, over)
-            for _, error in batch.refused:
-                self._measures.count_refused(error.errors[0].error)
+            for _, errors in batch.refused:
+                self._measures.count_refused(errors[0].error)
             if not batch.events:
                 raise batch.all_refused(max(map(limit.wait, over), default=0), limit.amount)
             await self._store_counted(batch, started)
@@ -168,12 +168,13 @@ class _Batch:
         no_nul = b"\\u0000" not in body
         self.size = len(raws)
         self.events: list[tuple[int, Event]] = []
-        self.refused: list[tuple[int, InvalidEventError]] = []
+        # Not the exceptions: each would keep this batch, by way of its traceback, until the garbage collector comes.
+        self.refused: list[tuple[int, list[FieldError]]] = []
         for index, raw in enumerate(raws):
             try:
                 self.events.append((index, read_event(raw, now, no_nul=no_nul)))
             except InvalidEventError as error:
-                self.refused.append((index, error))
+                self.refused.append((index, error.errors))
 
     def units(self, limit: Limit) -> dict[str, int]:
         """How many events each unit has, by its key."""
@@ -187,7 +188,7 @@ class _Batch:
             key = limit.key(_unit(event))
             if left.get(key):
                 left[key] -= 1
-                self.refused.append((index, InvalidEventError([FieldError("unit_id", RATE_LIMITED)])))
+                self.refused.append((index, [FieldError("unit_id", RATE_LIMITED)]))
             else:
                 kept.append((index, event))
         self.events = kept[::-1]
@@ -200,7 +201,7 @@ class _Batch:
         self.events = [event for event, outcome in held if outcome not in UNSTORED]
         for (index, _), outcome in held:
             if outcome in UNSTORED:
-                self.refused.append((index, InvalidEventError([FieldError("event", UNSTORED[outcome])])))
+                self.refused.append((index, [FieldError("event", UNSTORED[outcome])]))
         if not self.events:
             raise service_unavailable(NO_ROOM) if "unavailable" in outcomes else self.all_refused(0, 0)
 
@@ -219,15 +220,15 @@ class _Batch:
             return rate_limited("Each unit of this batch", amount, wait, "events")
         details = [
             FieldError(f"events[{index}].{detail.field}", detail.error)
-            for index, error in self.refused
-            for detail in error.errors
+            for index, found in self.refused
+            for detail in found
         ]
         listed = [msgspec.to_builtins(error) for error in errors]
         return validation_error(details, f"None of the {len(errors)} events is valid.", listed)
 
     def _errors(self) -> list[BatchError]:
         self.refused.sort(key=lambda one: one[0])
-        return [BatchError(index, error.errors[0].error) for index, error in self.refused]
+        return [BatchError(index, errors[0].error) for index, errors in self.refused]
 
 
 def read_batch(body: bytes) -> list[msgspec.Raw]:

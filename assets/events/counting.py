@@ -7,6 +7,7 @@ The checksum is the sum of both 64-bit halves of every id: independent of order,
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,12 @@ def count_in_database(
         width=sql.Literal(width), source=source, start=sql.Literal(start or "-infinity"), end=sql.Literal(end)
     )
     with connection.cursor(row_factory=tuple_row) as cursor:
-        # Sorted here: told to, PostgreSQL would sort the events, whose spans it expects to be many, and take half as long again.
-        return {
+        found = {
             span.astimezone(UTC): Counted(rows, first.astimezone(UTC), last.astimezone(UTC), int(checksum))
-            for span, rows, first, last, checksum in sorted(cursor.execute(query).fetchall())
+            for span, rows, first, last, checksum in cursor.execute(query)
         }
+    # Sorted here: told to, PostgreSQL would sort the events, whose spans it expects to be many, and take half as long again.
+    return dict(sorted(found.items(), key=itemgetter(0)))
 
 
 def count_table(table: pa.Table) -> Counted:

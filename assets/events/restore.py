@@ -33,7 +33,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS restored_events (
     "timestamp" timestamptz, created_at timestamptz, flags jsonb
 ) ON COMMIT DELETE ROWS
 """
-_COPY = "COPY restored_events FROM STDIN (FORMAT csv)"
+_COPY = "COPY restored_events FROM STDIN (FORMAT csv, ENCODING 'UTF8')"
 _ERASED = """
 DELETE FROM restored_events USING exp.erased_units, exp.erasure_salt
 WHERE unit_hash = sha256(salt || convert_to(unit_type || ':' || unit_id, 'UTF8')) AND created_at <= erased_at

@@ -243,6 +243,15 @@ def test_many_events_of_our_own_are_stored_in_bulk_and_once(database_url: str) -
     assert (rows[1][6], rows[1][8]) == (None, ["no_experiment_context", "no_plan_id"])
 
 
+def test_bulk_storing_is_utf8_whatever_the_client_speaks(database_url: str) -> None:
+    make_partitions(database_url, datetime.now(UTC).date(), 2)
+    with psycopg.connect(database_url, client_encoding="latin1") as connection:
+        assert store_events(connection, [event(unit_id="Müller", payload={"plan_id": "é"})]) == 1
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute("SELECT unit_id, payload FROM exp.events").fetchall()
+    assert found == [("Müller", {"plan_id": "é"})]
+
+
 def test_bulk_storing_is_the_callers_transaction(database_url: str) -> None:
     make_partitions(database_url, datetime.now(UTC).date(), 2)
     with psycopg.connect(database_url) as connection:

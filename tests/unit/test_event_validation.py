@@ -121,6 +121,26 @@ def test_a_number_beyond_doubles_names_its_field() -> None:
         read_event(body.encode(), NOW)
 
 
+@pytest.mark.parametrize("refs", [b"[1e400]", b'[{"experiment_id":"\xff"}]', b"[7]"])
+def test_experiments_that_can_not_be_read_name_their_field(refs: bytes) -> None:
+    raw = json.dumps({**GOOD, "experiments": None}).encode().replace(b'"experiments": null', b'"experiments": ' + refs)
+    with pytest.raises(InvalidEventError, match=r"experiments.*: invalid_experiment_id"):
+        read_event(raw, NOW)
+
+
+def test_of_a_key_that_stands_there_twice_the_last_counts() -> None:
+    for key, value in (("experiments", []), ("context", {}), ("unit_id", "h2")):
+        raw = json.dumps(GOOD)[:-1] + f', "{key}": {json.dumps(value)}}}'
+        assert getattr(read_event(raw.encode(), NOW), key) == value
+
+
+def test_events_that_name_the_same_experiments_share_them_and_nothing_else_does() -> None:
+    first, again = read(), read()
+    assert first.experiments is again.experiments
+    other = read(experiments=[{"experiment_id": str(RUN), "variant_id": str(RUN)}])
+    assert other.experiments[0].variant_id == RUN and first.experiments[0].variant_id == VARIANT
+
+
 def test_every_error_is_told() -> None:
     found = codes(event_type="no", unit_type=None, experiments=[{"experiment_id": "x"}, 7], metrics={"a": "b"})
     assert found == [

@@ -1,0 +1,27 @@
+"""What one batch leaves behind in memory."""
+
+import gc
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from serving.events import _Batch
+
+NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
+GOOD = {"event_type": "exposure", "unit_type": "user", "unit_id": "u", "timestamp": "2025-06-01T11:00:00Z"}
+
+
+@pytest.mark.parametrize("bad", [{"unit_id": ""}, {"event_type": "no"}, {"timestamp": "never"}, {"experiments": [7]}])
+def test_a_batch_with_refused_events_goes_when_it_is_answered(bad: dict[str, object]) -> None:
+    body = json.dumps({"events": [GOOD, {**GOOD, **bad}]}).encode()
+    gc.collect()
+    gc.disable()
+    try:
+        batch = _Batch(body, NOW)
+        assert batch.answer()[0] == 207
+        del batch
+        # Its body of up to 10 MB would stay until a collection, which is rare.
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
