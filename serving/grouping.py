@@ -43,7 +43,11 @@ class Grouped(Generic[Ask, Reply]):
         self._waiting.append((ask, future))
         if len(self._running) < self._in_flight:
             self._running.add(asyncio.create_task(self._run()))
-        return await future
+        try:
+            return await future
+        finally:
+            # What it raises knows this frame: together with the future they would keep each other until the garbage collector comes.
+            del future
 
     async def _run(self) -> None:
         try:
@@ -66,3 +70,5 @@ class Grouped(Generic[Ask, Reply]):
                     # A client that left has cancelled its wait, not the work of the others.
                     if not future.done():
                         future.set_result(reply)
+            # As above: the group's frame and what it raised.
+            del group, future

@@ -1,6 +1,8 @@
 """The small parts that the hot path is made of: bounded memory, limits, grouping, metrics."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -212,3 +214,32 @@ def test_prometheus_reads_what_assignments_count() -> None:
     assert within == {"0.001": 2, "0.02": 2, "0.05": 3, "5.0": 3, "+Inf": 4}
     assert samples["assignment_latency_seconds_sum", "planner"] == pytest.approx(9.0315)
     assert samples["assignment_latency_seconds_count", "planner"] == 4
+
+
+class Large:
+    """What is asked for; an object, so that a weak reference can tell whether it is gone."""
+
+
+def test_asks_that_failed_are_not_kept_by_what_they_raised() -> None:
+    asked: list[weakref.ref[Large]] = []
+
+    async def work(_: Sequence[Large]) -> Sequence[None]:
+        raise ValueError
+
+    async def ask(grouped: Grouped[Large, None]) -> None:
+        large = Large()
+        asked.append(weakref.ref(large))
+        with pytest.raises(ValueError):
+            await grouped.ask(large)
+
+    async def several() -> None:
+        grouped: Grouped[Large, None] = Grouped(work, in_flight=1)
+        for _ in range(3):
+            await asyncio.gather(*(ask(grouped) for _ in range(5)))
+
+    gc.disable()
+    try:
+        asyncio.run(several())
+        assert [reference() for reference in asked] == [None] * 15
+    finally:
+        gc.enable()
