@@ -13,7 +13,8 @@ from experimentation.event_validation import Event, ExperimentRef
 
 # All that a text may hold, with what means something to COPY, to JSON and to arrays more often than by chance.
 TEXT = st.text(
-    st.characters(exclude_characters="\0", exclude_categories=["Cs"]) | st.sampled_from("\\\t\n\r\b'\",{}N.")
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]) | st.sampled_from("\\\t\n\r\b'\",{}N."),
+    max_size=90,
 )
 DATA = st.dictionaries(
     TEXT, st.recursive(st.none() | st.booleans() | TEXT, lambda one: st.lists(one) | st.dictionaries(TEXT, one))
