@@ -42,7 +42,7 @@ def stored(url: str, events: list[Event]) -> list[tuple[Any, ...]]:
 
 
 # What an example writes goes with its connection, so they may share the database.
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.tuples(TEXT, TEXT.filter(bool), DATA, st.none() | DATA), min_size=1, max_size=5))
 def test_any_text_comes_back(database_url: str, names: list[tuple[str, str, Any, Any]]) -> None:
     events = [
