@@ -1,4 +1,4 @@
-# One way to run everything. `make` alone lists what there is. CI runs `make test` (.ci/run).
+# One way to run everything. `make` alone lists what there is. CI runs `make test` (.ci/run), which begins with `make check`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # The build of torch: pip finds a CPU build where there is one; README.md, "CPU or CUDA", says how to choose.
 TORCH ?= torch==2.13.0
 PIP_TORCH_ARGS ?=
+# mypy has an environment of its own: it wants a newer pathspec than dbt allows.
+MYPY ?= mypy==2.4.1
 # A folder with a recipe catalogue and a cooking diary. It gets a home of its own, so that the sample and a diary stand side by side.
 HISTORY ?=
 ifneq ($(strip $(HISTORY)),)
@@ -16,13 +18,17 @@ STAMP := $(VENV)/.installed
 MANIFEST := dbt_project/target/manifest.json
 DBT_SOURCES = $(shell find dbt_project -name target -prune -o -name logs -prune -o \( -name '*.sql' -o -name '*.yml' -o -name '*.csv' -o -name '*.md' \) -print 2>/dev/null)
 # Kinds of tests that run side by side, a file at a time, each process with a PostgreSQL of its own; the last kind has the machine to itself.
-TESTS := unit model data integration faults
+TESTS := model data integration faults
 TEST_JOBS ?= 2
+PYTEST_PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile --durations 10
+MYPY_RUN = $(VENV)/mypy/bin/mypy --python-executable $(BIN)/python
+K ?=
+FILE ?=
 
 INSTALLED = test -e $(STAMP) || { echo "Nothing is installed in $(VENV): run 'make setup' first." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test up down clean bench soak
+.PHONY: help setup demo check fix test up down clean bench soak
 
 help: ## List these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -43,26 +49,39 @@ clean: ## Remove .lifecycle with all its data (asks first; YES=1 does not ask)
 	@$(INSTALLED) && $(BIN)/lifecycle clean $(if $(YES),--yes)
 
 bench: setup ## Measure ratios against a floor, in one run
-	@$(BIN)/lifecycle bench
+	@$(BIN)/python -m benchmarks.bench
 
 soak: setup ## Ten minutes of killing the API and stopping PostgreSQL under load: nothing acknowledged may be lost or doubled
-	@$(BIN)/lifecycle soak $(if $(MINUTES),--minutes $(MINUTES))
+	@$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES))
 
-test: setup ## Everything that must hold: style, types, import contracts, dbt, and all tests
+check: setup ## Style, types, import contracts, dependencies and unit tests: about a minute
 	@echo "== style";            $(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@echo "== types";            $(BIN)/mypy
 	@echo "== import contracts"; $(BIN)/lint-imports
+	@echo "== dependencies";     $(BIN)/deptry .
+	@echo "== types";            $(MYPY_RUN)
+	@echo "== tests: unit";      $(PYTEST_PARALLEL) tests/unit
+
+fix: setup ## Mend what can be mended by itself: imports, formatting, simple lint
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+# K and FILE choose tests: make test K=archive, make test FILE=tests/integration/test_restore.py
+ifneq ($(strip $(K)$(FILE)),)
+test: setup
+	@$(BIN)/python -m pytest -q --durations 10 $(if $(K),-k "$(K)") $(or $(FILE),tests)
+else
+test: check ## Everything that must hold: the check, dbt, then integration, model, data, fault and end-to-end tests; K=, FILE= choose
 	@echo "== dbt";              rm -f $(MANIFEST)
 	@$(MAKE) --no-print-directory $(MANIFEST)
 	@for kind in $(TESTS); do \
 	  echo "== tests: $$kind"; \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile tests/$$kind || exit 1; \
+	  $(PYTEST_PARALLEL) tests/$$kind || exit 1; \
 	done
-	@echo "== tests: end_to_end"; $(BIN)/python -m pytest -q tests/end_to_end
+	@echo "== tests: end_to_end"; $(BIN)/python -m pytest -q --durations 10 tests/end_to_end
 	@echo "== all of it holds"
+endif
 
 # torch comes first and by itself: its build is the reader's choice, and the constraints then keep it.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || { \
 	  echo "Python 3.11 or 3.12 is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing): install one, or name it with PYTHON=/path/to/python." >&2; exit 1; }
 	@echo "Installing into $(VENV), a few minutes the first time: 1/2 $(TORCH)"
@@ -71,7 +90,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet $(PIP_TORCH_ARGS) '$(TORCH)'
 	@echo "2/2 everything else, at the versions of constraints.txt"
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ./client --editable '.[all]' --group dev
+	@$(PYTHON) -m venv $(VENV)/mypy && $(VENV)/mypy/bin/python -m pip install --quiet '$(MYPY)'
 	@touch $@
 
 # Parsed once, here: parsing in every process of Dagster made runs three times slower.

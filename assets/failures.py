@@ -1,24 +1,17 @@
-"""Errors that a user can put right, as Dagster shows them: the sentence first, no retry.
-
-Belongs here: the translation. Does not belong here: the sentences.
-"""
+"""Errors that a user can put right, as Dagster shows them: the sentence first, and no retry."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
 
-_OURS = frozenset({"assets", "experimentation", "planner", "training"})
+from foundation.errors import LifecycleError
 
 
 @contextmanager
 def as_failures() -> Iterator[None]:
-    """An error type that our packages define is meant for its reader: raise it as a dagster Failure with that sentence."""
+    """Raise a LifecycleError as a dagster Failure with its sentence; any other exception is a defect and passes unchanged."""
     try:
         yield
-    except dg.Failure:
-        raise
-    except Exception as error:  # what is not ours is a defect, and is raised as it is
-        if type(error).__module__.partition(".")[0] not in _OURS:
-            raise
+    except LifecycleError as error:
         raise dg.Failure(str(error), allow_retries=False) from error

@@ -1,7 +1,4 @@
-"""Names that the graph is drawn with: groups, owners, and the tables that other programs write.
-
-Belongs here: names and external assets. Does not belong here: anything that computes.
-"""
+"""Names that the graph is drawn with: groups, owners, and the tables that other programs write."""
 
 import dagster as dg
 

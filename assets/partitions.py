@@ -1,6 +1,5 @@
 """Partition definitions and the mappings between them.
 
-Belongs here: which slices of time, and which model versions, assets are made of. Does not belong here: what is done with a slice.
 The first day is a setting (`LIFECYCLE_FIRST_DAY`); events before it are history and live in two unpartitioned assets.
 """
 
@@ -8,7 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import dagster as dg
 
-from experimentation.settings import settings
+from foundation.settings import settings
 
 MODEL_VERSIONS = dg.DynamicPartitionsDefinition(name="model_versions")
 """One partition a registered model version, with keys as `model_version_key` makes them."""

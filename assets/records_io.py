@@ -1,6 +1,6 @@
 """How small records travel between assets: one JSON file each, in the object store.
 
-Belongs here: writing and reading records. Does not belong here: data. A record says where the data is.
+A record says where the data is.
 """
 
 import json

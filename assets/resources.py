@@ -1,6 +1,6 @@
 """What assets stand on: the platform's database, the object store, MLflow, child processes, dbt.
 
-Belongs here: connecting. Does not belong here: what is asked of them. Nothing connects before an asset runs. A test swaps a part
+ Nothing connects before an asset runs. A test swaps a part
 through `build_defs(resource_overrides=…)`.
 """
 
@@ -14,8 +14,8 @@ import psycopg
 from dagster_aws.s3 import S3Resource
 from pydantic import PrivateAttr
 
-from assets.object_store import ObjectStore
-from experimentation.settings import settings
+from foundation.object_store import ObjectStore
+from foundation.settings import settings
 
 LINK_SECONDS = 7 * 24 * 3600
 

@@ -1,4 +1,1 @@
-"""The ground floor of experimentation: experiments, assignments, events, policies, and the SQL and migrations they live in.
-
-Imports none of the other packages, and no Dagster, FastAPI or torch.
-"""
+"""Experiments without HTTP: their runs, the assignment of units, configuration files and their sync, policies, statistics, promotion."""

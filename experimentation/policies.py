@@ -1,8 +1,4 @@
-"""Policies and their versions: what may be served, and what is in production.
-
-Belongs here: making versions, their status, and the SQL of both tables. Does not belong here: MLflow (whether a model version exists is
-asked by who makes a version of it), the config that a client gets (assignments.py).
-"""
+"""Policies and their versions: what may be served, and what is in production."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +8,8 @@ import psycopg
 from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 
-from experimentation.audit import write_audit
-from experimentation.records import ExperimentationError, Policy, PolicyVersion, PolicyVersionStatus
+from experimentation.runs.run import ExperimentationError, Policy, PolicyVersion, PolicyVersionStatus
+from foundation.audit import write_audit
 
 _SELECT_POLICY = "SELECT id, name, description, production_version_id FROM exp.policies "
 POLICY_BY_NAME = _SELECT_POLICY + "WHERE name = %s"

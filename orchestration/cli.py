@@ -1,17 +1,14 @@
 """The command line `lifecycle`: its verbs, and what a failure looks like.
 
-Belongs here: registering commands, turning errors into one sentence and an exit code. Does not belong here: any command's work.
 Modules of commands import what they need when they run, so that `lifecycle --help` answers at once.
 """
 
 import contextlib
 import os
-import sys
 from typing import Annotated
 
 import typer
 
-from orchestration.bench import command as bench_command
 from orchestration.commands import (
     configuration,
     database,
@@ -23,11 +20,9 @@ from orchestration.commands import (
     modules,
     services,
 )
+from orchestration.commands import demo as demo_command
 from orchestration.commands.console import console
-from orchestration.commands.failures import sentence
-from orchestration.demo import command as demo_command
-from orchestration.local.signals import interrupt_on_signals
-from orchestration.soak import command as soak_command
+from orchestration.commands.failures import run
 
 app = typer.Typer(
     name="lifecycle",
@@ -46,8 +41,6 @@ app.command(rich_help_panel=SERVICES)(services.down)
 app.command(rich_help_panel=SERVICES)(services.status)
 app.command(rich_help_panel=SERVICES)(services.clean)
 app.command(rich_help_panel=SERVICES)(docs.docs)
-app.command(rich_help_panel=SERVICES)(bench_command.bench)
-app.command(rich_help_panel=SERVICES)(soak_command.soak)
 app.command(rich_help_panel=DATA)(demo_command.demo)
 app.command(rich_help_panel=DATA)(demo_command.import_history)
 app.command(rich_help_panel=DATA, context_settings=modules.PASSED_ON, add_help_option=False)(modules.train)
@@ -74,7 +67,7 @@ def options(
 
 def _tell_of_unknown_settings() -> None:
     """A misspelt variable would be read by nobody, and its default taken."""
-    from experimentation.settings import home_folder, unknown_names
+    from foundation.settings import home_folder, unknown_names
     from orchestration.local.home import recorded_settings
 
     recorded: dict[str, str] = {}
@@ -86,15 +79,7 @@ def _tell_of_unknown_settings() -> None:
 
 def main() -> None:
     """Run the command line. Exit codes: 0, 1 for an error told in one sentence, 2 for wrong usage, 130 when interrupted."""
-    interrupt_on_signals()
-    try:
-        app()
-    except Exception as error:  # the roof: whatever is not told as a sentence is raised again
-        said = sentence(error)
-        if said is None or os.environ.get("LIFECYCLE_DEBUG"):
-            raise
-        console(stderr=True).print(f"lifecycle: {said}", markup=False, soft_wrap=True)
-        sys.exit(1)
+    run(app, "lifecycle")
 
 
 if __name__ == "__main__":

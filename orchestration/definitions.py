@@ -1,6 +1,6 @@
 """The code location: every asset, check, job, schedule and sensor, put together.
 
-Belongs here: putting together. Does not belong here: anything else. Tests swap a resource through `resource_overrides`.
+Tests swap a resource through `resource_overrides`.
 """
 
 import sys

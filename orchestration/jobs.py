@@ -1,7 +1,4 @@
-"""Named jobs: which assets run together, and with which limits.
-
-Belongs here: selections and tags. Does not belong here: when they start (schedules.py, sensors.py).
-"""
+"""Named jobs: which assets run together, and with which limits."""
 
 from typing import Any
 

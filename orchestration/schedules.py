@@ -1,11 +1,11 @@
-"""When things start by the clock (UTC). Belongs here: times. Does not belong here: what runs (jobs.py).
+"""When things start by the clock (UTC).
 
 `LIFECYCLE_SCHEDULES=false` leaves every schedule stopped; the UI's switch wins over the default either way.
 """
 
 import dagster as dg
 
-from experimentation.settings import settings
+from foundation.settings import settings
 from orchestration.jobs import analytics_job, archive_job, cleaning_job, dataset_job, retention_job
 
 _STATUS = dg.DefaultScheduleStatus.RUNNING if settings().schedules else dg.DefaultScheduleStatus.STOPPED

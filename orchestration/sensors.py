@@ -1,4 +1,4 @@
-"""What starts when something happened. Belongs here: noticing, and asking for one run. Does not belong here: the work.
+"""What starts when something happened.
 
 A sensor that ticks twice asks for the same run key, so one run starts.
 """
@@ -12,8 +12,8 @@ import psycopg
 from assets.events.asset import HOUR_KEY, MOST_SILENCE, events_arrive
 from assets.groups import EVENTS_TABLE
 from assets.partitions import MODEL_VERSIONS, model_version_key
-from experimentation.archived_hours import anything_archived, last_arrival, mark_late_hours, waiting_hours
-from experimentation.settings import settings
+from eventlog.archive.hours import anything_archived, last_arrival, mark_late_hours, waiting_hours
+from foundation.settings import settings
 from orchestration.jobs import archive_job, replay_job, silence_job
 
 # A run that was killed left no result; it is asked for again, but a model that breaks its replay every time is not replayed for ever.
@@ -67,7 +67,7 @@ def _registered_versions() -> Iterator[str]:
 
 
 def _settled_versions() -> set[str]:
-    from experimentation.replay_results import settled_model_versions
+    from replay.stored_results import settled_model_versions
 
     with psycopg.connect(settings().platform_url, connect_timeout=10) as connection:
         return {model_version_key(name, int(version)) for name, version in settled_model_versions(connection)}

@@ -1,7 +1,5 @@
 """The recipe catalogue: what a recipe is, the sample catalogue, and reading catalogues from plain records.
 
-Belongs here: recipes, their order and what can be said of them alone. Does not belong here: households, plans, the database.
-
 The sample catalogue (`catalogue.csv`) lists what one shops for: salt, pepper, cooking oil, sugar by the pinch and water are taken
 as given. Cost is a rough grocery price in US dollars for the recipe's `servings`.
 """

@@ -1,7 +1,5 @@
 """May this household eat this? The hard rules of a plan, in two formulations that verify each other.
 
-Belongs here: the rules and what breaks them. Does not belong here: wishes (preferences, budget), models, scores.
-
 The rules: no excluded ingredient, no more minutes than `max_prep_time`, every restriction carried as a tag, known recipes, none twice.
 `legal` builds the set of allowed recipes from sets of word sequences and tags, and planners choose within it. `violations` asks a
 finished plan, meal by meal, in plain text. They share the singular of a word and nothing else, so that a mistake in one shows in the other.
@@ -20,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from planner.catalogue import Catalogue, Recipe
-from planner.product import Plan, RowInput, Violation
+from product.protocol import Plan, RowInput, Violation
 
 REMEMBERED = 10_000
 """Sets of rules whose allowed recipes are kept: households share few, and a long-lived process must not grow without end."""

@@ -1,7 +1,4 @@
-"""What the simulated world knows of food: the features that tastes are about, and in which amounts things are bought.
-
-Belongs here: facts about recipes and ingredients that only the simulator needs. Does not belong here: households, tastes, plans.
-"""
+"""What the simulated world knows of food: the features that tastes are about, and in which amounts things are bought."""
 
 from typing import Any
 

@@ -1,8 +1,5 @@
 """A recipe catalogue and a dated cooking diary of somebody else → recipes, households, reconstructed events, and what was refused.
 
-Belongs here: what the columns mean, which rows can't be used, and how consecutive meals become plans. Does not belong here: reading
-files (`table_files.py`), the database (the command that imports stores what comes from here).
-
 What a diary does not say is not invented: no plan_generated, no edits, no pantry, no constraints. A plan is a person's next
 `plan_size` different recipes in order of time, accepted when its last meal was cooked, and marked `reconstructed`. Ids are made from
 the plan itself, so that importing twice, or a longer diary later, stores nothing twice.

@@ -1,8 +1,4 @@
-"""Is there anything to learn in a sample? Plans of simple planners and of the true taste, scored against what was accepted.
-
-Belongs here: the diagnostic that says, without training, how far apart chance, popularity, rules and taste stand in a simulated world.
-Does not belong here: training, replay of registered models, real data (its tastes are not known).
-"""
+"""Is there anything to learn in a sample? Plans of simple planners and of the true taste, scored against what was accepted."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -12,9 +8,10 @@ import polars as pl
 
 from planner import scores
 from planner.meal_planner import MealPlanner
-from planner.planners import HeuristicPlanner, PopularityPlanner, RandomPlanner
-from planner.product import RowInput
+from planner.planners import HeuristicPlanner
 from planner.simulator import Sample
+from product.planners import PopularityPlanner, RandomPlanner
+from product.protocol import RowInput
 
 Guess = Callable[[str, datetime, RowInput], list[str]]
 

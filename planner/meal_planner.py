@@ -1,20 +1,22 @@
-"""The meal planner: the sample product, as an implementation of the protocol in `product.py`.
-
-Belongs here: which module answers which of the protocol's questions. Does not belong here: the answers themselves.
-"""
+"""The meal planner: the sample product, as an implementation of the protocol in `product/protocol.py`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from datetime import date
+from typing import Any, ClassVar, Self
 
 import polars as pl
+import psycopg
 
 from planner import constraints, scores
 from planner.catalogue import Catalogue, sample_catalogue
 from planner.constraints import LegalRecipes
 from planner.offsets import PantryOffsets
-from planner.product import Plan, Row, RowInput, RowWindow, Violation
 from planner.prompt import item_text, prompt_text
+from planner.rows import NULLABLE as NULLABLE_FIELDS
+from planner.rows import build_rows, planner_rows
 from planner.tasters import synthetic_rows
+from product.installed import DatasetRows
+from product.protocol import Plan, Row, RowInput, RowWindow, Violation
 
 DEFAULT_MEALS = 5
 """Dinners of a weekly plan: a household cooks on the days 0 to 4."""
@@ -29,6 +31,11 @@ class MealPlanner:
     """Weekly dinner plans from one recipe catalogue. `meals` is how many dinners every plan has (1 to 7)."""
 
     name = "planner"
+    model_name: ClassVar[str] = "planner_model"
+    policy_name: ClassVar[str] = "planner_policy"
+    experiment_name: ClassVar[str] = "weekly_planner"
+    baseline_planner: ClassVar[str] = "planner.planners:HeuristicPlanner"
+    nullable_fields: ClassVar[frozenset[str]] = NULLABLE_FIELDS
 
     def __init__(self, catalogue: Catalogue | None = None, *, meals: int = DEFAULT_MEALS) -> None:
         if not 1 <= meals <= MAX_MEALS:
@@ -46,8 +53,6 @@ class MealPlanner:
 
     def rows(self, events: pl.DataFrame, domain: Mapping[str, pl.DataFrame], window: RowWindow) -> pl.DataFrame:
         """Point-in-time rows of the plans accepted in the window (see `rows.py`)."""
-        from planner.rows import planner_rows
-
         return planner_rows(events, domain, window)
 
     def prompt(self, row_input: RowInput) -> str:
@@ -105,11 +110,36 @@ class MealPlanner:
         """Rows of made-up tasters, for pre-training a base model on the catalogue alone (see `tasters.py`)."""
         return synthetic_rows(self, self.catalogue.to_records(), count, seed)
 
+    def rule_items(self, row_input: RowInput) -> list[str]:
+        """The heuristic planner's recipes for this row."""
+        from planner.planners import HeuristicPlanner
+
+        return HeuristicPlanner().plan(self, row_input)
+
+    @classmethod
+    def domain_tables(cls, connection: psycopg.Connection[Any]) -> dict[str, pl.DataFrame]:
+        """Recipes, households, their constraints and pantry snapshots, as the schema `planner` holds them."""
+        from planner.store import domain_frames
+
+        return domain_frames(connection)
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, pl.DataFrame]) -> Self:
+        """The meal planner over the recipes of these tables."""
+        return cls(Catalogue.from_records(tables["recipes"].to_dicts()))
+
+    @classmethod
+    def dataset_rows(
+        cls, events: pl.DataFrame, domain: Mapping[str, pl.DataFrame], window: RowWindow, replay_from: date | None
+    ) -> DatasetRows:
+        """Point-in-time rows with their split, and what was left out (see `rows.py`)."""
+        return build_rows(events, domain, window, replay_from=replay_from)
+
     def reference(self) -> dict[str, Any]:
         """The catalogue's recipes and the number of meals."""
         return {"recipes": self.catalogue.to_records(), "meals": self.meals}
 
     @classmethod
-    def from_reference(cls, reference: dict[str, Any]) -> "MealPlanner":
+    def from_reference(cls, reference: dict[str, Any]) -> Self:
         """Inverse of `reference`."""
         return cls(Catalogue.from_records(reference["recipes"]), meals=int(reference.get("meals", DEFAULT_MEALS)))

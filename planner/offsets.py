@@ -1,13 +1,12 @@
 """What the product itself asks of a plan, beside what people choose: log-odds that are added to a recipe's score, always.
 
-Belongs here: the offset of each recipe for one row. Does not belong here: what may be eaten (`constraints.py`), how good a plan is
-(`scores.py`), anything that is learnt. An offset is no parameter (a term of generalised linear models):
+ An offset is no parameter (a term of generalised linear models):
 training and decoding add the same one, so a model learns only what it does not explain.
 """
 
 from planner.catalogue import Catalogue
-from planner.product import RowInput
 from planner.scores import STAPLES
+from product.protocol import RowInput
 
 PANTRY_PULL = 0.5
 """Log-odds for each pantry item that a recipe uses up. On the validation households of two samples, 0.3 and 0.5 led 0, 0.1 and 0.2

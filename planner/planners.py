@@ -1,72 +1,21 @@
-"""Planners that need no training: random, popularity, the heuristic baseline, and the exploring legacy planner.
+"""Planners of recipes that need no training: the heuristic baseline, and the exploring legacy planner.
 
-Belongs here: rules that turn a row's input into chosen recipes. Does not belong here: fine-tuned models, hidden tastes, events.
-
-Every planner has `plan(product, row_input, rng) -> chosen items` and chooses among the product's legal items alone. The heuristic and
-the popularity planner ignore `rng`: the same input gives the same plan.
+Every planner has `plan(product, row_input, rng) -> chosen items` and chooses among the product's legal items alone. The heuristic
+ignores `rng`: the same input gives the same plan.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from planner.meal_planner import MealPlanner
-from planner.product import Product, RowInput
 from planner.scores import STAPLES
-
-Rng = np.random.Generator
-
-
-class RandomPlanner:
-    """Legal items, every next one drawn uniformly."""
-
-    def plan(self, product: Product, row_input: RowInput, rng: Rng) -> list[str]:
-        """As many items as the plan needs, or fewer when no more are legal."""
-        chosen: list[str] = []
-        while len(chosen) < product.slots(row_input) and (legal := product.legal_items(row_input, chosen)):
-            chosen.append(legal[int(rng.integers(len(legal)))])
-        return chosen
-
-
-@dataclass(frozen=True)
-class PopularityPlanner:
-    """The legal items most often accepted. `counts` holds each item's acceptances, discounted by age when fitted so."""
-
-    counts: Mapping[str, float]
-
-    @classmethod
-    def fit(
-        cls, product: Product, accepted: Iterable[tuple[float, Sequence[str]]], *, half_life_days: float | None = None
-    ) -> "PopularityPlanner":
-        """Counts over accepted plans, each given as (age in days, items); unknown items are left out.
-
-        With a half-life, a plan that old counts half. Raises ValueError for a half-life of 0 or less.
-        """
-        if half_life_days is not None and half_life_days <= 0:
-            raise ValueError(f"The half-life must be more than 0 days, and {half_life_days} was given.")
-        counts = dict.fromkeys(product.items(), 0.0)
-        for age_days, items in accepted:
-            weight = 1.0 if half_life_days is None else 0.5 ** (age_days / half_life_days)
-            for item in items:
-                if item in counts:
-                    counts[item] += weight
-        return cls(counts)
-
-    def log_shares(self, product: Product, *, smoothing: float = 1.0) -> dict[str, float]:
-        """Natural logarithm of each item's share of acceptances, with `smoothing` added to every count."""
-        total = sum(self.counts.get(item, 0.0) + smoothing for item in product.items())
-        return {item: math.log((self.counts.get(item, 0.0) + smoothing) / total) for item in product.items()}
-
-    def plan(self, product: Product, row_input: RowInput, rng: Rng | None = None) -> list[str]:
-        """The most popular legal items; equal counts in the order of the product's items."""
-        chosen: list[str] = []
-        while len(chosen) < product.slots(row_input) and (legal := product.legal_items(row_input, chosen)):
-            chosen.append(max(legal, key=lambda item: self.counts.get(item, 0.0)))
-        return chosen
+from product.planners import Rng
+from product.protocol import RowInput
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """How a row's input is written for a causal language model, and how a recipe is written as one word.
 
-Belongs here: text. Does not belong here: tokenisers, models, torch, scores.
-
 The oldest history comes first and the household last, so that cutting a long prompt on its left loses the least. History reaches
 past the days in which a recipe may not be repeated: what was eaten before says more about taste than what may be eaten next.
 The household's id is not written: the model has to work for households that it never saw.

@@ -1,6 +1,6 @@
 """How a household reacts to a plan: the validator's repairs, swaps, other servings, acceptance, rejection or silence.
 
-Belongs here: from a plan that was shown to the events that follow. Does not belong here: who made the plan. Nothing here reads a
+ Nothing here reads a
 variant, a version or any other part of `context` and `experiments`: they are stamped on the events as given.
 
 People edit what they are shown: a shown recipe of average liking is mostly kept, though others would be liked better. That is the
@@ -16,8 +16,8 @@ import numpy as np
 
 from planner.catalogue import Catalogue
 from planner.constraints import plan_cost, violations
-from planner.product import Plan, RowInput
 from planner.world import World
+from product.protocol import Plan, RowInput
 
 EVENT_IDS = uuid5(NAMESPACE_URL, "lifecycle/planner/events")
 

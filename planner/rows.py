@@ -1,23 +1,20 @@
 """Training rows: accepted plans joined with the domain as it was when each plan was made, and split by household.
 
-Belongs here: the row's schema, the point-in-time joins, what is left out and why, the split. Does not belong here: reading payloads
-(`sessions.py`), prompts, files.
-
 The rule above all others: a plan is *made* when it was generated (a reconstructed one: at its first meal), and nothing that happened
 after that moment reaches its `input`.
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
 import polars as pl
 
-from planner.product import RowWindow
 from planner.sessions import EDITS, MEALS, REMEMBERED_MEALS, UTC_TIME, read_sessions
 from planner.tables import DOMAIN_SCHEMAS, PANTRY_ITEMS
+from product.installed import DatasetRows
+from product.protocol import RowWindow
 
 SPLIT_SALT = "planner-split"
 HELD_OUT = 0.2
@@ -86,14 +83,6 @@ NULLABLE = frozenset(
 """Fields that may be null, as dotted paths; every other field never is."""
 
 
-@dataclass(frozen=True)
-class PlannerRows:
-    """The rows of a window, and how many accepted plans of it became none, by reason."""
-
-    frame: pl.DataFrame
-    excluded: dict[str, int]
-
-
 def planner_rows(
     events: pl.DataFrame,
     domain: Mapping[str, pl.DataFrame],
@@ -113,7 +102,7 @@ def build_rows(
     *,
     replay_from: date | None = None,
     salt: str = SPLIT_SALT,
-) -> PlannerRows:
+) -> DatasetRows:
     """A row (ROW_SCHEMA) for every plan accepted in the window, ordered by (timestamp, event id).
 
     `events` are cleaned events that reach `window.lookback_days` back before the window; `domain` the four tables of
@@ -165,7 +154,7 @@ def build_rows(
         "no_plan_generated": made.height - complete.height,
         "unknown_household": complete.height - rows.height,
     }
-    return PlannerRows(frame, {reason: count for reason, count in excluded.items() if count})
+    return DatasetRows(frame, {reason: count for reason, count in excluded.items() if count})
 
 
 def split_of(household_id: str, salt: str = SPLIT_SALT) -> tuple[bool, bool]:

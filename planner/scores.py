@@ -1,7 +1,5 @@
 """How good is a plan: the five offline scores, and whether it keeps the budget. Pure functions in [0, 1], higher is better.
 
-Belongs here: one row, one plan, one number. Does not belong here: means over rows, intervals, verdicts, models.
-
 None means that a score does not apply to the row (no constraint, no budget); such rows stand outside its mean.
 """
 
@@ -11,7 +9,7 @@ from itertools import combinations
 
 from planner.catalogue import Catalogue
 from planner.constraints import has_constraint, over_budget, violations
-from planner.product import Plan, Row, RowInput
+from product.protocol import Plan, Row, RowInput
 
 STAPLES = frozenset(
     {

@@ -1,6 +1,6 @@
 """Plan sessions out of events: what was proposed, what was edited, what was accepted, as typed frames.
 
-Belongs here: reading the payloads of the planner's events, and counting those that are not what they should be. Does not belong
+ Does not belong
 here: the domain tables, windows, rows (see `rows.py`).
 
 Payloads come from outside and may hold anything; one that does not fit is left out and counted, never guessed at.

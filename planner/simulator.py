@@ -1,7 +1,6 @@
 """The sample history: weeks of a seeded world whose plans the exploring legacy planner proposed.
 
-Belongs here: who plans when, and the tables and events that come of it. Does not belong here: tastes (`world.py`), reactions
-(`reactions.py`), the database. Nothing here knows experiments: the sample is from before the platform.
+Nothing here knows experiments: the sample is from before the platform.
 """
 
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import polars as pl
 from planner.catalogue import Catalogue
 from planner.meal_planner import MealPlanner
 from planner.planners import LegacyPlanner, Proposal
-from planner.product import Plan, RowInput
 from planner.reactions import EVENT_IDS, Reaction, react
 from planner.tables import domain_frame
 from planner.world import World
+from product.protocol import Plan, RowInput
 
 LEGACY_POLICY_VERSION_ID = str(uuid5(EVENT_IDS, "legacy_planner"))
 """Stands in `context.policy_version_id` of the sample's events: a version from before the platform, in no table of it."""

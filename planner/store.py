@@ -1,7 +1,5 @@
 """The schema `planner` in PostgreSQL: storing the domain tables and reading them back as frames.
 
-Belongs here: that schema's SQL, all of it. Does not belong here: migrations (experimentation owns them), events, what rows mean.
-
 Every function takes an open connection, and its caller owns the transaction.
 """
 

@@ -1,8 +1,4 @@
-"""Reading a table that somebody else wrote: CSV or Parquet, with line numbers, refused whole when the file is broken.
-
-Belongs here: bytes → rows of values, and one sentence for every way in which a file can't be read. Does not belong here: what the
-columns mean (see `history.py`).
-"""
+"""Reading a table that somebody else wrote: CSV or Parquet, with line numbers, refused whole when the file is broken."""
 
 import csv
 import io
@@ -13,12 +9,14 @@ from typing import Any
 
 import polars as pl
 
+from foundation.errors import LifecycleError
+
 DELIMITERS = (",", ";", "\t")
 LARGEST_FIELD = 1_000_000
 """Characters. A field beyond it is a quote that was never closed, swallowing the rest of the file."""
 
 
-class FileRefusedError(Exception):
+class FileRefusedError(LifecycleError):
     """The file can't be used at all; the message names it, the line where there is one, and what is wrong."""
 
 

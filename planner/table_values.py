@@ -1,7 +1,4 @@
-"""Single values of somebody else's table → text, ids, numbers, moments, lists; what can't be read raises with a reason to count by.
-
-Belongs here: one value at a time. Does not belong here: files (`table_files.py`), columns and rows (`history.py`).
-"""
+"""Single values of somebody else's table → text, ids, numbers, moments, lists; what can't be read raises with a reason to count by."""
 
 import ast
 import math

@@ -1,7 +1,4 @@
-"""The domain tables as frames: their names, columns and types (schema `planner` in the database has the same).
-
-Belongs here: shapes, and building frames of that shape. Does not belong here: SQL, what the values mean to a plan.
-"""
+"""The domain tables as frames: their names, columns and types (schema `planner` in the database has the same)."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

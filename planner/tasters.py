@@ -1,7 +1,5 @@
 """Made-up tasters, to give the built-in base model an idea of recipes before it sees a real household.
 
-Belongs here: rows made from the catalogue alone. Does not belong here: households, events, the simulator's hidden tastes.
-
 A taster likes a few directions among the recipes' ingredients, tags, minutes and cost, says some of it, uses up what it has, does
 not eat the same twice within two weeks, and its next plan is the target. Without this structure (plans drawn at random) fine-tuning
 never passed popularity: docs/training.md.
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from planner.catalogue import DIETS
-from planner.product import Product, Row
+from product.protocol import Product, Row
 
 WEEKS = (0.05, 0.1, 0.1, 0.15, 0.6)
 """Share of tasters with so many weeks of history (0, 1, …)."""

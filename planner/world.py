@@ -1,8 +1,5 @@
 """A seeded world of households: what they are seen to be, and the hidden tastes that only their choices show.
 
-Belongs here: households, tastes, constraints and pantries over time, what a household remembers. Does not belong here: how a household
-reacts to a plan (`reactions.py`), weeks and events (`simulator.py`), anything about who made a plan.
-
 A taste is linear in the recipe's features (labels, common ingredients, minutes, cost), plus a charm of the recipe that all households
 share, plus a whim for single recipes. Stated preferences follow from it, with noise.
 """
@@ -17,8 +14,8 @@ import numpy as np
 from planner.catalogue import Catalogue
 from planner.constraints import LegalRecipes
 from planner.groceries import bought, taste_features
-from planner.product import RowInput
 from planner.scores import STAPLES
+from product.protocol import RowInput
 
 REGIONS = ("north", "south", "east", "west")
 WORKFLOWS = {"plan-first": 0.6, "meal-first": 0.22, "pantry-first": 0.18}

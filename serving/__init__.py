@@ -1,1 +1,1 @@
-"""The HTTP services over `experimentation`: assignments, events, health and metrics."""
+"""The HTTP services for assignments and events, as one FastAPI application."""

@@ -1,7 +1,4 @@
-"""`python -m serving`: the API on uvicorn.
-
-Belongs here: starting it, and what keeps it from starting as one sentence. Does not belong here: the application (app.py).
-"""
+"""`python -m serving`: the API on uvicorn."""
 
 import errno
 import gc
@@ -18,10 +15,10 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from starlette.types import ASGIApp
 
-from experimentation.settings import Settings, invalid_settings, settings, unknown_names
+from foundation.settings import Settings, invalid_settings, settings, unknown_names
 from serving.app import create_app
-from serving.logs import AccessLog, configure_logging
-from serving.tracing import traced
+from serving.http.logs import AccessLog, configure_logging
+from serving.http.tracing import traced
 
 log = logging.getLogger("serving")
 

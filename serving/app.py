@@ -1,4 +1,4 @@
-"""The application: routes, lifespan, OpenAPI. Belongs here: putting the parts together. Does not belong here: rules, SQL."""
+"""The application: routes, lifespan, OpenAPI."""
 
 import asyncio
 import contextlib
@@ -11,27 +11,27 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from experimentation.settings import Settings
-from serving.api_docs import add_docs
-from serving.assignments import AssignmentEndpoint
-from serving.auth import KeyRing
-from serving.catalogue import CatalogueCache, ChangeListener
-from serving.database import Database, PartitionKeeper
-from serving.deciding import Assigner
-from serving.endpoint import Endpoint
-from serving.errors import ApiError, on_api_error, on_http_exception, on_request_validation, on_unexpected
-from serving.event_service import EventService
+from foundation.settings import Settings
+from serving.assignments.catalogue import CatalogueCache, ChangeListener
+from serving.assignments.deciding import Assigner
+from serving.assignments.ofrep import FlagEndpoint, FlagsEndpoint
+from serving.assignments.reads import reads_router
+from serving.assignments.routes import AssignmentEndpoint
+from serving.assignments.shared_units import SharedUnits
+from serving.assignments.unit_cache import UnitCache
+from serving.events.service import EventService
 from serving.health import health_router
-from serving.limits import Limits
-from serving.measures import Measures
-from serving.middleware import FrontDoor
-from serving.ofrep import FlagEndpoint, FlagsEndpoint
+from serving.http.auth import KeyRing
+from serving.http.database import Database, PartitionKeeper
+from serving.http.endpoint import Endpoint
+from serving.http.errors import ApiError, on_api_error, on_http_exception, on_request_validation, on_unexpected
+from serving.http.limits import Limits
+from serving.http.measures import Measures
+from serving.http.middleware import FrontDoor
+from serving.http.redis_link import RedisLink
+from serving.http.room import Room
 from serving.openapi import describe
-from serving.reads import reads_router
-from serving.redis_link import RedisLink
-from serving.room import Room
-from serving.shared_units import SharedUnits
-from serving.unit_cache import UnitCache
+from serving.pages.api_docs import add_docs
 
 ASSIGNMENT_BYTES = 16 * 2**20
 DESCRIPTION = "Which variant a unit is served, and what happened to it: assignments and events of experiments."

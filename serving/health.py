@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz` and `/metrics`. Belongs here: telling a machine how we are. Does not belong here: repairing anything."""
+"""`/healthz`, `/readyz` and `/metrics`."""
 
 import asyncio
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
-from experimentation.migrate import schema_state
-from serving.errors import RETRY_AFTER_SECONDS, ApiError, ErrorBody
-from serving.measures import Measures
+from foundation.migrate import schema_state
+from serving.http.errors import RETRY_AFTER_SECONDS, ApiError, ErrorBody
+from serving.http.measures import Measures
 from serving.openapi import refusals
 
 CONNECT_SECONDS = 2

@@ -1,7 +1,4 @@
-"""The hot routes in OpenAPI: FastAPI does not see them, so they are written in from their msgspec types.
-
-Belongs here: the description. Does not belong here: the routes.
-"""
+"""The hot routes in OpenAPI: FastAPI does not see them, so they are written in from their msgspec types."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,12 +7,12 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from experimentation.event_validation import IncomingEvent, UnitId
-from experimentation.records import UnitType
-from serving.assignments import AssignmentRequest, AssignmentResponse
-from serving.errors import ErrorBody
-from serving.events import MAX_BATCH, BatchAccepted, EventAccepted
-from serving.ofrep import BulkEvaluation, Evaluation, EvaluationFailure
+from eventlog.validation import IncomingEvent, UnitId
+from experimentation.runs.run import UnitType
+from serving.assignments.ofrep import BulkEvaluation, Evaluation, EvaluationFailure
+from serving.assignments.routes import AssignmentRequest, AssignmentResponse
+from serving.events.routes import MAX_BATCH, BatchAccepted, EventAccepted
+from serving.http.errors import ErrorBody
 
 Schema = dict[str, Any]
 _REFUSALS = {

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from api_support import Api, running_api
 
-from experimentation.api_keys import make_api_key
+from foundation.api_keys import make_api_key
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import httpx
 import psycopg
 import uvicorn
 
-from experimentation.settings import Settings
+from foundation.settings import Settings
 from serving.app import create_app
 
 Variants = Mapping[str, tuple[str, str, Mapping[str, Any]]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from experimentation.partitions import ensure_event_partitions
+from eventlog.partitions import ensure_event_partitions
 
 FIRST = (datetime.now(UTC) - timedelta(days=60)).replace(hour=0, minute=0, second=0, microsecond=0)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

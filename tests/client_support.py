@@ -1,7 +1,4 @@
-"""A scripted assignment service without a network, a clock that is set by hand, and both clients behind one surface.
-
-Belongs here: what tests of serving.client share. Does not belong here: expectations, the real API (api_support.py).
-"""
+"""A scripted assignment service without a network, a clock that is set by hand, and both clients behind one surface."""
 
 import asyncio
 import json
@@ -11,7 +8,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from serving.client import AssignmentClient, Assignments, AsyncAssignmentClient
+from lifecycle_client import AssignmentClient, Assignments, AsyncAssignmentClient
 
 KEY = "lc_test_key"
 URL = "http://assignments.test"

@@ -1,7 +1,4 @@
-"""Fixtures that every kind of test may use: free ports, a real PostgreSQL, a migrated database of one's own.
-
-Belongs here: resources. Does not belong here: data of one area (each folder has its own conftest).
-"""
+"""Fixtures that every kind of test may use: free ports, a real PostgreSQL, a migrated database of one's own."""
 
 import os
 import socket
@@ -46,7 +43,7 @@ def on_server(url: str, database: str) -> str:
 @pytest.fixture(scope="session")
 def migrated_template(postgres_server: str) -> str:
     """Name of a database with all migrations applied, to be copied by tests (copying takes 0.1 s, migrating more)."""
-    from experimentation.migrate import migrate
+    from foundation.migrate import migrate
 
     name = "template_migrated"
     with psycopg.connect(postgres_server, autocommit=True) as connection:
@@ -69,7 +66,7 @@ def database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home folder of this test's own, with no setting leaking in from the environment."""
-    from experimentation.settings import settings
+    from foundation.settings import settings
 
     for name in list(os.environ):
         if name.startswith("LIFECYCLE_") or name in {"DATABASE_URL", "MLFLOW_TRACKING_URI"}:

@@ -23,8 +23,8 @@ from dbt.artifacts.schemas.run import RunExecutionResult
 from dbt.cli.main import dbtRunner
 from psycopg.rows import dict_row
 
-from experimentation.partitions import ensure_event_partitions
-from experimentation.settings import PROJECT_ROOT, Settings
+from eventlog.partitions import ensure_event_partitions
+from foundation.settings import PROJECT_ROOT, Settings
 from orchestration.local.environment import child_environment
 
 PROJECT = PROJECT_ROOT / "dbt_project"

@@ -1,7 +1,4 @@
-"""For tests of a whole installation: the command line in a process of its own, with a home and ports of its own.
-
-Belongs here: running and asking. Does not belong here: fixtures, what is expected.
-"""
+"""For tests of a whole installation: the command line in a process of its own, with a home and ports of its own."""
 
 import os
 import subprocess

@@ -1,7 +1,4 @@
-"""The commands and snippets that the documentation shows, read from its pages.
-
-Belongs here: finding them. Does not belong here: running them, what is expected.
-"""
+"""The commands and snippets that the documentation shows, read from its pages."""
 
 import re
 import shlex
@@ -9,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from experimentation.settings import PROJECT_ROOT
+from foundation.settings import PROJECT_ROOT
 
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (PROJECT_ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("make", "lifecycle")

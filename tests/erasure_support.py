@@ -1,7 +1,4 @@
-"""What tests of erasure stand on: a platform in which several units are everywhere, and pictures of all that is not one unit's.
-
-Belongs here: filling and looking. Does not belong here: expectations.
-"""
+"""What tests of erasure stand on: a platform in which several units are everywhere, and pictures of all that is not one unit's."""
 
 import io
 import json
@@ -15,11 +12,11 @@ import polars as pl
 import psycopg
 from archive_support import DAY, FIRST, HOUR, event, insert, prepare
 
-from assets.events.archive import archive_history, archive_hours
-from assets.events.cleaning import clean_day, clean_history
-from assets.object_store import ObjectStore
-from experimentation.event_validation import Event
-from experimentation.spool import SpoolWriter, read_segment
+from eventlog.archive.archiving import archive_history, archive_hours
+from eventlog.archive.cleaning import clean_day, clean_history
+from eventlog.spool import SpoolWriter, read_segment
+from eventlog.validation import Event
+from foundation.object_store import ObjectStore
 from orchestration.erasure.erase import Platform, Report, erase, look
 from orchestration.erasure.records import Unit
 

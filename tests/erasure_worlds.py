@@ -1,7 +1,4 @@
-"""Fixtures: a filled platform of a test's own, copied from one that is made once a module.
-
-Belongs here: making and dropping. Does not belong here: what is in it (erasure_support.py).
-"""
+"""Fixtures: a filled platform of a test's own, copied from one that is made once a module."""
 
 import shutil
 import uuid

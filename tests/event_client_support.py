@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 from client_support import KEY, Clock
 
-from serving.client import Assignment, AsyncEventClient, EventClient, LostEvent
-from serving.client.event_delivery import Delivery
-from serving.client.event_wire import encode_event, new_event_id
-from serving.client.options import EventOptions, read_event_options
-from serving.client.wire import Reply, Unreachable
+from lifecycle_client import Assignment, AsyncEventClient, EventClient, LostEvent
+from lifecycle_client.event_delivery import Delivery
+from lifecycle_client.event_wire import encode_event, new_event_id
+from lifecycle_client.options import EventOptions, read_event_options
+from lifecycle_client.wire import Reply, Unreachable
 
 EVENTS_URL = "http://events.test"
 LIMITS: dict[str, Any] = {

@@ -1,7 +1,4 @@
-"""What tests need to stand on: configuration files as text, a database with the project's own configuration, event partitions.
-
-Belongs here: short ways to a usual state. Does not belong here: assertions.
-"""
+"""What tests need to stand on: configuration files as text, a database with the project's own configuration, event partitions."""
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -9,12 +6,12 @@ from typing import Any
 
 import psycopg
 
-from experimentation.config_files import ConfigFiles, read_config
-from experimentation.partitions import ensure_event_partitions
+from eventlog.partitions import ensure_event_partitions
+from experimentation.config.files import ConfigFiles, read_config
+from experimentation.config.sync import SyncReport, sync
 from experimentation.policies import add_version, get_version
-from experimentation.records import PolicyVersion
-from experimentation.settings import PROJECT_ROOT
-from experimentation.sync import SyncReport, sync
+from experimentation.runs.run import PolicyVersion
+from foundation.settings import PROJECT_ROOT
 
 NO_POLICIES = "policies: []\n"
 NO_EXPERIMENTS = "experiments: []\n"

@@ -1,7 +1,4 @@
-"""For tests of `lifecycle events import`: a file and its mapping, judged or stored as the command does it.
-
-Belongs here: short ways to an import. Does not belong here: assertions.
-"""
+"""For tests of `lifecycle events import`: a file and its mapping, judged or stored as the command does it."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -11,11 +8,11 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from experimentation.events import make_partitions
-from orchestration.event_imports.mapping import EventMapping
-from orchestration.event_imports.mapping_file import read_mapping
-from orchestration.event_imports.reading import open_source
-from orchestration.event_imports.storing import EventImport, Imported, Told
+from eventlog.imports.mapping import EventMapping
+from eventlog.imports.mapping_file import read_mapping
+from eventlog.imports.reading import open_source
+from eventlog.imports.storing import EventImport, Imported, Told
+from eventlog.store import make_partitions
 
 FIRST_DAY = datetime.now(UTC).date() - timedelta(days=6)
 CLICKS = """

@@ -1,7 +1,4 @@
-"""A registry with packaged models for replays: the heuristic planner and candidates that know a share of the answers.
-
-Belongs here: making them, and replaying them on a database of a test's own. Does not belong here: expectations.
-"""
+"""A registry with packaged models for replays: the heuristic planner and candidates that know a share of the answers."""
 
 import shutil
 from pathlib import Path
@@ -14,9 +11,9 @@ import pyarrow.parquet as pq
 from mlflow.pyfunc import PythonModel
 from replay_support import PRODUCT, RuleModel, dataset_folder, first_legal, sample_rows, telling
 
-from assets.replay.evaluate import Replayed, ReplayRequest, evaluate
-from assets.replay.gate import GateConfig
-from planner.product import Row
+from product.protocol import Row
+from replay.evaluate import Replayed, ReplayRequest, evaluate
+from replay.gate import GateConfig
 from training import registry
 from training.dataset import training_rows_table
 from training.heuristic import register_heuristic

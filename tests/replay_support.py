@@ -1,7 +1,4 @@
-"""What tests of the replay stand on: rows of made-up households, a dataset folder of them, and models that answer by rule.
-
-Belongs here: input for tests. Does not belong here: expectations.
-"""
+"""What tests of the replay stand on: rows of made-up households, a dataset folder of them, and models that answer by rule."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +10,12 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 
-from assets.replay.gate import GateConfig
-from assets.replay.records import (
+from experimentation.statistics.intervals import Estimate
+from planner.meal_planner import MealPlanner
+from planner.rows import ROW_SCHEMA
+from product.protocol import Row
+from replay.gate import GateConfig
+from replay.result import (
     ALIGNMENT,
     CONSTRAINTS,
     DIVERSITY,
@@ -25,11 +26,7 @@ from assets.replay.records import (
     Comparison,
     ReplayResult,
 )
-from assets.replay.rows import DatasetRows, Selection
-from experimentation.intervals import Estimate
-from planner.meal_planner import MealPlanner
-from planner.product import Row
-from planner.rows import ROW_SCHEMA
+from replay.rows import DatasetRows, Selection
 
 PRODUCT = MealPlanner()
 START = datetime(2025, 1, 6, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""A code location with one asset that takes minutes: something to interrupt. Belongs here: nothing else."""
+"""A code location with one asset that takes minutes: something to interrupt."""
 
 import time
 

@@ -12,9 +12,9 @@ from ground_support import (
     every_model_exists,
 )
 
-from experimentation.experiments import runs_of
-from experimentation.sync import SyncReport, sync
-from experimentation.yaml_nodes import ConfigError
+from experimentation.config.sync import SyncReport, sync
+from experimentation.config.yaml_nodes import ConfigError
+from experimentation.runs.lifecycle import runs_of
 
 BY = {"actor": "test", "reason": "Because of the test."}
 POLICIES = """\

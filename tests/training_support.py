@@ -1,6 +1,6 @@
 """What tests of training stand on: a small product, rows of it, dataset folders, and tiny models made on the spot.
 
-Belongs here: input for tests. Does not belong here: expectations. Nothing here downloads.
+Nothing here downloads.
 """
 
 import json
@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from planner.catalogue import Catalogue, sample_catalogue
 from planner.meal_planner import MealPlanner
-from planner.product import Product, Row
+from product.loading import class_path
+from product.protocol import Product, Row
 from training.base_model import BuiltInSettings, build
-from training.products import class_path
-from training.records import BaseModelVersion, ModelVersion
+from training.versions import BaseModelVersion, ModelVersion
 
 SMALL_BASE = BuiltInSettings(hidden_size=32, intermediate_size=64, layers=1, heads=2, tasters=200, epochs=1)
 START = datetime(2025, 1, 6, tzinfo=UTC)

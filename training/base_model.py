@@ -1,8 +1,5 @@
 """The built-in base model: a tiny Llama-type model, pre-trained on the spot on rows that the product makes up.
 
-Belongs here: its tokenizer, its architecture, its pre-training, and the command
-`python -m training.base_model --dataset DIR|--reference FILE --output-dir DIR`. Does not belong here: LoRA, other bases.
-
 It exists for machines without a GPU and without a network: an ordinary transformers folder, loaded like any other base.
 """
 
@@ -16,13 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.product import Product, Row
+from foundation.errors import LifecycleError
+from product.loading import MakesTasters, class_path, load_product
+from product.protocol import Product, Row
 from training.config import PreprocessingSection, TrainingSection, hyphens
 from training.dataset import read_dataset, read_product
 from training.errors import TrainingError
-from training.products import MakesTasters, class_path, load_product
-from training.records import BaseModelVersion
 from training.reporting import Reporter, reporter
+from training.versions import BaseModelVersion
 
 if TYPE_CHECKING:
     from training.examples import Codec
@@ -245,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             product, rows = _source(given)
             record = build(product, Path(given.output_dir), settings, progress, rows)
             progress.finished("base_model", record, {"digest": record.digest, "items": len(product.items())})
-    except TrainingError as error:
+    except LifecycleError as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(record.to_dict()))

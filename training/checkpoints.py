@@ -1,7 +1,4 @@
-"""Checkpoints of a training that can be killed at any moment: written beside, then renamed.
-
-Belongs here: saving and finding the state of a run. Does not belong here: what the state means.
-"""
+"""Checkpoints of a training that can be killed at any moment: written beside, then renamed."""
 
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Every setting of a training run: its key, default and meaning; flags over file over defaults.
 
-Belongs here: reading and checking the configuration. Does not belong here: anything that trains, connects or imports torch.
-
 A key is written `section.key` in the file and `--section-key` as a flag; where the key is unique among sections, `--key` works
 too. Hyphens and underscores are the same in flags.
 """
@@ -15,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from product.installed import installed_product
 from training.errors import TrainingError
 
 BUILT_IN = "builtin"
@@ -164,7 +163,9 @@ class OutputSection(_Section):
     """Where results go."""
 
     dir: str = Field(default="out", description="Folder for checkpoints and model_version.json.")
-    model_name: str = Field(default="planner_model", description="Name of the registered model.")
+    model_name: str = Field(
+        default_factory=lambda: installed_product().model_name, description="Name of the registered model."
+    )
     save_format: Literal["safetensors"] = Field(default="safetensors", description="Format of saved weights.")
 
 

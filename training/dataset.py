@@ -1,7 +1,4 @@
-"""Reading a dataset folder: its rows by split, its product, its digest.
-
-Belongs here: what training needs of a dataset folder, local or s3://. Does not belong here: building datasets.
-"""
+"""Reading a dataset folder: its rows by split, its product, its digest."""
 
 import hashlib
 import io
@@ -15,9 +12,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from planner.product import Product, Row
+from product.loading import load_product
+from product.protocol import Product, Row
 from training.errors import TrainingError
-from training.products import load_product
 
 ROWS_FILE = "training.parquet"
 SCHEMA_FILE = "schema.json"

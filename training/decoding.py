@@ -1,7 +1,5 @@
 """Greedy decoding over what a household may eat: rows in, chosen items out.
 
-Belongs here: batches, the walk through the item trie, the key-value cache. Does not belong here: scores, MLflow, plans' shapes.
-
 Only legal items can come out: at every place the candidates are the trie's children with a legal item below. A row's answer does
 not depend on the rows beside it: rows are padded to lengths that depend on themselves alone and always run in passes of the same
 number of rows, so that every matrix product has the same shape however the caller batches.
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from planner.product import RowInput
+from product.protocol import RowInput
 from training.errors import is_out_of_memory, out_of_memory
 from training.examples import Codec
 

@@ -1,10 +1,9 @@
-"""The one kind of error that a person running a training meets: a sentence that says what, where and what to do.
+"""The one kind of error that a person running a training meets: a sentence that says what, where and what to do."""
 
-Belongs here: the exception, and turning known failures of libraries into it. Does not belong here: printing or exit codes.
-"""
+from foundation.errors import LifecycleError
 
 
-class TrainingError(Exception):
+class TrainingError(LifecycleError):
     """Something the user can put right. Its text is one sentence, shown without a traceback."""
 
 

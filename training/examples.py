@@ -1,7 +1,4 @@
-"""Rows as token ids: prompts, the items of accepted plans, what was legal, and what the household itself chose.
-
-Belongs here: everything between a row and a batch. Does not belong here: torch, the loss.
-"""
+"""Rows as token ids: prompts, the items of accepted plans, what was legal, and what the household itself chose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.product import HasOffsets, Product, Row, RowInput
+from product.protocol import HasOffsets, Product, Row, RowInput
 from training.config import PreprocessingSection
 from training.errors import TrainingError
 from training.items import ItemTrie

@@ -1,6 +1,6 @@
 """Registering the heuristic planner as a model version, so that there is a baseline before anything was trained.
 
-Belongs here: its package and its tags. Does not belong here: its rules (planner/planners.py). torch is not needed.
+torch is not needed.
 """
 
 import hashlib
@@ -8,12 +8,11 @@ import json
 import tempfile
 from pathlib import Path
 
-from planner.product import Product
+from product.loading import class_path
+from product.protocol import Product
 from training import registry
-from training.products import class_path
-from training.records import ModelVersion
+from training.versions import ModelVersion
 
-HEURISTIC = "planner.planners:HeuristicPlanner"
 EXPERIMENT = "planner_baselines"
 
 
@@ -21,9 +20,9 @@ def register_heuristic(
     tracking_uri: str,
     product: Product,
     *,
-    model_name: str = registry.MODEL_NAME,
+    model_name: str,
+    planner_class: str,
     artifact_root: str | None = None,
-    planner_class: str = HEURISTIC,
 ) -> ModelVersion:
     """The registered version of this planner for this product, registered now if it is not yet.
 

@@ -1,8 +1,5 @@
 """Items as token sequences: the trie that decoding and the loss walk through, and the popularity prior.
 
-Belongs here: token ids of items, which may follow where, and how probable each is before the model has spoken.
-Does not belong here: torch, tokenising text.
-
 An item is one token for the built-in tokenizer and several for a hub model's. A plan's score is then a product of choices along
 the trie; with one token an item the trie is one node, and nothing is lost.
 """

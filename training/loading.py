@@ -1,7 +1,4 @@
-"""Getting a causal language model and its tokenizer, from the hub, a folder or s3://, and putting adapters on it.
-
-Belongs here: transformers' and peft's ways of loading. Does not belong here: making the built-in base, training.
-"""
+"""Getting a causal language model and its tokenizer, from the hub, a folder or s3://, and putting adapters on it."""
 
 import hashlib
 import importlib.util
@@ -14,7 +11,7 @@ import torch
 
 from training.config import ALL_LINEAR, BUILT_IN, TrainingConfig
 from training.errors import TrainingError, is_out_of_memory, out_of_memory
-from training.records import BaseModelVersion
+from training.versions import BaseModelVersion
 
 DIGESTED = (".safetensors", ".json", ".model", ".txt", ".bin")
 INFO_FILE = "base_model.json"

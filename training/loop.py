@@ -1,7 +1,5 @@
 """The training loop: steps, learning rate, validation, early stopping, checkpoints and resuming.
 
-Belongs here: moving weights. Does not belong here: what the loss is, LoRA, MLflow.
-
 Not transformers' Trainer: a folder called `datasets/` beside the code makes it believe that Hugging Face `datasets` is installed,
 and fail. Everything random derives from the seed and the place in the run, so that a resumed run ends in the same weights.
 """

@@ -1,7 +1,5 @@
 """The loss: any of the accepted plan's remaining items is right, judged among what was legal, on top of a fixed prior.
 
-Belongs here: batches and their loss. Does not belong here: optimisers, steps, checkpoints.
-
 At each place of an answer, candidates are the trie's children with a legal item below; each gets the model's logit plus the log of
 the prior below it (popularity times the odds of the product's offsets), and the target is spread over the plan's items that are still
 to come, by their weights. The prior is no parameter: with it, the model learns what popularity and pantry do not explain.

@@ -1,4 +1,4 @@
-"""What MLflow runs when it loads a packaged planner. Belongs here: nothing but handing MLflow the model (pyfunc.py)."""
+"""What MLflow runs when it loads a packaged planner."""
 
 from mlflow.models import set_model
 

@@ -1,7 +1,5 @@
 """The planner as an MLflow pyfunc: rows of `input` in, plans out, whatever kind of planner is inside.
 
-Belongs here: the package's files, its signature, `predict`. Does not belong here: training, registering, scores.
-
 A package holds `planner.json` (kind, product class, settings), `reference.json` (the product's data), and for a language model
 `model/` (or `adapter/`), `base/` and the prior. Loading it needs nothing but the package.
 """
@@ -23,11 +21,11 @@ from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Array, Object, Property
 
-from planner.product import Product, RowInput
+from product.loading import code_paths, load_product
+from product.protocol import Product, RowInput
 from training.config import PreprocessingSection
 from training.errors import TrainingError
 from training.examples import PROMPT_FROM
-from training.products import code_paths, load_product
 
 INPUT_FIELDS = ("household", "pantry", "constraints", "workflow_type", "mode", "previous_plan", "recent_plans")
 ARTIFACT = "planner"

@@ -1,6 +1,5 @@
 """The registry of model versions in MLflow: finding, describing, tagging them, and what they were trained on.
 
-Belongs here: every word that the project says to MLflow's registry. Does not belong here: training, packaging, policies.
 MLflow is imported inside the functions: it takes 2 s, and this module is imported where nothing of it is needed.
 """
 
@@ -14,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from training.errors import TrainingError
-from training.records import ModelVersion
+from training.versions import ModelVersion
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MODEL_NAME = "planner_model"
 Stage = Literal["none", "candidate", "production", "archived"]
 STAGES: tuple[Stage, ...] = ("none", "candidate", "production", "archived")
 STAGE_TAG, KIND_TAG, FINGERPRINT_TAG = "stage", "kind", "fingerprint"
@@ -105,7 +103,7 @@ def experiment_id(tracking_uri: str, name: str, artifact_root: str | None) -> st
 # --- versions ---
 
 
-def list_versions(tracking_uri: str, name: str = MODEL_NAME) -> list[ModelVersion]:
+def list_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
     """Every version of the model, oldest first; empty when there is no such model."""
     return [_record(found, tracking_uri) for found in _search(tracking_uri, f"name = '{_quoted(name)}'")]
 
@@ -115,7 +113,7 @@ def get_model_version(tracking_uri: str, name: str, version: int) -> ModelVersio
     return _record(_get(tracking_uri, name, version), tracking_uri)
 
 
-def latest_version(tracking_uri: str, name: str = MODEL_NAME) -> ModelVersion:
+def latest_version(tracking_uri: str, name: str) -> ModelVersion:
     """The version with the highest number. Raises TrainingError when there is none."""
     found = list_versions(tracking_uri, name)
     if not found:
@@ -125,7 +123,7 @@ def latest_version(tracking_uri: str, name: str = MODEL_NAME) -> ModelVersion:
     return found[-1]
 
 
-def candidate_versions(tracking_uri: str, name: str = MODEL_NAME) -> list[ModelVersion]:
+def candidate_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
     """Versions that a replay may judge, oldest first: the fine-tuned ones that are not archived."""
     found = _search(tracking_uri, f"name = '{_quoted(name)}' and tags.{KIND_TAG} = '{FINE_TUNED}'")
     return [_record(one, tracking_uri) for one in found if one.tags.get(STAGE_TAG) != "archived"]

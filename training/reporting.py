@@ -1,7 +1,4 @@
-"""Showing a training while it runs: a progress line on a terminal, log lines, and events to Dagster where it listens.
-
-Belongs here: what a person sees. Does not belong here: MLflow, what is trained.
-"""
+"""Showing a training while it runs: a progress line on a terminal, log lines, and events to Dagster where it listens."""
 
 import os
 import time
@@ -12,8 +9,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from training.errors import TrainingError
-from training.records import BaseModelVersion, ModelVersion
+from foundation.errors import LifecycleError
+from training.versions import BaseModelVersion, ModelVersion
 
 PIPES_VARIABLE = "DAGSTER_PIPES_CONTEXT"
 LINES_PER_TASK = 10
@@ -128,7 +125,7 @@ def reporter() -> Iterator[Reporter]:
         with open_dagster_pipes() as pipes:
             try:
                 yield PipesReporter(pipes)
-            except TrainingError as error:
+            except LifecycleError as error:
                 # Dagster learns the exit code alone: the sentence goes into the run's log.
                 pipes.log.error(str(error))
                 raise

@@ -1,7 +1,4 @@
-"""The MLflow run of one training: started once, continued after a kill, with params, losses, dataset and artefacts.
-
-Belongs here: what a training run logs. Does not belong here: the registry, the training.
-"""
+"""The MLflow run of one training: started once, continued after a kill, with params, losses, dataset and artefacts."""
 
 import tempfile
 from collections.abc import Mapping
@@ -12,11 +9,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from product.installed import installed_product
 from training import registry
 from training.config import TrainingConfig
 from training.dataset import Dataset, training_rows_table
 from training.errors import TrainingError
-from training.records import BaseModelVersion
+from training.versions import BaseModelVersion
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "mlflow_run_id"
@@ -86,7 +84,7 @@ def start_run(
         tags={
             "task": "planner",
             "stage": "training",
-            "policy_id": "planner_policy",
+            "policy_id": installed_product().policy_name,
             "dataset_version": dataset.version,
             "dataset_digest": dataset.digest,
             "fingerprint": fingerprint,

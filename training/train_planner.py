@@ -1,7 +1,5 @@
 """The command `python -m training.train_planner`: a dataset folder in, a registered model version out.
 
-Belongs here: the order of things. Does not belong here: how each is done, Dagster.
-
 Everything that can be refused is refused before training: the configuration, MLflow, the dataset, the base, the artefact store. The
 same dataset, base and configuration are never trained twice: the version registered for them is returned.
 """
@@ -19,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foundation.errors import LifecycleError
+from product.loading import class_path
 from training import registry, tracking
 from training.config import BUILT_IN, TrainingConfig, from_command_line
 from training.dataset import Dataset, read_dataset
 from training.errors import TrainingError
-from training.products import class_path
-from training.records import ModelVersion
 from training.reporting import Reporter, reporter
+from training.versions import ModelVersion
 
 if TYPE_CHECKING:
     from training.examples import Codec
@@ -310,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _quiet_mlflow()
         with reporter() as progress:
             trained = train(config, progress)
-    except TrainingError as error:
+    except LifecycleError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

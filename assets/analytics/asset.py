@@ -1,6 +1,5 @@
 """dbt's models as assets, dbt's tests as asset checks.
 
-Belongs here: names, groups and owners of dbt models in the graph. Does not belong here: their SQL (dbt_project/).
 The manifest is made by the build (`make setup`): parsing it in every process made runs three times slower.
 """
 
@@ -12,7 +11,7 @@ import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_assets
 
 from assets.groups import ANALYTICS, DATA_TEAM
-from experimentation.settings import PROJECT_ROOT
+from foundation.settings import PROJECT_ROOT
 
 DBT_FOLDER = PROJECT_ROOT / "dbt_project"
 MANIFEST = DBT_FOLDER / "target" / "manifest.json"

@@ -1,7 +1,4 @@
-"""Dagster asset of the dataset stage: one immutable dataset version a day, with its checks.
-
-Belongs here: reading, calling and metadata. Does not belong here: making rows (the product), publishing (`build.py`), checks (`checks.py`).
-"""
+"""Dagster asset of the dataset stage: one immutable dataset version a day, with its checks."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,16 +11,16 @@ from pydantic import Field
 from assets.datasets.build import SUMMARY_FILE, build_dataset, version_before
 from assets.datasets.checks import CHECKS, CheckResult, run_checks
 from assets.events.asset import cleaned_events, cleaned_history
-from assets.events.cleaning import read_cleaned
 from assets.failures import as_failures
 from assets.groups import DATASETS, ML_TEAM, PRODUCT_TABLES
-from assets.object_store import ObjectStore
 from assets.partitions import DAILY, dataset_window, window_mapping
-from assets.product import NULLABLE_FIELDS, current_product, dataset_rows, domain_tables
 from assets.resources import ArtefactStore, MlflowTracking, PlatformDatabase
-from experimentation.settings import settings
-from planner.product import RowWindow
-from training.records import DatasetVersion
+from eventlog.archive.cleaning import read_cleaned
+from foundation.object_store import ObjectStore
+from foundation.settings import settings
+from product.installed import installed_product
+from product.protocol import RowWindow
+from training.versions import DatasetVersion
 
 MLFLOW_EXPERIMENT = "planner_datasets"
 
@@ -66,15 +63,17 @@ def planner_dataset(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[DatasetVersion]]:
     """Build the version of this day, run its checks, log it to MLflow."""
     current, archive, datasets = settings(), store.open(), ObjectStore(settings().datasets_root)
+    installed = installed_product()
     start, end = dataset_window(context.partition_key, current.dataset_window_days)
     window = RowWindow(start, end, current.dataset_lookback_days)
     with as_failures():
         with database.connect() as connection:
-            product, domain = current_product(connection), domain_tables(connection)
+            domain = installed.domain_tables(connection)
+        product = installed.from_tables(domain)
         earliest = (start - timedelta(days=window.lookback_days)).date()
         first_day = current.lineage_start
         events = read_cleaned(archive, max(earliest, first_day), end.date(), history=earliest < first_day)
-        made = dataset_rows(events, domain, window, current.replay_from)
+        made = installed.dataset_rows(events, domain, window, current.replay_from)
         before = version_before(datasets, product.name, (end - timedelta(days=1)).date())
         checks = run_checks(
             made.frame,
@@ -86,7 +85,7 @@ def planner_dataset(
             published=before.fields if before else None,
             before=before.rows if before else None,
             by_time=current.replay_from is not None,
-            nullable=NULLABLE_FIELDS,
+            nullable=installed.nullable_fields,
         )
     for one in checks:
         yield _check(one)
@@ -99,7 +98,7 @@ def planner_dataset(
             window=window,
             checks=checks,
             excluded=made.excluded,
-            nullable=NULLABLE_FIELDS,
+            nullable=installed.nullable_fields,
             revision=config.revision,
         )
     page = _log(mlflow, context, version, datasets, made.frame)

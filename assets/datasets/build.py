@@ -1,9 +1,6 @@
 """Publishing a dataset version: three files that never change, complete or not there at all.
 
-Belongs here: names and revisions of versions, their files, what is refused. Does not belong here: making rows (the product does),
-checks, Dagster.
-
-    {root}/{product}/{YYYY-MM-DD}[-rN]/   schema.json, dataset_summary.md, and last training.parquet: with it the version exists
+{root}/{product}/{YYYY-MM-DD}[-rN]/   schema.json, dataset_summary.md, and last training.parquet: with it the version exists
 """
 
 import hashlib
@@ -19,16 +16,17 @@ import polars as pl
 from assets.datasets.checks import CheckResult
 from assets.datasets.row_files import canonical_json, fields, parquet_bytes, read_parquet
 from assets.datasets.summary import summary_markdown
-from assets.object_store import ObjectExistsError, ObjectStore
-from planner.product import Product, RowWindow
-from training.products import class_path
-from training.records import DatasetVersion
+from foundation.errors import LifecycleError
+from foundation.object_store import ObjectExistsError, ObjectStore
+from product.loading import class_path
+from product.protocol import Product, RowWindow
+from training.versions import DatasetVersion
 
 ROWS_FILE, SCHEMA_FILE, SUMMARY_FILE = "training.parquet", "schema.json", "dataset_summary.md"
 _VERSION = re.compile(r"(\d{4}-\d\d-\d\d)(?:-r([1-9]\d*))?")
 
 
-class DatasetRefusedError(Exception):
+class DatasetRefusedError(LifecycleError):
     """A version may not be published; the message says which, why, and what to do."""
 
 
@@ -58,7 +56,7 @@ def build_dataset(
 
     The same rows and reference data as a version of that day: that version is returned and nothing is written. Other data:
     DatasetRefusedError, or with `revision` the next `-rN`. `nullable`: dotted paths that schema.json publishes as nullable.
-    Its digest is the SHA-256 of training.parquet. Raises assets.object_store.StoreError.
+    Its digest is the SHA-256 of training.parquet. Raises foundation.object_store.StoreError.
     """
     day = version_day(window)
     facts = {"product.class": class_path(product), "product.reference": canonical_json(product.reference())}
@@ -108,7 +106,7 @@ def version_before(store: ObjectStore, name: str, day: date) -> PublishedDataset
 
 
 def read_version(store: ObjectStore, name: str, version: str) -> PublishedDataset:
-    """A version from the store. Raises assets.object_store.MissingObjectError when there is none."""
+    """A version from the store. Raises foundation.object_store.MissingObjectError when there is none."""
     folder = f"{name}/{version}"
     data = store.read(f"{folder}/{ROWS_FILE}")
     rows, facts = read_parquet(data)

@@ -1,7 +1,5 @@
 """What must hold of a dataset's rows: each check a pure function that answers with a sentence for a person.
 
-Belongs here: checks of rows. Does not belong here: Dagster (the asset turns results into asset checks), drift's arithmetic (`drift.py`).
-
 An ERROR stands before training; a WARN is for somebody to look at.
 """
 
@@ -13,7 +11,7 @@ import polars as pl
 
 from assets.datasets.drift import Drift, drift
 from assets.datasets.row_files import at, fields, has, required_paths
-from planner.product import Product, RowWindow
+from product.protocol import Product, RowWindow
 
 Severity = Literal["ERROR", "WARN"]
 

@@ -1,7 +1,5 @@
 """Did a distribution shift? The population stability index, with the size that chance alone would give.
 
-Belongs here: the index and its noise. Does not belong here: which fields are compared (`checks.py`).
-
 PSI = Σ (p − q) · ln(p / q) over categories. The usual reading is Siddiqi's (Credit Risk Scorecards, 2006): above 0.25 is a shift.
 Two samples of the same distribution have a PSI near χ²(B − 1) · (1/n + 1/m) (Yurdakul and Naranjo, Journal of Risk Model
 Validation 14(4), 2020), so that small samples over many categories pass 0.25 by chance: a shift must exceed both.

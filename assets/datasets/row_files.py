@@ -1,7 +1,4 @@
-"""Rows as a file: training.parquet with the same bytes for the same rows, and the fields that schema.json publishes.
-
-Belongs here: types and bytes. Does not belong here: what the rows mean, where files go (`build.py`).
-"""
+"""Rows as a file: training.parquet with the same bytes for the same rows, and the fields that schema.json publishes."""
 
 import io
 import json

@@ -1,7 +1,4 @@
-"""dataset_summary.md: what a person wants to know of a dataset version before training on it.
-
-Belongs here: the page's text, which depends on the data alone. Does not belong here: checks' arithmetic, files.
-"""
+"""dataset_summary.md: what a person wants to know of a dataset version before training on it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,7 +7,7 @@ import polars as pl
 
 from assets.datasets.checks import CheckResult
 from assets.datasets.row_files import at, has
-from planner.product import RowWindow
+from product.protocol import RowWindow
 
 HOUSEHOLD = "input.household.id"
 MOST_LINES = 20

@@ -1,23 +1,19 @@
-"""Dagster assets of the event stage: the archive, retention, and the cleaned events, by hour, by day, and for imported history.
-
-Belongs here: wiring and metadata. Does not belong here: how an hour is archived (`archive.py`), which day may leave PostgreSQL
-(`retention.py`), or how an event is cleaned (`cleaning.py`).
-"""
+"""Dagster assets of the event stage: the archive, retention, and the cleaned events, by hour, by day, and for imported history."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from assets.events.archive import PeriodArchive, archive_history, archive_hours
-from assets.events.cleaning import Cleaned, clean_day, clean_history, day_key
-from assets.events.retention import DayFate, apply_retention
 from assets.failures import as_failures
 from assets.groups import DATA_TEAM, EVENTS, EVENTS_TABLE
 from assets.partitions import DAILY, HOURLY
 from assets.resources import ArtefactStore, PlatformDatabase
-from experimentation.archived_hours import last_arrival, waiting_hours
-from experimentation.settings import settings
+from eventlog.archive.archiving import PeriodArchive, archive_history, archive_hours
+from eventlog.archive.cleaning import Cleaned, clean_day, clean_history, day_key
+from eventlog.archive.hours import last_arrival, waiting_hours
+from eventlog.archive.retention import DayFate, apply_retention
+from foundation.settings import settings
 
 MOST_TABLE_ROWS = 60
 MOST_SILENCE = timedelta(hours=1)

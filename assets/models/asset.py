@@ -1,8 +1,4 @@
-"""Dagster assets of the model stage: the model to start from, and the fine-tuned checkpoint.
-
-Belongs here: starting the training commands in processes of their own and recording what they registered. Does not belong here: training
-(package `training`); torch is never imported in this process.
-"""
+"""Dagster assets of the model stage: the model to start from, and the fine-tuned checkpoint."""
 
 import json
 import sys
@@ -16,10 +12,10 @@ from pydantic import Field
 
 from assets.groups import ML_TEAM, MODELS, PRODUCT_TABLES
 from assets.partitions import DAILY
-from assets.product import current_product
 from assets.resources import ArtefactStore, MlflowTracking, PlatformDatabase
-from experimentation.settings import PROJECT_ROOT, settings
-from training.records import BaseModelVersion, DatasetVersion, ModelVersion
+from foundation.settings import PROJECT_ROOT, settings
+from product.installed import current_product
+from training.versions import BaseModelVersion, DatasetVersion, ModelVersion
 
 BUILT_IN = "builtin"
 TRAINING_CONFIG = PROJECT_ROOT / "training" / "config" / "planner.yaml"

@@ -1,8 +1,4 @@
-"""Dagster asset of the promotion stage: a candidate that a tenth of the units get.
-
-Belongs here: asking for it, and showing what was opened. Does not belong here: the gate (assets/replay), the rules of runs
-(experimentation/experiments.py).
-"""
+"""Dagster asset of the promotion stage: a candidate that a tenth of the units get."""
 
 from decimal import Decimal
 from typing import Any
@@ -13,13 +9,13 @@ from pydantic import Field
 from assets.failures import as_failures
 from assets.groups import EXPERIMENTS_TABLE, PRODUCT_TEAM, PROMOTION
 from assets.partitions import MODEL_VERSIONS, parse_model_version_key
-from assets.product import EXPERIMENT_NAME, POLICY_NAME
 from assets.replay.asset import replay_metrics
 from assets.resources import MlflowTracking, PlatformDatabase
-from experimentation.experiments import CandidateRun, open_candidate_run
 from experimentation.policies import ensure_version_of_model, production_version
-from experimentation.records import PolicyVersion
-from experimentation.replay_results import link_policy_version, replays_of_model
+from experimentation.runs.lifecycle import CandidateRun, open_candidate_run
+from experimentation.runs.run import PolicyVersion
+from product.installed import installed_product
+from replay.stored_results import link_policy_version, replays_of_model
 
 ACTOR = "dagster/candidate_policy"
 
@@ -56,11 +52,11 @@ def candidate_policy(
                 f"{context.partition_key} has not passed its replay gate, so no candidate is made: materialise replay_metrics for it.",
                 allow_retries=False,
             )
-        production = production_version(connection, POLICY_NAME)
+        production = production_version(connection, installed_product().policy_name)
         reason = f"{context.partition_key} passed its replay on {replays[0].dataset_version}"
         version = ensure_version_of_model(
             connection,
-            POLICY_NAME,
+            installed_product().policy_name,
             mlflow_model_name=name,
             mlflow_model_version=number,
             # Both arms get the same params, so that the model is all that differs between them.
@@ -71,7 +67,7 @@ def candidate_policy(
         )
         opened = open_candidate_run(
             connection,
-            experiment_name=EXPERIMENT_NAME,
+            experiment_name=installed_product().experiment_name,
             policy_version_id=version.id,
             treatment_name=f"candidate_v{version.version}",
             share=Decimal(str(config.share)),

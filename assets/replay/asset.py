@@ -1,7 +1,4 @@
-"""Dagster assets of the replay stage: a model version's scores over held-out rows, and the gate that stands before a candidate.
-
-Belongs here: wiring and metadata. Does not belong here: scoring (`run.py`), the gate's rules (`gate.py`).
-"""
+"""Dagster assets of the replay stage: a model version's scores over held-out rows, and the gate that stands before a candidate."""
 
 from functools import partial
 from typing import Any
@@ -13,12 +10,12 @@ from assets.failures import as_failures
 from assets.groups import BASELINE_MODEL, ML_TEAM, REPLAY
 from assets.models.asset import planner_checkpoint
 from assets.partitions import MODEL_VERSIONS, parse_model_version_key
-from assets.replay.evaluate import Replayed, ReplayRequest, evaluate
-from assets.replay.gate import GateConfig
-from assets.replay.report import markdown
 from assets.resources import MlflowTracking, PlatformDatabase
-from experimentation.replay_results import StoredReplay, replays_of_model
-from experimentation.settings import settings
+from foundation.settings import settings
+from replay.evaluate import Replayed, ReplayRequest, evaluate
+from replay.gate import GateConfig
+from replay.report import markdown
+from replay.stored_results import StoredReplay, replays_of_model
 
 
 class ReplayConfig(dg.Config):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from experimentation.settings import Settings, settings
+from foundation.settings import Settings, settings
 from orchestration.local.databases import database, where
 
 
@@ -29,7 +29,7 @@ def bring_up_to_date(current: Settings, *, reads: bool = False) -> None:
 
     Raises MigrationError when the schema is not the one that this code knows.
     """
-    from experimentation.migrate import migrate, require_current
+    from foundation.migrate import migrate, require_current
 
     if current.embedded and not reads:
         migrate(current.platform_url)

@@ -1,20 +1,17 @@
-"""`lifecycle sync`: the database as config/*.yml say. Belongs here: the option, the files' place, MLflow's answer.
-
-Does not belong here: what the files may say and what is changed (experimentation/config_files.py, sync.py).
-"""
+"""`lifecycle sync`: the database as config/*.yml say."""
 
 import logging
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experimentation.settings import Settings, settings
+from foundation.settings import Settings, settings
 from orchestration.commands.access import actor, bring_up_to_date
 from orchestration.commands.console import say
 from orchestration.local.databases import database
 
 if TYPE_CHECKING:
-    from experimentation.sync import ModelStage, SyncReport
+    from experimentation.config.sync import ModelStage, SyncReport
 
 STAGE_TAG = "stage"
 
@@ -44,8 +41,8 @@ def synchronise(current: Settings, *, check: bool = False) -> "SyncReport":
     """Apply the files, or with `check` only see what they would change. Raises ConfigError with every broken rule."""
     import psycopg
 
-    from experimentation.config_files import read_config
-    from experimentation.sync import sync as apply
+    from experimentation.config.files import read_config
+    from experimentation.config.sync import sync as apply
 
     files = read_config(current.config_dir)
     with psycopg.connect(current.platform_url, connect_timeout=10) as connection:

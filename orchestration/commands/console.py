@@ -1,4 +1,4 @@
-"""What all commands share: consoles, bars, sizes and times for people. Belongs here: printing. Does not belong here: any command."""
+"""What all commands share: consoles, bars, sizes and times for people."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

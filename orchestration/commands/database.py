@@ -1,11 +1,11 @@
-"""`lifecycle db …`: the platform's PostgreSQL. Belongs here: options and words. Does not belong here: schemas, the server's life."""
+"""`lifecycle db …`: the platform's PostgreSQL."""
 
 import typer
 
-from experimentation.settings import Settings, settings
+from foundation.errors import LifecycleError
+from foundation.settings import Settings, settings
 from orchestration.commands.console import say
 from orchestration.local.databases import database, embedded_server, where
-from orchestration.local.errors import LocalServiceError
 from orchestration.local.home import holder, locked, prepare
 
 app = typer.Typer(no_args_is_help=True, help="The platform's PostgreSQL: start, stop, migrate, url.")
@@ -31,7 +31,7 @@ def stop() -> None:
     current = _require_embedded(settings())
     held = holder(current.home)
     if held is not None:
-        raise LocalServiceError(f"PostgreSQL is needed by {held}: `lifecycle down` ends both.")
+        raise LifecycleError(f"PostgreSQL is needed by {held}: `lifecycle down` ends both.")
     server = embedded_server(current)
     if server.process() is None:
         say("PostgreSQL does not run.")
@@ -43,7 +43,7 @@ def stop() -> None:
 @app.command()
 def migrate() -> None:
     """Bring the schemas to this version. Again changes nothing."""
-    from experimentation.migrate import migrate as migrate_schemas
+    from foundation.migrate import migrate as migrate_schemas
 
     current = settings()
     with database(current, "lifecycle db migrate"):
@@ -59,7 +59,7 @@ def url() -> None:
 
 def _require_embedded(current: Settings) -> Settings:
     if not current.embedded:
-        raise LocalServiceError(
+        raise LifecycleError(
             f"DATABASE_URL names {where(current.platform_url)}, which lifecycle neither starts nor stops: "
             "unset it for the embedded PostgreSQL."
         )

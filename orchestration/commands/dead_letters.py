@@ -1,4 +1,4 @@
-"""`lifecycle events dead-letters …`: events that PostgreSQL refused. Belongs here: options, printing. Does not belong here: SQL."""
+"""`lifecycle events dead-letters …`: events that PostgreSQL refused."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def list_letters(
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most that are shown, oldest first.")] = 50,
 ) -> None:
     """List them, oldest first."""
-    from experimentation.dead_letters import count_dead_letters, dead_letters
+    from eventlog.dead_letters import count_dead_letters, dead_letters
 
     with connection_for(PURPOSE, reads=True) as connection:
         count, letters = count_dead_letters(connection), dead_letters(connection, limit=limit)
@@ -56,7 +56,7 @@ def show(ids: Annotated[list[int], typer.Argument(help="Numbers that `list` show
     """Print events whole, a JSON object a line, with what was wrong."""
     import msgspec
 
-    from experimentation.dead_letters import dead_letters
+    from eventlog.dead_letters import dead_letters
 
     with connection_for(PURPOSE, reads=True) as connection:
         letters = dead_letters(connection, ids)
@@ -69,7 +69,7 @@ def show(ids: Annotated[list[int], typer.Argument(help="Numbers that `list` show
 @app.command()
 def replay(ids: Ids = None, every: All = False) -> None:
     """Store them once more; what is stored is no dead letter any more, what is refused again stays."""
-    from experimentation.dead_letters import replay as replay_letter
+    from eventlog.dead_letters import replay as replay_letter
 
     outcomes: Counter[str] = Counter()
     with connection_for(PURPOSE) as connection:
@@ -97,8 +97,8 @@ def drop(
     ids: Ids = None, every: All = False, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
 ) -> None:
     """Remove them for good: these events are lost then."""
-    from experimentation.audit import write_audit
-    from experimentation.dead_letters import drop as drop_letters
+    from eventlog.dead_letters import drop as drop_letters
+    from foundation.audit import write_audit
 
     with connection_for(PURPOSE) as connection:
         chosen = [letter.id for letter in _chosen(connection, ids, every)]
@@ -117,8 +117,8 @@ def drop(
 
 def _chosen(connection: Any, ids: list[int] | None, every: bool) -> Iterator[Any]:
     """Those with `ids`, or every one, a page at a time. Raises ExperimentationError for an id that there is not."""
-    from experimentation.dead_letters import dead_letters
-    from experimentation.records import ExperimentationError
+    from eventlog.dead_letters import dead_letters
+    from experimentation.runs.run import ExperimentationError
 
     if bool(ids) is every:
         raise ExperimentationError(
@@ -136,7 +136,7 @@ def _chosen(connection: Any, ids: list[int] | None, every: bool) -> Iterator[Any
 
 
 def _require(ids: list[int], found: list[int]) -> None:
-    from experimentation.records import ExperimentationError
+    from experimentation.runs.run import ExperimentationError
 
     missing = sorted(set(ids) - set(found))
     if missing:

@@ -1,6 +1,6 @@
-"""`lifecycle docs`: make the dbt docs site anew. Belongs here: the command. Does not belong here: making it (orchestration/local)."""
+"""`lifecycle docs`: make the dbt docs site anew."""
 
-from experimentation.settings import settings
+from foundation.settings import settings
 from orchestration.commands.console import say
 from orchestration.local.databases import database
 from orchestration.local.docs_site import generate

@@ -1,7 +1,4 @@
-"""`lifecycle erase-unit`: a unit out of all that the platform keeps. Belongs here: options, asking, the table, what is said after it.
-
-Does not belong here: finding and removing (orchestration/erasure/).
-"""
+"""`lifecycle erase-unit`: a unit out of all that the platform keeps."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +36,7 @@ def erase_unit(
     """Remove a unit (or pseudonymise it) everywhere: events, assignments, spool, dead letters, archive. Again completes it."""
     import psycopg
 
-    from experimentation.settings import settings
+    from foundation.settings import settings
     from orchestration.erasure.erase import erase, look
     from orchestration.erasure.records import Unit
     from orchestration.local.databases import database
@@ -71,8 +68,8 @@ def erase_unit(
 
 
 def _platform() -> "Platform":
-    from assets.object_store import ObjectStore
-    from experimentation.settings import settings
+    from foundation.object_store import ObjectStore
+    from foundation.settings import settings
     from orchestration.erasure.erase import Platform
 
     current = settings()

@@ -1,7 +1,4 @@
-"""`lifecycle events import`: a log of any origin as events. Belongs here: options, progress, and what is said in the end.
-
-Does not belong here: what a mapping may say, reading and storing (orchestration/event_imports).
-"""
+"""`lifecycle events import`: a log of any origin as events."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,8 +12,8 @@ from orchestration.commands.access import actor, bring_up_to_date
 from orchestration.commands.console import console, moment, progress, say
 
 if TYPE_CHECKING:
-    from orchestration.event_imports.judging import Tally
-    from orchestration.event_imports.storing import Imported, Told
+    from eventlog.imports.judging import Tally
+    from eventlog.imports.storing import Imported, Told
 
 PURPOSE = "lifecycle events import"
 
@@ -37,11 +34,11 @@ def import_events(
 
     import psycopg
 
-    from experimentation.events import make_partitions, recorded_first_day
-    from experimentation.settings import settings
-    from orchestration.event_imports.mapping_file import read_mapping
-    from orchestration.event_imports.reading import open_source
-    from orchestration.event_imports.storing import EventImport, ImportRefusedError, too_many
+    from eventlog.imports.mapping_file import read_mapping
+    from eventlog.imports.reading import open_source
+    from eventlog.imports.storing import EventImport, ImportRefusedError, too_many
+    from eventlog.store import make_partitions, recorded_first_day
+    from foundation.settings import settings
     from orchestration.local.databases import database
 
     if rejects is not None and rejects.resolve() in (file.resolve(), mapping.resolve()):

@@ -1,7 +1,4 @@
-"""`lifecycle events restore`: archived days back into PostgreSQL. Belongs here: options, progress, what is said in the end.
-
-Does not belong here: reading the archive, storing rows (assets/events/restore.py).
-"""
+"""`lifecycle events restore`: archived days back into PostgreSQL."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from foundation.errors import LifecycleError
 from orchestration.commands.access import bring_up_to_date
 from orchestration.commands.console import moment, progress, say
 
@@ -17,7 +15,7 @@ PURPOSE = "lifecycle events restore"
 _DAY = ["%Y-%m-%d"]
 
 
-class RestoreError(Exception):
+class RestoreError(LifecycleError):
     """The days asked for can't be restored; the message says why."""
 
 
@@ -29,9 +27,9 @@ def restore(
     """Bring archived days back into PostgreSQL, exactly as they were. Again brings back only what is missing."""
     import psycopg
 
-    from assets.events.restore import restorable, restore_hours
-    from assets.object_store import ObjectStore
-    from experimentation.settings import settings
+    from eventlog.archive.restore import restorable, restore_hours
+    from foundation.object_store import ObjectStore
+    from foundation.settings import settings
     from orchestration.local.databases import database
 
     with database(settings(), PURPOSE):

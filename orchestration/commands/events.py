@@ -1,4 +1,4 @@
-"""`lifecycle events …`: the events beside the API. Belongs here: putting the commands together. Does not belong here: any command."""
+"""`lifecycle events …`: the events beside the API."""
 
 import typer
 

@@ -1,7 +1,4 @@
-"""`lifecycle experiment …`: the lives of runs by hand, and what is known of them.
-
-Belongs here: options, printing. Does not belong here: what may happen to a run (experimentation/experiments.py).
-"""
+"""`lifecycle experiment …`: the lives of runs by hand, and what is known of them."""
 
 import json
 from collections.abc import Mapping
@@ -11,12 +8,12 @@ from uuid import UUID
 import typer
 from rich.table import Table
 
-from experimentation.settings import settings
+from foundation.settings import settings
 from orchestration.commands.access import actor, connection_for
 from orchestration.commands.console import console, moment, say
 
 if TYPE_CHECKING:
-    from experimentation.records import Run, Variant
+    from experimentation.runs.run import Run, Variant
 
 app = typer.Typer(
     no_args_is_help=True, help="Experiments: show, list, and start, pause, resume, ramp or complete one by hand."
@@ -31,7 +28,7 @@ Reason = Annotated[str, typer.Option(help="Why, for the audit log.")]
 @app.command()
 def start(name: Name, reason: Reason) -> None:
     """Start a draft: units are assigned from now on."""
-    from experimentation.experiments import start_run
+    from experimentation.runs.lifecycle import start_run
 
     with connection_for(PURPOSE) as connection:
         run = start_run(connection, _newest(connection, name).id, actor=actor(PURPOSE), reason=_said(reason))
@@ -41,7 +38,7 @@ def start(name: Name, reason: Reason) -> None:
 @app.command()
 def pause(name: Name, reason: Reason) -> None:
     """Pause an active run: units that have a variant keep it, new ones get none."""
-    from experimentation.experiments import pause_run
+    from experimentation.runs.lifecycle import pause_run
 
     with connection_for(PURPOSE) as connection:
         run = pause_run(connection, _newest(connection, name).id, actor=actor(PURPOSE), reason=_said(reason))
@@ -51,7 +48,7 @@ def pause(name: Name, reason: Reason) -> None:
 @app.command()
 def resume(name: Name, reason: Reason) -> None:
     """Resume a paused run."""
-    from experimentation.experiments import resume_run
+    from experimentation.runs.lifecycle import resume_run
 
     with connection_for(PURPOSE) as connection:
         run = resume_run(connection, _newest(connection, name).id, actor=actor(PURPOSE), reason=_said(reason))
@@ -67,7 +64,7 @@ def complete(
     ] = None,
 ) -> None:
     """Complete a run for good."""
-    from experimentation.experiments import complete_run
+    from experimentation.runs.lifecycle import complete_run
 
     with connection_for(PURPOSE) as connection:
         newest = _newest(connection, name)
@@ -88,10 +85,10 @@ def ramp(
     reason: Reason,
 ) -> None:
     """Let the arms of a running split with a remainder grow: whoever is in an arm stays in it."""
-    from experimentation.allocations import share_of
-    from experimentation.experiments import ramp_run
-    from experimentation.records import ExperimentationError
-    from experimentation.sync_diff import shares_of
+    from experimentation.config.differences import shares_of
+    from experimentation.runs.allocations import share_of
+    from experimentation.runs.lifecycle import ramp_run
+    from experimentation.runs.run import ExperimentationError
 
     try:
         share = share_of(to)
@@ -105,9 +102,9 @@ def ramp(
 @app.command("list")
 def list_experiments() -> None:
     """List every experiment with its newest run, a line each."""
-    from experimentation.experiments import runs_of
-    from experimentation.run_store import names_of_runs
-    from experimentation.sync_diff import narrowing_of, shares_of
+    from experimentation.config.differences import narrowing_of, shares_of
+    from experimentation.runs.lifecycle import runs_of
+    from experimentation.runs.store import names_of_runs
 
     with connection_for(PURPOSE, reads=True) as connection:
         newest = [runs_of(connection, name)[-1] for name in names_of_runs(connection)]
@@ -123,9 +120,9 @@ def list_experiments() -> None:
 @app.command()
 def show(name: Name) -> None:
     """Show every run of an experiment, and what was done to them last."""
-    from experimentation.audit import latest_audit
-    from experimentation.experiments import runs_of
-    from experimentation.run_store import enrolled_units, epochs_of
+    from experimentation.runs.lifecycle import runs_of
+    from experimentation.runs.store import enrolled_units, epochs_of
+    from foundation.audit import latest_audit
 
     with connection_for(PURPOSE, reads=True) as connection:
         _newest(connection, name)
@@ -167,8 +164,8 @@ def show(name: Name) -> None:
 
 def _newest(connection: Any, name: str) -> "Run":
     """The newest run of a name. Raises ExperimentationError."""
-    from experimentation.experiments import runs_of
-    from experimentation.records import ExperimentationError
+    from experimentation.runs.lifecycle import runs_of
+    from experimentation.runs.run import ExperimentationError
 
     runs = runs_of(connection, name)
     if not runs:
@@ -184,9 +181,9 @@ def _said(reason: str) -> str:
 
 def _tell(connection: Any, run: "Run", became: str) -> None:
     """Commit, and say what was done, and what the files make of it."""
-    from experimentation.config_files import read_config
-    from experimentation.sync_outlook import sync_outlook
-    from experimentation.yaml_nodes import ConfigError
+    from experimentation.config.files import read_config
+    from experimentation.config.outlook import sync_outlook
+    from experimentation.config.yaml_nodes import ConfigError
 
     connection.commit()
     try:
@@ -199,7 +196,7 @@ def _tell(connection: Any, run: "Run", became: str) -> None:
 
 
 def _headline(run: "Run") -> str:
-    from experimentation.sync_diff import narrowing_of
+    from experimentation.config.differences import narrowing_of
 
     parts = [
         f"{run.status}{f', shipped {run.shipped.name}' if run.shipped else ''}",

@@ -1,17 +1,38 @@
-"""Errors as sentences. Belongs here: which errors a user can put right, and their one sentence. Does not belong here: exit codes.
+"""Running a command so that an error the user can put right is one sentence and exit code 1.
 
-An error type that our own packages define is meant for its reader, so its text is the sentence. Of other libraries' errors only those
-are translated that a user meets: PostgreSQL away, a setting that makes no sense, a file that can't be read or written.
+A `LifecycleError` carries its sentence. Of other libraries' errors only those are translated that a user meets: PostgreSQL away,
+a setting that makes no sense, a file that can't be read or written.
 """
 
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-OUR_PACKAGES = frozenset({"orchestration", "assets", "serving", "training", "experimentation", "planner"})
+from foundation.errors import LifecycleError
+from orchestration.commands.console import console
+from orchestration.local.signals import interrupt_on_signals
+
+
+def run(command: Callable[[], object], name: str) -> None:
+    """Call `command`. An error with a sentence is printed as `name: sentence` and ends the process with 1; a defect is raised.
+
+    With LIFECYCLE_DEBUG set, every error is raised.
+    """
+    interrupt_on_signals()
+    try:
+        command()
+    except Exception as error:  # the top of the process: what has no sentence is raised again
+        message = sentence(error)
+        if message is None or os.environ.get("LIFECYCLE_DEBUG"):
+            raise
+        console(stderr=True).print(f"{name}: {message}", markup=False, soft_wrap=True)
+        sys.exit(1)
 
 
 def sentence(error: BaseException) -> str | None:
-    """The sentence for an error, or None for one that is a defect and deserves its traceback."""
-    if type(error).__module__.partition(".")[0] in OUR_PACKAGES:
+    """The sentence for an error, or None for a defect, which deserves its traceback."""
+    if isinstance(error, LifecycleError):
         return str(error)
     if isinstance(error, OSError):
         return _of_a_file(error)

@@ -1,4 +1,4 @@
-"""`lifecycle keys …`: API keys of clients. Belongs here: options, printing. Does not belong here: making and checking (experimentation)."""
+"""`lifecycle keys …`: API keys of clients."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -23,7 +23,7 @@ def make(
     scope: Annotated[list[str] | None, typer.Option(help=SCOPES_HELP, show_default=", ".join(DEFAULT_SCOPES))] = None,
 ) -> None:
     """Make a key and print it, alone on stdout. It is stored as a hash, so this is the only time that it is seen."""
-    from experimentation.api_keys import make_api_key
+    from foundation.api_keys import make_api_key
 
     with connection_for(PURPOSE) as connection:
         key, plaintext = make_api_key(
@@ -40,7 +40,7 @@ def make(
 @app.command("list")
 def list_keys() -> None:
     """List every key by name, without the keys themselves."""
-    from experimentation.api_keys import list_api_keys
+    from foundation.api_keys import list_api_keys
 
     with connection_for(PURPOSE, reads=True) as connection:
         keys = list_api_keys(connection)
@@ -65,8 +65,8 @@ def rotate(
     ] = 0,
 ) -> None:
     """Give a key a new secret and print it, alone on stdout. A key from before the one that is replaced ends at once."""
-    from experimentation.api_keys import MAX_GRACE, rotate_api_key
-    from experimentation.records import ExperimentationError
+    from experimentation.runs.run import ExperimentationError
+    from foundation.api_keys import MAX_GRACE, rotate_api_key
 
     most = MAX_GRACE // timedelta(minutes=1)
     if not 0 <= grace_minutes <= most:
@@ -87,8 +87,8 @@ def rotate(
 @app.command()
 def revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) -> None:
     """Revoke a key for good."""
-    from experimentation.api_keys import revoke_api_key
-    from experimentation.records import ExperimentationError
+    from experimentation.runs.run import ExperimentationError
+    from foundation.api_keys import revoke_api_key
 
     with connection_for(PURPOSE) as connection:
         was_valid = revoke_api_key(connection, name, actor=actor(PURPOSE), reason="Revoked by hand.")

@@ -1,14 +1,11 @@
-"""`lifecycle train` and `lifecycle replay`: commands of other rooms, run in a process of their own with the platform's addresses.
-
-Belongs here: passing options on. Does not belong here: what the options mean (training/, assets/replay/).
-"""
+"""`lifecycle train` and `lifecycle replay`: commands of other rooms, run in a process of their own with the platform's addresses."""
 
 import subprocess
 import sys
 
 import typer
 
-from experimentation.settings import settings
+from foundation.settings import settings
 from orchestration.local.databases import database
 from orchestration.local.environment import child_environment
 

@@ -1,7 +1,4 @@
-"""`lifecycle up`, `down`, `status` and `clean`: the local services as a person sees them.
-
-Belongs here: options, tables, questions. Does not belong here: processes (orchestration/local).
-"""
+"""`lifecycle up`, `down`, `status` and `clean`: the local services as a person sees them."""
 
 import json
 import os
@@ -17,10 +14,10 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from experimentation.settings import PROJECT_ROOT, Settings, settings
+from foundation.errors import LifecycleError
+from foundation.settings import PROJECT_ROOT, Settings, settings
 from orchestration.commands.console import console, human_size, say
 from orchestration.local.databases import embedded_server, where
-from orchestration.local.errors import LocalServiceError
 from orchestration.local.home import SETTINGS_FILE, Holder, holder, locked
 from orchestration.local.probes import api_alive
 from orchestration.local.processes import Supervisor, records
@@ -92,13 +89,13 @@ def clean(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] 
         say(f"Nothing to remove: there is no {home}.")
         return
     if not (home / SETTINGS_FILE).exists() or PROJECT_ROOT.is_relative_to(home):
-        raise LocalServiceError(
+        raise LifecycleError(
             f"{home} does not look like a home that lifecycle made, so nothing was removed: check LIFECYCLE_HOME."
         )
     datasets = _built_datasets(current)
     if not yes:
         if not sys.stdin.isatty():
-            raise LocalServiceError(f"This removes {home} for good, and nobody is here to be asked: add --yes.")
+            raise LifecycleError(f"This removes {home} for good, and nobody is here to be asked: add --yes.")
         size = sum(file.lstat().st_size for file in home.rglob("*") if file.is_file())
         built = f", and {len(datasets)} built datasets in {current.datasets_root}" if datasets else ""
         typer.confirm(f"Remove {home} ({human_size(size)}) with its database, archives and models{built}?", abort=True)
@@ -154,7 +151,7 @@ def _ask_to_end(held: Holder, home: Path) -> None:
     deadline = time.monotonic() + _DOWN_SECONDS
     while holder(home) is not None:
         if time.monotonic() > deadline:
-            raise LocalServiceError(
+            raise LifecycleError(
                 f"{held} did not end within {_DOWN_SECONDS} s: `kill -9 {held.pid}`, then `lifecycle down` again."
             )
         time.sleep(0.1)

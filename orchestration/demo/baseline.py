@@ -1,7 +1,4 @@
-"""The baseline before any training: the heuristic planner as the first model version, in production.
-
-Belongs here: registering it for the product that the database holds. Does not belong here: packaging it (training/heuristic.py).
-"""
+"""The baseline before any training: the heuristic planner as the first model version, in production."""
 
 import io
 import warnings
@@ -9,9 +6,9 @@ from contextlib import redirect_stderr
 
 import psycopg
 
-from assets.product import MODEL_NAME, current_product
-from experimentation.settings import Settings
-from training.records import ModelVersion
+from foundation.settings import Settings
+from product.installed import current_product
+from training.versions import ModelVersion
 
 
 def register_baseline(settings: Settings) -> ModelVersion:
@@ -24,8 +21,12 @@ def register_baseline(settings: Settings) -> ModelVersion:
     # MLflow tells stderr what it registers, and warns of an example that a signature makes needless; errors are raised all the same.
     with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore", category=UserWarning):
         version = register_heuristic(
-            settings.tracking_uri, product, model_name=MODEL_NAME, artifact_root=f"{settings.store_root}/mlflow"
+            settings.tracking_uri,
+            product,
+            model_name=product.model_name,
+            planner_class=product.baseline_planner,
+            artifact_root=f"{settings.store_root}/mlflow",
         )
-    if version_of_alias(settings.tracking_uri, MODEL_NAME, "production") is None:
-        set_stage(settings.tracking_uri, MODEL_NAME, version.version, "production")
+    if version_of_alias(settings.tracking_uri, product.model_name, "production") is None:
+        set_stage(settings.tracking_uri, product.model_name, version.version, "production")
     return version

@@ -1,7 +1,4 @@
-"""Asking a running Dagster for runs, as its UI does: over GraphQL, on the persistent instance.
-
-Belongs here: launching runs, waiting for them, reading what was materialised. Does not belong here: which assets, in which order.
-"""
+"""Asking a running Dagster for runs, as its UI does: over GraphQL, on the persistent instance."""
 
 import re
 import time
@@ -10,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+
+from foundation.errors import LifecycleError
 
 LOCATION, REPOSITORY, ASSET_JOB = "orchestration", "__repository__", "__ASSET_JOB"
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
@@ -93,7 +92,7 @@ _FAILURE = re.compile(r"^dagster\.[\w.]*\.Failure: ")
 """What Dagster puts before the sentence of a dg.Failure."""
 
 
-class DagsterError(Exception):
+class DagsterError(LifecycleError):
     """Dagster refused or lost a run; the message says which, why, and where to look."""
 
 

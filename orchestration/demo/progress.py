@@ -1,7 +1,4 @@
-"""What a person sees while the demo works: the stage, its time, and about how long the rest takes.
-
-Belongs here: showing. Does not belong here: doing.
-"""
+"""What a person sees while the demo works: the stage, its time, and about how long the rest takes."""
 
 import time
 from collections.abc import Iterator

@@ -1,7 +1,4 @@
-"""The table at the demo's end: read from the database, MLflow and Dagster, so that a demo with nothing left to do prints the same.
-
-Belongs here: reading and laying out. Does not belong here: doing any of it.
-"""
+"""The table at the demo's end: read from the database, MLflow and Dagster, so that a demo with nothing left to do prints the same."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,18 +10,18 @@ from rich.panel import Panel
 from rich.table import Table
 
 from assets.groups import ANALYTICS
-from assets.product import EXPERIMENT_NAME, MODEL_NAME, POLICY_NAME
-from assets.replay.gate import Verdict
-from assets.replay.records import ReplayResult
-from assets.replay.report import terminal_table
-from experimentation.experiments import runs_of
+from eventlog.imports.remembered import all_remembered
 from experimentation.policies import version_of_model
-from experimentation.replay_results import StoredReplay, replays_of_model
-from experimentation.settings import Settings
+from experimentation.runs.lifecycle import runs_of
+from foundation.settings import Settings
 from orchestration.demo.dagster_client import DagsterClient
 from orchestration.demo.progress import Stage
 from orchestration.demo.stages import Facts
-from orchestration.imports import what_was_imported
+from product.installed import installed_product
+from replay.gate import Verdict
+from replay.report import terminal_table
+from replay.result import ReplayResult
+from replay.stored_results import StoredReplay, replays_of_model
 
 
 def show(
@@ -38,8 +35,8 @@ def show(
     """Print what the demo came to."""
     from training.registry import latest_version
 
-    model = latest_version(settings.tracking_uri, MODEL_NAME)
-    replays = replays_of_model(connection, MODEL_NAME, model.version)
+    model = latest_version(settings.tracking_uri, installed_product().model_name)
+    replays = replays_of_model(connection, installed_product().model_name, model.version)
     console.print()
     if replays:
         console.print(_replay(replays[0]))
@@ -64,7 +61,7 @@ def _summary(
     table = Table(title="What came of it", show_header=False, title_justify="left", pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for imported in what_was_imported(connection):
+    for imported in all_remembered(connection):
         counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in imported.counts.items() if count)
         table.add_row("rows in", f"{imported.source}: {counts}")
     table.add_row("dataset version", _dataset(dagster, facts))
@@ -94,7 +91,7 @@ def _dataset(dagster: DagsterClient, facts: Facts) -> str:
 def _losses(settings: Settings) -> str:
     from training.registry import latest_version, run_metrics
 
-    version = latest_version(settings.tracking_uri, MODEL_NAME)
+    version = latest_version(settings.tracking_uri, installed_product().model_name)
     metrics = run_metrics(settings.tracking_uri, version.run_id)
     names = {"train": "train_loss", "validation": "val_loss", "validation of the untuned base": "base_val_loss"}
     return ", ".join(
@@ -114,7 +111,9 @@ def _gate(replays: Sequence[StoredReplay]) -> str:
 
 def _policy_version(connection: psycopg.Connection[Any], replays: Sequence[StoredReplay]) -> str:
     if replays:
-        made = version_of_model(connection, POLICY_NAME, replays[0].mlflow_model_name, replays[0].mlflow_model_version)
+        made = version_of_model(
+            connection, installed_product().policy_name, replays[0].mlflow_model_name, replays[0].mlflow_model_version
+        )
         if made is not None:
             return f"{made.label} → models:/{made.mlflow_model_name}/{made.mlflow_model_version}, {made.status}"
     if replays and replays[0].verdict == "passed":
@@ -126,7 +125,7 @@ def _policy_version(connection: psycopg.Connection[Any], replays: Sequence[Store
 
 def _experiment(connection: psycopg.Connection[Any]) -> list[str]:
     lines = []
-    for run in runs_of(connection, EXPERIMENT_NAME):
+    for run in runs_of(connection, installed_product().experiment_name):
         shares = ", ".join(f"{variant.name} {variant.allocation:.0%}" for variant in run.variants)
         shipped = f", {run.shipped.name} shipped" if run.shipped else ""
         lines.append(f"{run.label}: {run.status}{shipped} · {shares}")
@@ -151,7 +150,7 @@ def _answer(facts: Facts) -> str:
 def _addresses(settings: Settings) -> Panel:
     places = {
         "Dagster, the lineage": f"http://127.0.0.1:{settings.dagster_port}/asset-groups",
-        "MLflow, the model": f"http://127.0.0.1:{settings.mlflow_port}/#/models/{MODEL_NAME}",
+        "MLflow, the model": f"http://127.0.0.1:{settings.mlflow_port}/#/models/{installed_product().model_name}",
         "API": f"http://127.0.0.1:{settings.api_port}/docs",
         "dbt docs": f"http://127.0.0.1:{settings.docs_port}",
     }

@@ -1,7 +1,4 @@
-"""What a demo runs on: the sample that the project makes, or a diary; and the settings that follow from it.
-
-Belongs here: dates and settings of a scenario, and the data it brings. Does not belong here: running anything.
-"""
+"""What a demo runs on: the sample that the project makes, or a diary; and the settings that follow from it."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -11,10 +8,10 @@ from typing import Any
 
 import psycopg
 
-from experimentation.settings import Settings
-from orchestration.imports import SAMPLE_WEEKS, Imported, import_history, import_sample, sample
-from orchestration.local.errors import cannot_write
-from orchestration.local.home import record_setting, recorded_settings
+from eventlog.imports.remembered import Remembered
+from foundation.settings import Settings
+from orchestration.demo.sample_data import SAMPLE_WEEKS, import_history, import_sample, sample
+from orchestration.local.home import cannot_write, record_setting, recorded_settings
 from planner.history import History, HistoryOptions, read_history, write_rejects
 from planner.simulator import Sample
 from planner.world import World
@@ -49,7 +46,7 @@ class SampleScenario:
         """The sample; 1 to 3 s to make."""
         return sample(self.last_day)
 
-    def load(self, connection: psycopg.Connection[Any]) -> Imported:
+    def load(self, connection: psycopg.Connection[Any]) -> Remembered:
         """Store it, once."""
         return import_sample(connection, self.last_day, lambda _: self.made)
 
@@ -107,7 +104,7 @@ class DiaryScenario:
         """The day of the dataset: the last whole one of the first week."""
         return self.settings.lineage_start + timedelta(days=DIARY_LIVE_DAYS - 1)
 
-    def load(self, connection: psycopg.Connection[Any]) -> Imported:
+    def load(self, connection: psycopg.Connection[Any]) -> Remembered:
         """Store it, once, and list what could not be used."""
         write_rejects(self.read.rejects, self.reject_file)
         return import_history(connection, self.read, str(self.interactions))

@@ -1,6 +1,5 @@
 """The demo's stages in order: what each asks for, and when there is nothing to do.
 
-Belongs here: the order, and what counts as done. Does not belong here: the work of a stage, or what is shown (progress.py, report.py).
 Each stage looks at what is there before it asks for anything, so that a demo that was killed goes on where it stopped.
 """
 
@@ -16,13 +15,13 @@ import psycopg
 
 from assets.groups import ANALYTICS, BASELINE_MODEL
 from assets.partitions import model_version_key
-from assets.product import EXPERIMENT_NAME, MODEL_NAME
-from experimentation.settings import Settings
+from eventlog.imports.remembered import is_remembered, remember
+from foundation.settings import Settings
 from orchestration.demo.dagster_client import DagsterClient, DagsterError
 from orchestration.demo.progress import Progress, Stage
 from orchestration.demo.scenario import DiaryScenario, Scenario
-from orchestration.imports import is_remembered, remember
 from orchestration.local.stack import Stack
+from product.installed import installed_product
 
 EXPECTED_SECONDS = {
     "Recipes, households, events": 6.0,
@@ -101,7 +100,7 @@ class Demo:
         return psycopg.connect(self.settings.platform_url, connect_timeout=10)
 
     def _load(self, stage: Stage) -> None:
-        from experimentation.partitions import ensure_event_partitions
+        from eventlog.partitions import ensure_event_partitions
 
         with self.connect() as connection:
             ensure_event_partitions(connection, self.settings.lineage_start)
@@ -127,7 +126,8 @@ class Demo:
         self.stack.wait(on_tick=self.progress.note)
         if self.dagster.materialised_at(BASELINE_MODEL.to_user_string()) is None:
             self.dagster.report(
-                BASELINE_MODEL.to_user_string(), f"models:/{MODEL_NAME}/1, registered before any training."
+                BASELINE_MODEL.to_user_string(),
+                f"models:/{installed_product().model_name}/1, registered before any training.",
             )
         stage.outcome = f"{self.dagster.url} · http://127.0.0.1:{self.settings.api_port}"
 
@@ -169,7 +169,7 @@ class Demo:
         from training.registry import latest_version, run_metrics
 
         stage.skipped = self._unless_done("planner_checkpoint", "fine-tuning", self.day)
-        version = latest_version(self.settings.tracking_uri, MODEL_NAME)
+        version = latest_version(self.settings.tracking_uri, installed_product().model_name)
         losses = run_metrics(self.settings.tracking_uri, version.run_id)
         stage.outcome = f"{version.name} version {version.version}"
         if {"base_val_loss", "tuned_val_loss"} <= losses.keys():
@@ -177,18 +177,18 @@ class Demo:
 
     def _replay(self, stage: Stage) -> None:
         """Wait for the run that the sensor starts: nothing is launched here."""
-        from experimentation.replay_results import settled_model_versions
+        from replay.stored_results import settled_model_versions
         from training.registry import latest_version
 
-        version = latest_version(self.settings.tracking_uri, MODEL_NAME)
-        key = model_version_key(MODEL_NAME, version.version)
+        version = latest_version(self.settings.tracking_uri, installed_product().model_name)
+        key = model_version_key(installed_product().model_name, version.version)
         deadline = time.monotonic() + REPLAY_WAIT_SECONDS
         stage.skipped = True
         while True:
             runs = self.dagster.runs({"dagster/partition": key})
             self.facts.replay_run = runs[0]["runId"] if runs else None
             with self.connect() as connection:
-                settled = (MODEL_NAME, str(version.version)) in {
+                settled = (installed_product().model_name, str(version.version)) in {
                     (name, str(number)) for name, number in settled_model_versions(connection)
                 }
             if settled and all(run["status"] in ("SUCCESS", "FAILURE", "CANCELED") for run in runs):
@@ -223,7 +223,7 @@ class Demo:
                 units = [str(row[0]) for row in connection.execute("SELECT id FROM planner.households ORDER BY id")]
             if isinstance(self.scenario, DiaryScenario):
                 units = units[:DIARY_UNITS]
-            assigned = client.ask(http, EXPERIMENT_NAME, "household", units, made)
+            assigned = client.ask(http, installed_product().experiment_name, "household", units, made)
             stage.outcome = f"{len(assigned)} assignments"
             sent = f"traffic/{assigned[0].answer['experiment_id']}"
             with self.connect() as connection:
@@ -278,7 +278,7 @@ class Demo:
     def _tick(self, note: str) -> None:
         """Refresh the progress line, and see that all services live: what is waited for would never come from a dead one.
 
-        Raises LocalServiceError.
+        Raises LifecycleError.
         """
         self.progress.note(note)
         self.stack.supervisor.advance()
@@ -291,7 +291,7 @@ class Demo:
 
     def _api_key(self) -> str:
         """The demo's own key, kept in the home for this user alone; made anew, and the old one revoked, where the file is gone."""
-        from experimentation.api_keys import list_api_keys, make_api_key, revoke_api_key
+        from foundation.api_keys import list_api_keys, make_api_key, revoke_api_key
 
         file = self.settings.home / "demo-api-key"
         if file.exists():

@@ -1,8 +1,4 @@
-"""A first hour of live traffic: the sample's households ask for assignments, get plans, and react, all over HTTP.
-
-Belongs here: playing the client that a product would be. Does not belong here: how people react (planner/reactions.py), which never
-learn a variant's or a version's name: they are handed a plan.
-"""
+"""A first hour of live traffic: the sample's households ask for assignments, get plans, and react, all over HTTP."""
 
 import math
 import uuid
@@ -16,6 +12,7 @@ import httpx
 import msgspec
 import numpy as np
 
+from foundation.errors import LifecycleError
 from planner.prompt import prompt_text
 from planner.reactions import react
 from planner.world import World
@@ -25,7 +22,7 @@ BATCH = 500
 STARTED_AGO = timedelta(minutes=20)
 
 
-class TrafficError(Exception):
+class TrafficError(LifecycleError):
     """The API refused the demo's traffic; the message says which request and why."""
 
 

@@ -1,7 +1,4 @@
-"""A unit in the event archive and in the cleaned events: each file that holds it is written anew, the others are only looked at.
-
-Belongs here: which rows of which file, and what becomes of them. Does not belong here: writing an archived file (assets/events/rewrite.py).
-"""
+"""A unit in the event archive and in the cleaned events: each file that holds it is written anew, the others are only looked at."""
 
 import io
 import json
@@ -19,14 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from psycopg.rows import scalar_row
 
-from assets.events.archive import ArchiveError, archive_history, archive_hours
-from assets.events.counting import Counted, NotAnArchiveError, count_in_database, count_table
-from assets.events.event_files import ArchivedFile, archived_keys, is_history, period_of
-from assets.events.event_reader import EventReadError
-from assets.events.manifest import folder_of, read_manifest, record_files
-from assets.events.rewrite import rewrite_period
-from assets.object_store import FileFacts, ObjectStore, StoreError
-from experimentation.archived_hours import ArchivedHour, archive_lock, archived_hours, record_late
+from eventlog.archive.archiving import ArchiveError, archive_history, archive_hours
+from eventlog.archive.counting import Counted, NotAnArchiveError, count_in_database, count_table
+from eventlog.archive.files import ArchivedFile, archived_keys, is_history, period_of
+from eventlog.archive.hours import ArchivedHour, archive_lock, archived_hours, record_late
+from eventlog.archive.manifest import folder_of, read_manifest, record_files
+from eventlog.archive.reader import EventReadError
+from eventlog.archive.rewrite import rewrite_period
+from foundation.object_store import FileFacts, ObjectStore, StoreError
 from orchestration.erasure.records import ErasureError, Found, Mode, Progress, Unit
 
 CLEANED = "cleaned"

@@ -1,8 +1,5 @@
 """A unit in what replays and trainings left: artefacts of MLflow runs, records in the object store, details of replay results.
 
-Belongs here: finding its rows there, writing those files anew without them, naming models that saw it, and letting records and models name
-the revision of a dataset in the place of the version that goes. Does not belong here: formats (`contents.py`), datasets (`datasets.py`).
-
 Weights are no rows: files of models are not looked into, and a model that was trained on the unit stays as it is.
 """
 
@@ -16,11 +13,11 @@ import psycopg
 from psycopg.rows import tuple_row
 from psycopg.types.json import Jsonb
 
-from assets.object_store import ObjectStore
+from foundation.object_store import ObjectStore
 from orchestration.erasure.contents import UNREADABLE, Contents, Trace, look_into, readable
 from orchestration.erasure.records import ErasureError, Found, Mode, Progress
 from training import registry
-from training.records import DatasetVersion
+from training.versions import DatasetVersion
 
 RECORDS = "records"
 RUN_TAG, MODEL_TAG = "rows_of_units_erased", "trained_on_erased_units"

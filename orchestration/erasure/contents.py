@@ -1,7 +1,5 @@
 """A unit in the bytes of a file: which rows are about it, and the file without them. Parquet, JSON, JSON lines, CSV and plain text.
 
-Belongs here: formats, and what makes a row a unit's. Does not belong here: where files lie.
-
 A row is a unit's where a field named `unit_id` (beside a `unit_type`, if there is one), `household_id`, `user_id` or `session_id`, or the
 `id` in a `household`, `user` or `session`, holds its id as text or as a number; or where an `event_id` is one of its events'.
 Rows are those of a table, lines, and the elements of a list; an object that is no row loses only the fields that are the unit's.

@@ -1,7 +1,4 @@
-"""A unit in PostgreSQL: noted as erased, and its events, assignments and overrides removed or pseudonymised, in one transaction.
-
-Belongs here: the SQL of one unit over the tables of `exp`. Does not belong here: dead letters, files, the product's tables.
-"""
+"""A unit in PostgreSQL: noted as erased, and its events, assignments and overrides removed or pseudonymised, in one transaction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +10,9 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import scalar_row, tuple_row
 
-from experimentation.archived_hours import hold_archive
-from experimentation.erased_units import note_erased
-from experimentation.partitions import LEAVING, LeavingDay, leaving_days
+from eventlog.archive.hours import hold_archive
+from eventlog.erased_units import note_erased
+from eventlog.partitions import LEAVING, LeavingDay, leaving_days
 from orchestration.erasure.records import Unit
 
 PSEUDONYM = "erased-{}"

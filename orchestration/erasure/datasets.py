@@ -1,8 +1,5 @@
 """A unit in dataset versions: finding its rows, and publishing a version anew, as a revision, without them.
 
-Belongs here: the one exception to "a version never changes", and how it is recorded. Does not belong here: building versions
-(assets/datasets/build.py), MLflow.
-
 The revision is a version like any other, `2025-01-05` → `2025-01-05-r2`: its schema.json and its summary say what it is a revision of and
 how many rows are gone. The old folder is removed once nothing names it any more.
 """
@@ -21,11 +18,11 @@ import pyarrow.parquet as pq
 from assets.datasets.build import ROWS_FILE, SCHEMA_FILE, SUMMARY_FILE, read_version, versions
 from assets.datasets.row_files import fields, parquet_bytes, read_parquet
 from assets.datasets.summary import summary_markdown
-from assets.object_store import MissingObjectError, ObjectStore
+from foundation.object_store import MissingObjectError, ObjectStore
 from orchestration.erasure.contents import Trace, UncomparableError, event_ids, mask
 from orchestration.erasure.records import ErasureError
-from planner.product import RowWindow
-from training.records import DatasetVersion
+from product.protocol import RowWindow
+from training.versions import DatasetVersion
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Erasing one unit: every place in its order, what was found there, and what could not be reached.
 
-Belongs here: the order, the transactions, the audit rows. Does not belong here: any single place, words for a terminal.
-
 PostgreSQL comes first, in one transaction that also notes the unit as erased: from then on nothing that still lies in a spool, a dead
 letter or the archive comes back. Every later place only loses what is there, so that a killed erasure is completed by running it again.
 """
@@ -15,12 +13,10 @@ from typing import Any
 import psycopg
 import pyarrow as pa
 
-from assets.events.archive import ArchiveError
-from assets.events.counting import NotAnArchiveError
-from assets.events.event_reader import EventReadError
-from assets.object_store import ObjectStore, StoreError
-from experimentation.audit import write_audit
-from experimentation.records import ExperimentationError
+from eventlog.archive.counting import NotAnArchiveError
+from foundation.audit import write_audit
+from foundation.errors import LifecycleError
+from foundation.object_store import ObjectStore
 from orchestration.erasure import archive, artefacts, database, datasets, outside, spools
 from orchestration.erasure.contents import Trace
 from orchestration.erasure.records import ErasureError, Found, Mode, Progress, Unit
@@ -28,17 +24,7 @@ from training import registry
 from training.errors import TrainingError
 from training.tracking import storage_errors
 
-UNREACHED = (
-    ArchiveError,
-    ErasureError,
-    EventReadError,
-    ExperimentationError,
-    NotAnArchiveError,
-    OSError,
-    StoreError,
-    TrainingError,
-    pa.ArrowInvalid,
-)
+UNREACHED = (LifecycleError, NotAnArchiveError, OSError, pa.ArrowInvalid)
 """What a place raises that can't be reached or read; the other places go on."""
 
 

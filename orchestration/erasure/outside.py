@@ -1,7 +1,4 @@
-"""What names a unit and is not the platform's to change: the product's tables, the configuration files, the audit log.
-
-Belongs here: finding it there, so that a person is told. Does not belong here: changing anything.
-"""
+"""What names a unit and is not the platform's to change: the product's tables, the configuration files, the audit log."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +7,15 @@ from typing import Any
 import polars as pl
 import psycopg
 
-from assets.product import domain_tables
-from experimentation.config_files import read_config
+from experimentation.config.files import read_config
 from orchestration.erasure.database import audited
 from orchestration.erasure.records import Found, Unit
+from product.installed import installed_product
 
 
 def product_tables(connection: psycopg.Connection[Any], unit: Unit) -> Iterator[Found]:
     """Rows of the product's tables that carry the unit's id: `household_id`, or the `id` of a table `households`."""
-    for name, frame in domain_tables(connection).items():
+    for name, frame in installed_product().domain_tables(connection).items():
         column = "id" if name == f"{unit.unit_type}s" else f"{unit.unit_type}_id"
         rows = frame.filter(pl.col(column) == unit.unit_id).height if column in frame.columns else 0
         if rows:

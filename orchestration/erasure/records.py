@@ -1,15 +1,16 @@
-"""What is erased, what was found of it where, and the one error type. Belongs here: small records. Does not belong here: any place."""
+"""What is erased, what was found of it where, and the one error type."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experimentation.event_validation import MAX_UNIT_ID, UNIT_TYPES
+from eventlog.validation import MAX_UNIT_ID, UNIT_TYPES
+from foundation.errors import LifecycleError
 
 Progress = Callable[[str, int, int], None]
 """What is being looked through, how much of it is done, how much there is."""
 
 
-class ErasureError(Exception):
+class ErasureError(LifecycleError):
     """A unit can't be erased, or not here; the message says why and what to do."""
 
 

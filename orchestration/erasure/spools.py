@@ -1,6 +1,5 @@
 """A unit's events that are on their way into PostgreSQL: in the spools of this machine, and among the dead letters.
 
-Belongs here: finding and removing them there. Does not belong here: the spool's files (experimentation/spool.py), draining.
 What was never stored is removed, whatever is done with the rest: nothing counts it yet.
 """
 
@@ -12,8 +11,8 @@ from typing import Any
 import msgspec
 import psycopg
 
-from experimentation.dead_letters import dead_letters, drop
-from experimentation.spool import orphans, read_segment, rewrite, taken_over
+from eventlog.dead_letters import dead_letters, drop
+from eventlog.spool import orphans, read_segment, rewrite, taken_over
 from orchestration.erasure.records import ErasureError, Found, Unit
 
 WAIT_SECONDS = 15.0

@@ -1,7 +1,6 @@
 """Dagster's own tables, made by one process before its three start: two that make them at once fail on each other's types
 (`type "run_tags" already exists`, seen at a first start).
 
-Belongs here: making them. Does not belong here: migrating them between versions of Dagster (`dagster instance migrate`).
 A command of its own (`python -m orchestration.local.dagster_tables`), because it needs Dagster and the children's environment.
 """
 

@@ -1,8 +1,4 @@
-"""The databases on whichever PostgreSQL the platform uses: its own, Dagster's and MLflow's.
-
-Belongs here: reaching the server, making databases that are missing. Does not belong here: the embedded server's life
-(postgres.py), schemas (experimentation/migrations).
-"""
+"""The databases on whichever PostgreSQL the platform uses: its own, Dagster's and MLflow's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +6,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from experimentation.settings import Settings
-from orchestration.local.errors import LocalServiceError
+from foundation.errors import LifecycleError
+from foundation.settings import Settings
 from orchestration.local.home import locked, prepare
 from orchestration.local.postgres import EmbeddedPostgres, make_databases
 
@@ -22,24 +18,24 @@ def embedded_server(settings: Settings) -> EmbeddedPostgres:
 
 
 def ensure_reachable(settings: Settings) -> None:
-    """Make sure that an external DATABASE_URL answers and that the databases beside it exist. Raises LocalServiceError.
+    """Make sure that an external DATABASE_URL answers and that the databases beside it exist. Raises LifecycleError.
 
     The embedded server makes its own databases when it starts.
     """
     if not _is_postgres_address(settings.platform_url):
         # Not shown: what can't be read can't be shown without its password either.
-        raise LocalServiceError(
+        raise LifecycleError(
             "DATABASE_URL is no PostgreSQL address: write it as postgresql://user:password@host:port/database."
         )
     siblings = ["dagster"] if settings.mlflow_tracking_uri else ["dagster", "mlflow"]
     try:
         make_databases(settings.platform_url, siblings)
     except psycopg.OperationalError as error:
-        raise LocalServiceError(
+        raise LifecycleError(
             f"PostgreSQL at {where(settings.platform_url)} can't be reached ({first_line(error)}): start it, or correct DATABASE_URL."
         ) from error
     except psycopg.errors.InsufficientPrivilege as error:
-        raise LocalServiceError(
+        raise LifecycleError(
             f"The user of DATABASE_URL may not make databases on {where(settings.platform_url)}: "
             f"make {' and '.join(siblings)} there by hand."
         ) from error

@@ -1,6 +1,5 @@
 """The dbt docs site: made when it is missing or older than the dbt project, then served from the home.
 
-Belongs here: making and serving. Does not belong here: the documentation itself (dbt_project/).
 Run as a module it is the service that `lifecycle up` starts.
 """
 
@@ -11,9 +10,9 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from experimentation.settings import PROJECT_ROOT, Settings, settings
+from foundation.errors import LifecycleError
+from foundation.settings import PROJECT_ROOT, Settings, settings
 from orchestration.local.environment import child_environment
-from orchestration.local.errors import LocalServiceError
 from orchestration.local.ports import HOST
 
 DBT_PROJECT = PROJECT_ROOT / "dbt_project"
@@ -35,7 +34,7 @@ def is_current(site: Path, project: Path = DBT_PROJECT) -> bool:
 def generate(current: Settings) -> Path:
     """Make the site from the dbt project and the database's catalogue; returns its folder.
 
-    Raises LocalServiceError with dbt's own words.
+    Raises LifecycleError with dbt's own words.
     """
     site = current.home / "docs"
     site.mkdir(parents=True, exist_ok=True)
@@ -50,12 +49,12 @@ def generate(current: Settings) -> Path:
             check=False, timeout=_GENERATE_SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise LocalServiceError(
+        raise LifecycleError(
             f"dbt did not make its docs within {_GENERATE_SECONDS} s: see {current.home / 'logs' / 'dbt.log'}."
         ) from error
     if done.returncode != 0:
         said = "\n".join(f"  | {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-6:])
-        raise LocalServiceError(f"dbt could not make its docs from {DBT_PROJECT}:\n{said}")
+        raise LifecycleError(f"dbt could not make its docs from {DBT_PROJECT}:\n{said}")
     os.utime(site / "index.html")
     return site
 
@@ -78,5 +77,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except LocalServiceError as failure:
+    except LifecycleError as failure:
         sys.exit(str(failure))

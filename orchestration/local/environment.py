@@ -1,7 +1,4 @@
-"""What every child of the platform is given: environment variables, and Dagster's home with its two files.
-
-Belongs here: names that other programs expect, derived from our settings. Does not belong here: starting anything (services.py).
-"""
+"""What every child of the platform is given: environment variables, and Dagster's home with its two files."""
 
 import hashlib
 import json
@@ -14,9 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from experimentation.settings import PROJECT_ROOT, Settings
-from orchestration.local.errors import cannot_write
-from orchestration.local.home import variable_name, write_atomically
+from foundation.settings import PROJECT_ROOT, Settings
+from orchestration.local.home import cannot_write, variable_name, write_atomically
 
 # Schedules and sensors are known to Dagster by this name: `dagster dev` (workspace.yaml) and the local services share it.
 CODE_LOCATION = "orchestration"
@@ -61,7 +57,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
 
 
 def write_dagster_home(settings: Settings) -> Path:
-    """Write `dagster.yaml` and `workspace.yaml` for this home; returns DAGSTER_HOME. Raises LocalServiceError."""
+    """Write `dagster.yaml` and `workspace.yaml` for this home; returns DAGSTER_HOME. Raises LifecycleError."""
     folder = settings.home / "dagster"
     kind = "s3" if settings.store_root.startswith("s3://") else "local"
     workspace = {

@@ -1,14 +1,12 @@
 """The home folder: all local state of one installation.
 
-Belongs here: making it and saying why it can't be made, `settings.env`, and the lock that keeps two commands from using one home at
-once. Does not belong here: what the services in it are given (environment.py), processes (processes.py).
-
-    settings.env   settings that must not change between starts      lock      who uses the home now
-    postgres/      the embedded server                               run/      one record a running service, and their sockets
-    dagster/       DAGSTER_HOME, written anew at each start          logs/     one log a service
-    store/         archives and artefacts, unless LIFECYCLE_STORE    docs/     the dbt docs site
+settings.env   settings that must not change between starts      lock      who uses the home now
+postgres/      the embedded server                               run/      one record a running service, and their sockets
+dagster/       DAGSTER_HOME, written anew at each start          logs/     one log a service
+store/         archives and artefacts, unless LIFECYCLE_STORE    docs/     the dbt docs site
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -22,9 +20,9 @@ from pathlib import Path
 
 import psutil
 
-from experimentation.settings import Settings
-from experimentation.settings import settings as current_settings
-from orchestration.local.errors import LocalServiceError, cannot_write
+from foundation.errors import LifecycleError
+from foundation.settings import Settings
+from foundation.settings import settings as current_settings
 
 SETTINGS_FILE = "settings.env"
 # A fresh PostgreSQL needs 60 MB and the sample about as much again: better refused at the door than half-way through a migration.
@@ -35,7 +33,7 @@ _PROBE_BYTES = 64 * 1024
 def prepare(settings: Settings) -> Settings:
     """Make the home's folders, see that they can be written, and record the first day of the partitions.
 
-    Returns the settings as they are then. Raises LocalServiceError with one sentence when the folder can't be used.
+    Returns the settings as they are then. Raises LifecycleError with one sentence when the folder can't be used.
     """
     home = settings.home
     try:
@@ -50,7 +48,7 @@ def prepare(settings: Settings) -> Settings:
     except OSError as error:
         raise cannot_write(home, error) from error
     if free < LEAST_FREE_BYTES:
-        raise LocalServiceError(
+        raise LifecycleError(
             f"The disk of {home} has {free // 2**20} MB left and {LEAST_FREE_BYTES // 2**20} MB are needed: free some space, "
             "or choose another folder with LIFECYCLE_HOME."
         )
@@ -73,7 +71,7 @@ def record_setting(name: str, value: object, settings: Settings | None = None) -
     """Write one setting (a field's name, such as `replay_from`) to `settings.env`, keeping every other line; None removes it.
 
     Returns the settings read anew. An environment variable still wins over the file. Raises ValueError for a name that is no
-    setting, LocalServiceError when the file can't be written.
+    setting, LifecycleError when the file can't be written.
     """
     if name not in Settings.model_fields:
         raise ValueError(f"'{name}' is not a setting: {', '.join(sorted(Settings.model_fields))}.")
@@ -128,7 +126,7 @@ class Holder:
 
 @contextmanager
 def locked(home: Path, purpose: str) -> Iterator[None]:
-    """Hold the home for one command. Raises LocalServiceError naming the holder when another one does.
+    """Hold the home for one command. Raises LifecycleError naming the holder when another one does.
 
     The kernel frees the lock when its process ends, however it ends. Children do not inherit it.
     """
@@ -141,7 +139,7 @@ def locked(home: Path, purpose: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             who = str(holder(home) or "another command")
-            raise LocalServiceError(
+            raise LifecycleError(
                 f"The home {home} is in use by {who}: end it with `lifecycle down`, or choose another home with LIFECYCLE_HOME."
             ) from error
         mine = {"pid": os.getpid(), "created": psutil.Process().create_time(), "purpose": purpose}
@@ -167,3 +165,14 @@ def holder(home: Path) -> Holder | None:
 def _rewrite(descriptor: int, text: str) -> None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, text.encode(), 0)
+
+
+def cannot_write(folder: Path, error: OSError) -> LifecycleError:
+    """The sentence for a folder of the home that can't be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LifecycleError(
+            f"The disk of {folder} is full: free some space, or choose another folder with LIFECYCLE_HOME."
+        )
+    return LifecycleError(
+        f"Can't write to {folder} ({error.strerror}): give yourself write access, or choose another folder with LIFECYCLE_HOME."
+    )

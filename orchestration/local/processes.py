@@ -1,8 +1,5 @@
 """Child processes: started in a session of their own, recorded, watched, and ended with everything they started.
 
-Belongs here: any supervised process. Does not belong here: which services the platform has (services.py), signals of the command
-itself (signals.py).
-
 A record in `run/NAME.json` outlives a supervisor that was killed, so that the next start can end what it left behind. Process numbers
 are used again, and a session does not hold what leaves it; so each start has a token of its own, which every process it leads to
 inherits in its environment, and a process counts as ours when it carries the token.
@@ -20,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from orchestration.local.errors import LocalServiceError, cannot_write
-from orchestration.local.home import write_atomically
+from foundation.errors import LifecycleError
+from orchestration.local.home import cannot_write, write_atomically
 from orchestration.local.ports import require_free
 from orchestration.local.probes import Probe
 from orchestration.local.signals import uninterrupted
@@ -92,7 +89,7 @@ class Supervisor:
     def launch(self, services: Iterable[Service]) -> None:
         """Start the services whose predecessors are ready, and remember the others. Returns at once.
 
-        Raises LocalServiceError before anything is started when a port is in use.
+        Raises LifecycleError before anything is started when a port is in use.
         """
         new = list(services)
         for service in new:
@@ -104,7 +101,7 @@ class Supervisor:
     def advance(self) -> bool:
         """One look at every child: start what may start, notice what is ready. Returns whether all are.
 
-        Raises LocalServiceError, with the end of its log, for a child that died or missed its deadline.
+        Raises LifecycleError, with the end of its log, for a child that died or missed its deadline.
         """
         for child in self._children.values():
             if child.process is None:
@@ -113,7 +110,7 @@ class Supervisor:
                 continue
             code = child.process.poll()
             if code is not None:
-                raise LocalServiceError(
+                raise LifecycleError(
                     _with_log(f"{child.service.title} ended {_how(code)}.", self.log_file(child.service.name))
                 )
             if child.ready_after is None:
@@ -123,7 +120,7 @@ class Supervisor:
     def wait_ready(self, names: Sequence[str] = (), on_tick: Callable[[], None] = lambda: None) -> None:
         """Wait until the named services (all, when none is named) are ready.
 
-        Each has its own deadline, so this ends. Raises LocalServiceError, also when another one dies meanwhile.
+        Each has its own deadline, so this ends. Raises LifecycleError, also when another one dies meanwhile.
         """
         wanted = list(names) or list(self._children)
         while True:
@@ -136,7 +133,7 @@ class Supervisor:
     def tend(self) -> None:
         """One look at running children: one that died is announced and started again, up to three times.
 
-        Raises LocalServiceError after that.
+        Raises LifecycleError after that.
         """
         for child in self._children.values():
             code = child.process.poll() if child.process is not None else None
@@ -146,7 +143,7 @@ class Supervisor:
                 continue
             said = _with_log(f"{child.service.title} ended {_how(code)}.", self.log_file(child.service.name))
             if child.restarts >= MOST_RESTARTS:
-                raise LocalServiceError(f"{said}\nIt was started {MOST_RESTARTS + 1} times, so everything is stopped.")
+                raise LifecycleError(f"{said}\nIt was started {MOST_RESTARTS + 1} times, so everything is stopped.")
             child.restarts += 1
             self.say(f"{said}\nStarting it again ({child.restarts} of {MOST_RESTARTS}).")
             if child.record is not None:
@@ -186,7 +183,7 @@ class Supervisor:
             child.ready_after = waited
         elif waited > child.service.deadline_seconds:
             said = f"{child.service.title} was not ready within {child.service.deadline_seconds:.0f} s."
-            raise LocalServiceError(_with_log(said, self.log_file(child.service.name)))
+            raise LifecycleError(_with_log(said, self.log_file(child.service.name)))
 
     def _spawn(self, child: _Child) -> None:
         service, log = child.service, self.log_file(child.service.name)

@@ -1,6 +1,5 @@
 """Dagster runs of this home whose processes end, or ended, with it.
 
-Belongs here: saying so on the instance, so that the UI does not show them as running for ever. Does not belong here: launching runs.
 A command of its own (`python -m orchestration.local.runs`), because it needs Dagster (0.6 s to import) and the children's environment.
 """
 

@@ -1,7 +1,5 @@
 """The services of a local installation: their commands, addresses, and how each shows that it is ready.
 
-Belongs here: what runs. Does not belong here: starting, watching and ending (processes.py), order of a whole start (stack.py).
-
 Dagster runs as three processes on one code server, so that definitions are loaded once: `dagster dev` would load them for the UI and
 for the daemon, and can't be ended from the background (signals.py).
 """
@@ -9,7 +7,7 @@ for the daemon, and can't be ended from the background (signals.py).
 import sys
 from pathlib import Path
 
-from experimentation.settings import PROJECT_ROOT, Settings
+from foundation.settings import PROJECT_ROOT, Settings
 from orchestration.local.environment import CODE_LOCATION, DEFINITIONS_MODULE, absolute, code_socket
 from orchestration.local.ports import HOST
 from orchestration.local.probes import accepts, answers, definitions_loaded, logged

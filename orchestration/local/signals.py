@@ -1,7 +1,4 @@
-"""Signals of the command line: SIGINT, SIGTERM and SIGHUP all end a command the same way, and never half-way through a start or a stop.
-
-Belongs here: handlers. Does not belong here: what is ended.
-"""
+"""Signals of the command line: SIGINT, SIGTERM and SIGHUP all end a command the same way, and never half-way through a start or a stop."""
 
 import signal
 import threading

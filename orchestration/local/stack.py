@@ -1,10 +1,8 @@
 """The local platform of one home as a whole: what must be there, in which order it starts, and how all of it ends.
 
-Belongs here: the order. Does not belong here: single services (services.py), what a person sees (orchestration/commands).
-
-    with Stack(settings(), "lifecycle up", DAGSTER) as stack:   # home, lock, what an earlier start left, PostgreSQL, schemas
-        stack.start()                                           # returns at once
-        stack.wait()                                            # until every service is ready
+with Stack(settings(), "lifecycle up", DAGSTER) as stack:   # home, lock, what an earlier start left, PostgreSQL, schemas
+    stack.start()                                           # returns at once
+    stack.wait()                                            # until every service is ready
 """
 
 import subprocess
@@ -15,11 +13,11 @@ from types import TracebackType
 
 import psycopg
 
-from experimentation.settings import Settings
+from foundation.errors import LifecycleError
+from foundation.settings import Settings
 from orchestration.local import dagster_tables
 from orchestration.local.databases import embedded_server, ensure_reachable, where
 from orchestration.local.environment import child_environment, code_socket, write_dagster_home
-from orchestration.local.errors import LocalServiceError
 from orchestration.local.home import locked, prepare
 from orchestration.local.ports import require_free
 from orchestration.local.postgres import CONNECT_SECONDS
@@ -51,7 +49,7 @@ class Stack:
         self._used_dagster = False
 
     def __enter__(self) -> "Stack":
-        """Raises LocalServiceError with one sentence; nothing is left running then."""
+        """Raises LifecycleError with one sentence; nothing is left running then."""
         try:
             self._enter()
         except BaseException:
@@ -82,12 +80,12 @@ class Stack:
             self._settle_runs("close")
             forget(stale, self.settings.home)
         # Imported here: alembic takes half a second, and a home that can't be used should be refused at once.
-        from experimentation.migrate import migrate
+        from foundation.migrate import migrate
 
         migrate(self.settings.platform_url)
 
     def start(self, names: Iterable[str] = ()) -> None:
-        """Start planned services (all, when none is named) and return at once. Raises LocalServiceError when a port is in use."""
+        """Start planned services (all, when none is named) and return at once. Raises LifecycleError when a port is in use."""
         chosen = set(names) or set(self._planned)
         services = [service for name, service in self._planned.items() if name in chosen]
         if CODE in chosen:
@@ -99,7 +97,7 @@ class Stack:
         self.supervisor.launch(services)
 
     def wait(self, names: Sequence[str] = (), on_tick: Callable[[], None] = lambda: None) -> None:
-        """Wait until the named services (all that were started, when none is named) are ready. Raises LocalServiceError."""
+        """Wait until the named services (all that were started, when none is named) are ready. Raises LifecycleError."""
         self.supervisor.wait_ready(names, on_tick)
 
     def __exit__(
@@ -124,12 +122,12 @@ class Stack:
         try:
             done = self._run_module("orchestration.local.dagster_tables")
         except subprocess.TimeoutExpired as error:
-            raise LocalServiceError(
+            raise LifecycleError(
                 f"Dagster's tables were not made within {_DAGSTER_SECONDS} s: see whether PostgreSQL or the machine is overloaded, and "
                 "start again."
             ) from error
         if done.returncode != 0:
-            raise LocalServiceError(
+            raise LifecycleError(
                 f"Dagster's tables could not be made on {where(self.settings.sibling_url('dagster'))} ({_last_line(done.stderr)}): "
                 "correct what it says, or remove that database if nothing in it is needed."
             )

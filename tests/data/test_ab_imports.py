@@ -12,8 +12,8 @@ from conftest import SHARED_DATA
 from dbt_support import Warehouse, new_warehouse
 from import_support import rows, store
 
-from experimentation.settings import PROJECT_ROOT
-from orchestration.event_imports.mapping_file import read_mapping
+from eventlog.imports.mapping_file import read_mapping
+from foundation.settings import PROJECT_ROOT
 
 EXAMPLES = PROJECT_ROOT / "docs" / "examples"
 UNITS = """

@@ -13,18 +13,18 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from assets.events.archive import archive_history
-from assets.events.cleaning import clean_history
-from assets.object_store import ObjectStore
-from experimentation.events import store_events
-from experimentation.partitions import ensure_event_partitions
+from eventlog.archive.archiving import archive_history
+from eventlog.archive.cleaning import clean_history
+from eventlog.partitions import ensure_event_partitions
+from eventlog.store import store_events
+from foundation.object_store import ObjectStore
 from planner.catalogue import Catalogue
 from planner.history import History, HistoryOptions, read_history
 from planner.meal_planner import MealPlanner
-from planner.product import RowWindow
 from planner.rows import build_rows
 from planner.sessions import events_frame
 from planner.store import domain_frames, store_tables
+from product.protocol import RowWindow
 
 WINDOW = RowWindow(datetime(2001, 1, 1, tzinfo=UTC), datetime(2010, 1, 1, tzinfo=UTC), 366)
 STORED = {"recipes": 379, "households": 251, "household_constraints": 0, "pantry_snapshots": 0}

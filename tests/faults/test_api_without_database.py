@@ -11,8 +11,8 @@ import pytest
 from api_support import make_run, running_api
 from conftest import free_port
 
-from experimentation.api_keys import make_api_key
-from experimentation.migrate import migrate
+from foundation.api_keys import make_api_key
+from foundation.migrate import migrate
 from orchestration.local.postgres import EmbeddedPostgres
 
 # 100 + 200 + 400 ms of waiting, and room for a slow machine.

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from erasure_support import UNITS, World
 
-from assets.events.event_files import archived_keys
-from assets.events.manifest import folder_of, read_manifest
+from eventlog.archive.files import archived_keys
+from eventlog.archive.manifest import folder_of, read_manifest
 
 pytest_plugins = ["erasure_worlds"]
 
@@ -25,8 +25,8 @@ DIES_BEFORE = (
     ("orchestration.erasure.spools", "rewrite", 1, "in the spool"),
     ("orchestration.erasure.spools", "drop", 1, "before the dead letters"),
     ("orchestration.erasure.archive", "rewrite_period", 3, "between two hours of the archive"),
-    ("assets.events.rewrite", "record_files", 4, "between an hour's file and its manifest"),
-    ("assets.events.manifest", "_write", 2, "between an hour's row and its manifest"),
+    ("eventlog.archive.rewrite", "record_files", 4, "between an hour's file and its manifest"),
+    ("eventlog.archive.manifest", "_write", 2, "between an hour's row and its manifest"),
     ("orchestration.erasure.archive", "record_late", 2, "before an hour's file"),
     ("orchestration.erasure.archive", "_rewritten_frame", 2, "between two cleaned days"),
     ("orchestration.erasure.database", "forget_pseudonym", 1, "nothing is left but to say so"),

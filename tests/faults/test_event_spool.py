@@ -14,11 +14,11 @@ import pytest
 from api_support import running_api
 from conftest import free_port
 
-from experimentation.api_keys import make_api_key
-from experimentation.dead_letters import dead_letters, drop, replay
-from experimentation.erased_units import note_erased
-from experimentation.migrate import migrate
-from experimentation.spool import SpoolWriter, read_segment, rewrite
+from eventlog.dead_letters import dead_letters, drop, replay
+from eventlog.erased_units import note_erased
+from eventlog.spool import SpoolWriter, read_segment, rewrite
+from foundation.api_keys import make_api_key
+from foundation.migrate import migrate
 from orchestration.local.postgres import EmbeddedPostgres
 
 # Refuses one unit's events, as a column that turns out too narrow would.

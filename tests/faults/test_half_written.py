@@ -12,11 +12,11 @@ import psycopg
 import pytest
 
 from assets.datasets.build import versions
-from assets.events.archive import archive_hours
-from assets.events.event_files import archived_keys, hour_key, read_archive
-from assets.events.manifest import day_manifest
-from assets.object_store import STAGING, FileFacts, ObjectStore, StoreError
-from experimentation.partitions import ensure_event_partitions
+from eventlog.archive.archiving import archive_hours
+from eventlog.archive.files import archived_keys, hour_key, read_archive
+from eventlog.archive.manifest import day_manifest
+from eventlog.partitions import ensure_event_partitions
+from foundation.object_store import STAGING, FileFacts, ObjectStore, StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def test_a_write_that_is_killed_leaves_the_object_that_was_there(tmp_path: Path)
     killed(
         """
         import os, signal, sys
-        from assets.object_store import ObjectStore
+        from foundation.object_store import ObjectStore
         ObjectStore(sys.argv[1]).write("a/b", b"new" * 1000, verify=lambda stored: os.kill(os.getpid(), signal.SIGKILL))
         """,
         str(tmp_path),
@@ -76,8 +76,8 @@ def test_an_archive_run_that_is_killed_ends_well_when_run_again(database_url: st
             import os, signal, sys
             from datetime import datetime, timedelta
             import psycopg
-            from assets.events import archive
-            from assets.object_store import ObjectStore
+            from eventlog.archive import archiving as archive
+            from foundation.object_store import ObjectStore
 
             class Fragile(ObjectStore):
                 def _publish(self, staged, key, data, exclusive):
@@ -125,9 +125,9 @@ def test_a_late_event_s_run_that_is_killed_leaves_the_hour_as_it_was(database_ur
             import os, signal, sys
             from datetime import datetime, timedelta
             import psycopg
-            from assets.events import archive
-            from assets.events.period_file import PeriodFile
-            from assets.object_store import ObjectStore
+            from eventlog.archive import archiving as archive
+            from eventlog.archive.period_file import PeriodFile
+            from foundation.object_store import ObjectStore
 
             PeriodFile.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             first = datetime.fromisoformat(sys.argv[3])
@@ -147,10 +147,10 @@ BUILD = """
 import os, signal, sys
 from datetime import date
 from assets.datasets.build import build_dataset
-from assets.object_store import ObjectStore
+from foundation.object_store import ObjectStore
 from planner.catalogue import sample_catalogue
 from planner.meal_planner import MealPlanner
-from planner.product import RowWindow
+from product.protocol import RowWindow
 from planner.rows import planner_rows
 from planner.sessions import events_frame
 from planner.simulator import simulate

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestration.soak.soak import Soak
+from benchmarks.killing import Soak
 
 KILLS, SENDERS, SEED = 50, 6, 4
 

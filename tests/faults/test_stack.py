@@ -16,10 +16,10 @@ import psutil
 import pytest
 from local_support import gone, unused_ports, wait_until
 
-from experimentation.settings import settings
+from foundation.errors import LifecycleError
+from foundation.settings import settings
 from orchestration.local import dagster_tables, services
 from orchestration.local.databases import embedded_server
-from orchestration.local.errors import LocalServiceError
 from orchestration.local.home import holder, locked, prepare
 from orchestration.local.processes import records
 from orchestration.local.services import CODE, DAGSTER
@@ -90,7 +90,7 @@ def test_what_a_killed_start_left_is_ended_and_its_run_is_told_as_lost(platform:
     text = f"""
 import os, signal, sys
 sys.path.insert(0, {str(TESTS / "faults")!r})
-from experimentation.settings import settings
+from foundation.settings import settings
 from orchestration.local import dagster_tables, services
 from orchestration.local.stack import Stack
 services.DEFINITIONS_MODULE = "slow_definitions"
@@ -128,7 +128,7 @@ def test_definitions_that_cannot_be_loaded_are_told_and_nothing_stays(
 ) -> None:
     monkeypatch.setattr(services, "DEFINITIONS_MODULE", "no_such_module")
     with (
-        pytest.raises(LocalServiceError, match=r"can't be loaded: .*No module named 'no_such_module'"),
+        pytest.raises(LifecycleError, match=r"can't be loaded: .*No module named 'no_such_module'"),
         Stack(settings(), "a test", DAGSTER, say=lambda _sentence: None) as stack,
     ):
         stack.start()

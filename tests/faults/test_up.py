@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from local_support import gone, unused_ports, wait_until
 
-from experimentation.settings import settings
+from foundation.settings import settings
 from orchestration.local.home import holder
 from orchestration.local.processes import records
 

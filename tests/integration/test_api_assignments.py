@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from api_support import Api, Variants, make_run, running_api
 
-from experimentation.bucketing import VariantWalk, bucket_of
+from experimentation.assignments.bucketing import VariantWalk, bucket_of
 
 pytest_plugins = ["api_service"]
 

@@ -17,8 +17,8 @@ import pytest
 from api_support import make_run, running_api
 from conftest import free_port
 
-from experimentation.api_keys import make_api_key, revoke_api_key
-from experimentation.settings import PROJECT_ROOT
+from foundation.api_keys import make_api_key, revoke_api_key
+from foundation.settings import PROJECT_ROOT
 
 pytest_plugins = ["api_service"]
 
@@ -146,7 +146,7 @@ def test_a_lost_notification_is_noticed_all_the_same(
     make_client: Callable[..., httpx.Client],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.catalogue.MAX_AGE_SECONDS", 1.0)
+    monkeypatch.setattr("serving.assignments.catalogue.MAX_AGE_SECONDS", 1.0)
     make_run(connection, "planner")
     with running_api(database_url, experiments_refresh_seconds=0.5, rate_limit_unit_per_minute=0) as url:
         client = make_client(url, "assign")

@@ -90,7 +90,7 @@ def test_bodies_that_never_come_end_and_keep_nobody_out(
     database_url: str, make_client: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many announce ten megabytes and send a byte: they take that byte's room, and are told after a while."""
-    monkeypatch.setattr("serving.endpoint.BODY_SECONDS", 1.0)
+    monkeypatch.setattr("serving.http.endpoint.BODY_SECONDS", 1.0)
     with (
         running_api(database_url, event_memory_mb=16, api_key_cache_seconds=60) as url,
         contextlib.ExitStack() as stack,

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from api_support import Api, make_run, running_api
 
-from experimentation.events import make_partitions, store_events
+from eventlog.store import make_partitions, store_events
 
 pytest_plugins = ["api_service"]
 

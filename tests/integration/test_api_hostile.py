@@ -14,7 +14,7 @@ import pytest
 from api_support import Api, make_run, running_api
 from conftest import SHARED_DATA
 
-from experimentation.credentials import looks_like_credential
+from eventlog.credentials import looks_like_credential
 
 pytest_plugins = ["api_service"]
 

@@ -9,7 +9,8 @@ import asyncpg
 import psycopg
 import pytest
 
-from experimentation.api_keys import (
+from experimentation.runs.run import ExperimentationError
+from foundation.api_keys import (
     ApiKey,
     find_api_key,
     list_api_keys,
@@ -18,7 +19,6 @@ from experimentation.api_keys import (
     revoke_api_key,
     rotate_api_key,
 )
-from experimentation.records import ExperimentationError
 
 BY = {"actor": "test", "reason": "Because of the test."}
 HOUR = timedelta(hours=1)

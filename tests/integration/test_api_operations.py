@@ -20,7 +20,7 @@ from api_support import Api
 from conftest import free_port
 from otlp_receiver import attributes, otlp_receiver
 
-from experimentation.api_keys import make_api_key
+from foundation.api_keys import make_api_key
 
 pytest_plugins = ["api_service"]
 
@@ -88,7 +88,7 @@ def test_every_line_of_the_log_is_an_object(database_url: str, home: Path) -> No
 def test_a_mistake_of_ours_is_logged_with_the_id_that_the_client_was_told(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from serving.logs import JsonLines
+    from serving.http.logs import JsonLines
 
     def broken(*arguments: Any) -> None:
         raise RuntimeError("a secret of the house")
@@ -96,7 +96,7 @@ def test_a_mistake_of_ours_is_logged_with_the_id_that_the_client_was_told(
     formatter, lines = JsonLines(), []
     # uvicorn logs it in the request's task, where the id is known: formatted there, as a handler does.
     monkeypatch.setattr(caplog.handler, "emit", lambda record: lines.append(formatter.format(record)))
-    monkeypatch.setattr("serving.auth.parse_api_key", broken)
+    monkeypatch.setattr("serving.http.auth.parse_api_key", broken)
     answer = api.client.post("/api/v1/assignments", json=ASK, headers={"X-Request-ID": "mine-8"})
     assert answer.status_code == 500
     (record,) = [record for line in lines if (record := json.loads(line))["level"] == "ERROR"]

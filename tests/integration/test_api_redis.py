@@ -16,8 +16,8 @@ import redis
 from api_support import Api, make_run, running_api
 from conftest import free_port
 
-from serving.limits import Limits
-from serving.redis_link import RedisLink
+from serving.http.limits import Limits
+from serving.http.redis_link import RedisLink
 
 pytest_plugins = ["api_service"]
 

@@ -12,7 +12,7 @@ import pytest
 from api_support import make_run, running_api
 from schemathesis import SCHEMATHESIS_VERSION
 
-from experimentation.api_keys import make_api_key
+from foundation.api_keys import make_api_key
 
 pytest_plugins = ["api_service"]
 

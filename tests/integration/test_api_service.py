@@ -17,9 +17,9 @@ import pytest
 from api_support import Api, make_run, running_api
 from conftest import free_port
 
-from experimentation.api_keys import list_api_keys, make_api_key, parse_api_key, revoke_api_key
-from experimentation.migrate import migrate
-from experimentation.records import ExperimentationError
+from experimentation.runs.run import ExperimentationError
+from foundation.api_keys import list_api_keys, make_api_key, parse_api_key, revoke_api_key
+from foundation.migrate import migrate
 
 pytest_plugins = ["api_service"]
 
@@ -161,7 +161,7 @@ def test_a_mistake_of_ours_is_a_500_without_its_traceback(
     def broken(*arguments: Any) -> None:
         raise RuntimeError("a secret of the house")
 
-    monkeypatch.setattr("serving.deciding.judge_run", broken)
+    monkeypatch.setattr("serving.assignments.deciding.judge_run", broken)
     body = {"unit_type": "user", "unit_id": "u", "requested_experiments": ["any"]}
     with running_api(database_url) as url:
         answer = make_client(url, "assign").post(ASSIGN[0], json=body, headers={"X-Request-ID": "mine-7"})

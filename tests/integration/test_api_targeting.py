@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 import pytest
 from api_support import Api, make_run
 
-from experimentation.bucketing import bucket_of
+from experimentation.assignments.bucketing import bucket_of
 
 pytest_plugins = ["api_service"]
 

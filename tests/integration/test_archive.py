@@ -16,13 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from archive_support import DAY, FIRST, HOUR, event, hostile_events, insert, prepare
 
-from assets.events import archive, event_reader, event_rows, manifest
-from assets.events.archive import ArchiveError, archive_history, archive_hours
-from assets.events.cleaning import clean_day, clean_history, read_cleaned
-from assets.events.event_files import HISTORY_FOLDER, archived_keys, hour_key, month_key, read_archive
-from assets.events.manifest import day_manifest
-from assets.object_store import FileFacts, ObjectStore
-from experimentation.archived_hours import mark_late_hours, waiting_hours
+from eventlog.archive import archiving as archive
+from eventlog.archive import manifest
+from eventlog.archive import reader as event_reader
+from eventlog.archive import rows as event_rows
+from eventlog.archive.archiving import ArchiveError, archive_history, archive_hours
+from eventlog.archive.cleaning import clean_day, clean_history, read_cleaned
+from eventlog.archive.files import HISTORY_FOLDER, archived_keys, hour_key, month_key, read_archive
+from eventlog.archive.hours import mark_late_hours, waiting_hours
+from eventlog.archive.manifest import day_manifest
+from foundation.object_store import FileFacts, ObjectStore
 
 pytest_plugins = ["s3_service"]
 

@@ -12,10 +12,10 @@ from archive_support import FIRST, HOUR, event, insert, prepare
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from assets.events import archive
-from assets.events.archive import PeriodArchive, archive_history, archive_hours
-from assets.events.event_files import IDENTITY, read_archive
-from assets.object_store import ObjectStore
+from eventlog.archive import archiving as archive
+from eventlog.archive.archiving import PeriodArchive, archive_history, archive_hours
+from eventlog.archive.files import IDENTITY, read_archive
+from foundation.object_store import ObjectStore
 
 Run = Callable[[psycopg.Connection[Any], ObjectStore], list[PeriodArchive]]
 MONTH = (FIRST - timedelta(days=40)).replace(day=1)

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from api_support import Api, make_run
 
-from experimentation.assignment_store import Arm, StoredRow, read_or_store
+from experimentation.assignments.store import Arm, StoredRow, read_or_store
 
 pytest_plugins = ["api_service"]
 

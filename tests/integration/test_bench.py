@@ -1,12 +1,12 @@
-"""`lifecycle bench` measures every path, on a database of its own, and writes what it found. No speed is asserted here."""
+"""`make bench` measures every path, on a database of its own, and writes what it found. No speed is asserted here."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from orchestration.bench.assignments import PATHS
-from orchestration.bench.ingestion import WAYS
+from benchmarks.assignments import PATHS
+from benchmarks.ingestion import WAYS
 
 FIELDS = {
     "path", "what", "per_second", "floor", "floor_per_second", "ratio", "goal", "p50_ms", "p99_ms", "p99_goal_ms", "cpu_us",
@@ -15,10 +15,10 @@ FIELDS = {
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `lifecycle bench`, as short as it can be."""
+    """Run `make bench`, as short as it can be."""
     short = ["--rounds", "1", "--seconds", "0.3", "--units", "500", "--events", "1000", "--hour", "2000"]
     return subprocess.run(
-        [sys.executable, "-m", "orchestration.cli", "bench", *arguments, *short],
+        [sys.executable, "-m", "benchmarks.bench", *arguments, *short],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=180,
     )  # fmt: skip
 

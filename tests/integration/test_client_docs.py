@@ -10,7 +10,7 @@ from api_support import Api, make_run
 from conftest import free_port
 from docs_support import snippets
 
-from experimentation.settings import PROJECT_ROOT
+from foundation.settings import PROJECT_ROOT
 
 pytest_plugins = ["api_service"]
 
@@ -28,8 +28,8 @@ def run_example(api: Api, code: str, **changed: str) -> list[str]:
     }
     # A loaded machine may take longer than the default; what is shown is not how fast it is.
     patient = (
-        "from serving.client import AssignmentClient, AsyncAssignmentClient\n"
-        "from serving.client.event_client import EventLogger\n"
+        "from lifecycle_client import AssignmentClient, AsyncAssignmentClient\n"
+        "from lifecycle_client.event_client import EventLogger\n"
         "for kind in (AssignmentClient, AsyncAssignmentClient, EventLogger): kind.__init__.__kwdefaults__['timeout'] = 20.0\n"
     )
     done = subprocess.run(

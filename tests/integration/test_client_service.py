@@ -16,8 +16,8 @@ import pytest
 from api_support import Api, make_run, running_api
 from client_support import AsyncDriver, AsyncLed, Clock, Driver, Led, Place, SyncDriver
 
-from experimentation.api_keys import make_api_key
-from serving.client import AssignmentClient, KeyRefusedError, RequestRefusedError
+from foundation.api_keys import make_api_key
+from lifecycle_client import AssignmentClient, KeyRefusedError, RequestRefusedError
 
 pytest_plugins = ["api_service"]
 

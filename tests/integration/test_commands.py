@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from local_support import unused_ports
 
-from experimentation.settings import settings
+from foundation.settings import settings
 from orchestration.local.databases import embedded_server
 
 

@@ -8,8 +8,8 @@ import psycopg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experimentation.event_lines import COLUMNS, copy_lines
-from experimentation.event_validation import Event, ExperimentRef
+from eventlog.copy_lines import COLUMNS, copy_lines
+from eventlog.validation import Event, ExperimentRef
 
 # All that a text may hold, with what means something to COPY, to JSON and to arrays more often than by chance.
 TEXT = st.text(

@@ -6,7 +6,7 @@ import pytest
 from dagster import DagsterInstance
 from dagster._core.storage.compute_log_manager import ComputeIOType
 
-from experimentation.settings import Settings, settings
+from foundation.settings import Settings, settings
 from orchestration.local.databases import ensure_reachable
 from orchestration.local.environment import child_environment, write_dagster_home
 from orchestration.local.home import prepare

@@ -15,13 +15,13 @@ import pytest
 
 from assets.datasets.build import DatasetRefusedError, build_dataset, read_version, version_before, versions
 from assets.datasets.checks import CheckResult
-from assets.object_store import ObjectStore
+from foundation.object_store import ObjectStore
 from planner.catalogue import sample_catalogue
 from planner.meal_planner import MealPlanner
-from planner.product import RowWindow
 from planner.rows import NULLABLE, planner_rows
 from planner.sessions import events_frame
 from planner.simulator import simulate
+from product.protocol import RowWindow
 from training.dataset import read_dataset
 
 pytest_plugins = ["s3_service"]

@@ -15,10 +15,10 @@ import msgspec
 import psycopg
 import pytest
 
-from experimentation.dead_letters import add_dead_letter
-from experimentation.erased_units import note_erased
-from experimentation.event_validation import Event
-from experimentation.events import make_partitions
+from eventlog.dead_letters import add_dead_letter
+from eventlog.erased_units import note_erased
+from eventlog.store import make_partitions
+from eventlog.validation import Event
 
 TODAY = datetime.now(UTC).date()
 

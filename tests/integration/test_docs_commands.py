@@ -15,7 +15,7 @@ from demo_support import LIFECYCLE
 from docs_support import PAGES, commands, page_id, snippets
 from training_support import dataset_folder, rows_of, small_base, small_product
 
-from experimentation.settings import PROJECT_ROOT
+from foundation.settings import PROJECT_ROOT
 
 pytest_plugins = ["api_service"]
 

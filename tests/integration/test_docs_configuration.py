@@ -6,9 +6,9 @@ import pytest
 from docs_support import snippets
 from sync_support import Files
 
-from experimentation.bucketing import BUCKETS, bucket_of
-from experimentation.layers import find_layer
-from experimentation.targeting import Asker, Targeting
+from experimentation.assignments.bucketing import BUCKETS, bucket_of
+from experimentation.assignments.targeting import Asker, Targeting
+from experimentation.runs.layers import find_layer
 
 pytest_plugins = ["sync_support"]
 

@@ -12,14 +12,14 @@ import pytest
 from archive_support import DAY, FIRST, HOUR, insert
 from erasure_support import HISTORY, UNITS, World, record, row
 
-from assets.events.archive import archive_hours
-from assets.events.cleaning import clean_day, day_key
-from assets.events.event_files import hour_key
-from assets.events.retention import apply_retention
-from experimentation.archived_hours import archive_lock, record_dropped, waiting_hours
-from experimentation.erased_units import erased_units
-from experimentation.partitions import LeavingDay, leaving_days, take_out
-from experimentation.spool import SpoolWriter, finish, read_segment
+from eventlog.archive.archiving import archive_hours
+from eventlog.archive.cleaning import clean_day, day_key
+from eventlog.archive.files import hour_key
+from eventlog.archive.hours import archive_lock, record_dropped, waiting_hours
+from eventlog.archive.retention import apply_retention
+from eventlog.erased_units import erased_units
+from eventlog.partitions import LeavingDay, leaving_days, take_out
+from eventlog.spool import SpoolWriter, finish, read_segment
 from orchestration.erasure import spools
 from orchestration.erasure.records import ErasureError, Unit
 

@@ -10,7 +10,7 @@ from archive_support import FIRST
 from demo_support import LIFECYCLE
 from erasure_support import UNITS, World
 
-from assets.events.event_files import hour_key
+from eventlog.archive.files import hour_key
 
 pytest_plugins = ["erasure_worlds"]
 

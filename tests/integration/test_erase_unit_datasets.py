@@ -15,16 +15,16 @@ from erasure_support import World
 from replay_support import PRODUCT, START, sample_rows
 
 from assets.datasets.build import build_dataset, read_version, versions
-from assets.replay.rows import read_rows
-from experimentation.replay_results import StoredReplay, save_replay
 from orchestration.erasure import artefacts, datasets
 from orchestration.erasure.contents import Trace, look_into, mask
 from orchestration.erasure.records import Unit
-from planner.product import Row, RowWindow
 from planner.rows import ROW_SCHEMA
+from product.protocol import Row, RowWindow
+from replay.rows import read_rows
+from replay.stored_results import StoredReplay, save_replay
 from training import registry
 from training.dataset import read_dataset, training_rows_table
-from training.records import DatasetVersion
+from training.versions import DatasetVersion
 
 pytest_plugins = ["erasure_worlds"]
 

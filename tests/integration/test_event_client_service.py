@@ -18,11 +18,11 @@ from api_support import Api, make_run, running_api
 from client_support import Clock, Led, Place
 from event_client_support import event
 
-from experimentation.api_keys import make_api_key
-from experimentation.settings import PROJECT_ROOT
-from serving.client import AssignmentClient, AsyncEventClient, EventClient, LostEvent
-from serving.client.event_disk import Spool, spool_folders
-from serving.client.event_wire import name_of
+from foundation.api_keys import make_api_key
+from foundation.settings import PROJECT_ROOT
+from lifecycle_client import AssignmentClient, AsyncEventClient, EventClient, LostEvent
+from lifecycle_client.event_disk import Spool, spool_folders
+from lifecycle_client.event_wire import name_of
 
 pytest_plugins = ["api_service"]
 
@@ -137,7 +137,7 @@ def test_a_forked_child_and_its_parent_send_their_own(api: Api, url: str, key: s
 
 PROCESS = """
 import os, sys
-from serving.client import EventClient
+from lifecycle_client import EventClient
 client = EventClient(sys.argv[1], sys.argv[2], spool_dir=sys.argv[3], timeout=20.0, exit_timeout=20.0)
 def log(count):
     for number in range(count):

@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from import_support import CLICKS, FIRST_DAY, TRIAL, judge, judge_and_store, mapping_of, rows, store, written
 
-from experimentation.erased_units import note_erased
-from experimentation.event_validation import Event
-from experimentation.events import store_read_events
-from experimentation.imported_runs import ImportedRunError
-from experimentation.sync import sync
-from experimentation.yaml_nodes import ConfigError
-from orchestration.event_imports import judging, storing
-from orchestration.event_imports.storing import ImportRefusedError
+from eventlog.erased_units import note_erased
+from eventlog.imports import judging, storing
+from eventlog.imports.storing import ImportRefusedError
+from eventlog.store import store_read_events
+from eventlog.validation import Event
+from experimentation.config.sync import sync
+from experimentation.config.yaml_nodes import ConfigError
+from experimentation.runs.imported import ImportedRunError
 
 HEADER = "user,variant,at\n"
 AT = "2020-01-02T00:00:00Z"

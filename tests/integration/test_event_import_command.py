@@ -14,9 +14,9 @@ import pytest
 from demo_support import LIFECYCLE
 from import_support import CLICKS, FIRST_DAY, TRIAL, rows, written
 
-from experimentation.events import make_partitions
-from orchestration.event_imports.judging import ROWS_AT_ONCE
-from orchestration.event_imports.rows import EVENT_IDS
+from eventlog.imports.judging import ROWS_AT_ONCE
+from eventlog.imports.rows import EVENT_IDS
+from eventlog.store import make_partitions
 
 WAITS = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 UNITS = 2 * ROWS_AT_ONCE + 500

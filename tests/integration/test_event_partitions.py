@@ -8,8 +8,8 @@ import pytest
 from psycopg import errors
 from psycopg.rows import dict_row
 
-from experimentation.partitions import ensure_event_days, ensure_event_partitions, event_days
-from experimentation.records import ExperimentationError
+from eventlog.partitions import ensure_event_days, ensure_event_partitions, event_days
+from experimentation.runs.run import ExperimentationError
 
 ADD_EVENT = "INSERT INTO exp.events (event_type, unit_type, unit_id, timestamp) VALUES ('plan_accepted', 'household', 'h-1', %s)"
 WHERE_THEY_ARE = "SELECT tableoid::regclass::text, timestamp FROM exp.events ORDER BY timestamp"

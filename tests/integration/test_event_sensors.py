@@ -12,12 +12,12 @@ import pytest
 from archive_support import FIRST, HOUR, event, insert, prepare
 from dagster._core.test_utils import instance_for_test
 
-from assets.events.archive import archive_hours
-from assets.events.event_files import hour_key, read_archive
-from assets.events.retention import apply_retention
-from assets.object_store import ObjectStore
-from experimentation.archived_hours import archive_queue, mark_late_hours, waiting_hours
-from experimentation.settings import settings
+from eventlog.archive.archiving import archive_hours
+from eventlog.archive.files import hour_key, read_archive
+from eventlog.archive.hours import archive_queue, mark_late_hours, waiting_hours
+from eventlog.archive.retention import apply_retention
+from foundation.object_store import ObjectStore
+from foundation.settings import settings
 from orchestration import sensors
 from orchestration.definitions import defs
 from orchestration.jobs import archive_job, silence_job

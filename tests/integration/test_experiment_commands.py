@@ -13,8 +13,11 @@ import pytest
 from ground_support import config_of, every_model_exists, next_planner_version, sync_project_config
 from sync_support import BY
 
-from experimentation.config_files import read_config
-from experimentation.experiments import (
+from experimentation.config.files import read_config
+from experimentation.config.outlook import sync_outlook
+from experimentation.config.sync import sync
+from experimentation.config.yaml_nodes import ConfigError
+from experimentation.runs.lifecycle import (
     complete_run,
     open_candidate_run,
     pause_run,
@@ -23,12 +26,9 @@ from experimentation.experiments import (
     runs_of,
     start_run,
 )
-from experimentation.migrate import schema_state
-from experimentation.records import ExperimentationError
-from experimentation.run_store import epochs_of
-from experimentation.sync import sync
-from experimentation.sync_outlook import sync_outlook
-from experimentation.yaml_nodes import ConfigError
+from experimentation.runs.run import ExperimentationError
+from experimentation.runs.store import epochs_of
+from foundation.migrate import schema_state
 
 FILE = """\
 experiments:

@@ -11,7 +11,8 @@ import pytest
 from ground_support import first_planner_version, next_planner_version, sync_project_config
 from psycopg.rows import dict_row
 
-from experimentation.experiments import (
+from experimentation.policies import set_production, set_version_status
+from experimentation.runs.lifecycle import (
     add_variant,
     complete_run,
     create_run,
@@ -22,8 +23,7 @@ from experimentation.experiments import (
     runs_of,
     start_run,
 )
-from experimentation.policies import set_production, set_version_status
-from experimentation.records import CandidateRun, ExperimentationError, NewVariant, Run
+from experimentation.runs.run import CandidateRun, ExperimentationError, NewVariant, Run
 
 BY = {"actor": "test", "reason": "Because of the test."}
 

@@ -15,15 +15,15 @@ from dagster._core.test_utils import instance_for_test
 from replay_registry import BASELINE, FAIR, GOOD, NAME, POOR, SHARES, SILENT, Place, register_all
 
 from assets.partitions import MODEL_VERSIONS, model_version_key
-from assets.product import EXPERIMENT_NAME, POLICY_NAME
-from experimentation.experiments import runs_of
 from experimentation.policies import version_of_model
-from experimentation.replay_results import replays_of_model
-from experimentation.settings import settings
+from experimentation.runs.lifecycle import runs_of
+from foundation.settings import settings
 from orchestration.commands.configuration import apply_configuration
 from orchestration.definitions import defs
 from orchestration.jobs import replay_job
 from orchestration.sensors import MOST_ATTEMPTS, new_model_version
+from product.installed import EXPERIMENT_NAME, POLICY_NAME
+from replay.stored_results import replays_of_model
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import psycopg
 import pytest
 from ground_support import next_planner_version, sync_project_config
 
-from experimentation import run_store
-from experimentation.experiments import (
+from experimentation.runs import store as run_store
+from experimentation.runs.layers import LayerError, describe_layer, ensure_layer, find_layer, set_holdout
+from experimentation.runs.lifecycle import (
     add_variant,
     complete_run,
     create_run,
@@ -23,8 +24,7 @@ from experimentation.experiments import (
     start_run,
     update_run,
 )
-from experimentation.layers import LayerError, describe_layer, ensure_layer, find_layer, set_holdout
-from experimentation.records import ExperimentationError, LayerRange, NewVariant, Run
+from experimentation.runs.run import ExperimentationError, LayerRange, NewVariant, Run
 
 BY = {"actor": "test", "reason": "Because of the test."}
 ARMS = [NewVariant("control", "control", Decimal("0.5")), NewVariant("blue", "treatment", Decimal("0.5"))]

@@ -13,9 +13,9 @@ from ground_support import sync_project_config
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
-from experimentation import migrate as migrate_module
-from experimentation.experiments import runs_of
-from experimentation.migrate import MigrationError, migrate, schema_state
+from experimentation.runs.lifecycle import runs_of
+from foundation import migrate as migrate_module
+from foundation.migrate import MigrationError, migrate, schema_state
 
 TABLES = {
     "exp.experiments": "id name run description status unit_type made_by policy_id shipped_variant_id start_at end_at created_at "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.object_store import STAGING, MissingObjectError, ObjectExistsError, ObjectStore, StoreError
+from foundation.object_store import STAGING, MissingObjectError, ObjectExistsError, ObjectStore, StoreError
 
 pytest_plugins = ["s3_service"]
 

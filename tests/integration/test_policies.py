@@ -8,7 +8,6 @@ import psycopg
 import pytest
 from ground_support import first_planner_version, next_planner_version, sync_project_config
 
-from experimentation.experiments import complete_run, open_candidate_run
 from experimentation.policies import (
     add_version,
     ensure_policy,
@@ -20,7 +19,8 @@ from experimentation.policies import (
     version_of_model,
     version_uses,
 )
-from experimentation.records import ExperimentationError
+from experimentation.runs.lifecycle import complete_run, open_candidate_run
+from experimentation.runs.run import ExperimentationError
 
 BY = {"actor": "test", "reason": "Because of the test."}
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from local_support import gone, unused_ports, wait_until
 
-from experimentation.settings import settings
-from orchestration.local.errors import LocalServiceError
+from foundation.errors import LifecycleError
+from foundation.settings import settings
 from orchestration.local.home import prepare
 from orchestration.local.probes import answers, logged
 from orchestration.local.processes import Record, Service, Supervisor, end_processes, log_tail, records, write_record
@@ -91,7 +91,7 @@ def test_a_port_in_use_names_the_setting_and_starts_nothing(supervisor: Supervis
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
-            LocalServiceError, match=rf"^Port {port} is in use, so The server can't start: .* LIFECYCLE_API_PORT\.$"
+            LifecycleError, match=rf"^Port {port} is in use, so The server can't start: .* LIFECYCLE_API_PORT\.$"
         ):
             supervisor.launch([server(port)])
     assert records(home) == []
@@ -100,7 +100,7 @@ def test_a_port_in_use_names_the_setting_and_starts_nothing(supervisor: Supervis
 def test_a_service_that_dies_is_told_with_the_end_of_its_log(supervisor: Supervisor) -> None:
     supervisor.launch([script("import sys; print('a word'); sys.exit('the reason')")])
     with pytest.raises(
-        LocalServiceError, match=r"^The script ended with exit code 1\. Its whole log: .*script\.log"
+        LifecycleError, match=r"^The script ended with exit code 1\. Its whole log: .*script\.log"
     ) as caught:
         supervisor.wait_ready()
     assert str(caught.value).endswith("  | a word\n  | the reason")
@@ -108,7 +108,7 @@ def test_a_service_that_dies_is_told_with_the_end_of_its_log(supervisor: Supervi
 
 def test_a_service_that_never_gets_ready_has_a_deadline(supervisor: Supervisor) -> None:
     supervisor.launch([script("import time; time.sleep(600)", deadline_seconds=0.3)])
-    with pytest.raises(LocalServiceError, match=r"^The script was not ready within 0 s\."):
+    with pytest.raises(LifecycleError, match=r"^The script was not ready within 0 s\."):
         supervisor.wait_ready()
 
 
@@ -148,7 +148,7 @@ def test_a_dead_service_is_started_again_three_times(supervisor: Supervisor, hom
         supervisor.wait_ready()
 
     os.kill(records(home)[0].pid, signal.SIGKILL)
-    with pytest.raises(LocalServiceError, match="started 4 times"):
+    with pytest.raises(LifecycleError, match="started 4 times"):
         wait_until(lambda: supervisor.tend() is not None, "the end of patience")
 
 

@@ -9,20 +9,20 @@ import pytest
 from replay_registry import BASELINE, FAIR, GOOD, NAME, POOR, SILENT, Place, register_all
 from replay_support import dataset_folder, sample_rows
 
-from assets.replay import versions
-from assets.replay.command import main
-from assets.replay.errors import ReplayError
-from assets.replay.evaluate import Replayed
-from assets.replay.records import ALIGNMENT, OFFLINE
 from experimentation.policies import add_version, ensure_policy
-from experimentation.replay_results import (
+from foundation.settings import settings
+from replay import model_versions as versions
+from replay.command import main
+from replay.evaluate import Replayed
+from replay.result import ALIGNMENT, OFFLINE
+from replay.rows import ReplayError
+from replay.stored_results import (
     StoredReplay,
     find_replay,
     replays_of_model,
     save_replay,
     settled_model_versions,
 )
-from experimentation.settings import settings
 from training import registry
 from training.errors import TrainingError
 
@@ -172,7 +172,7 @@ def test_killed_before_its_result_was_stored_the_next_one_ends_the_same(
         return save_replay(connection, replay)
 
     with monkeypatch.context() as patched:
-        patched.setattr("assets.replay.evaluate.save_replay", killed_at_the_end)
+        patched.setattr("replay.evaluate.save_replay", killed_at_the_end)
         with pytest.raises(KeyboardInterrupt):
             place.replay(GOOD, references=False)
     assert calls == ["running", "completed"]

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from ground_support import next_planner_version, sync_project_config
 
-from experimentation.replay_results import (
+from replay.stored_results import (
     SCORES,
     StoredReplay,
     find_replay,

@@ -14,19 +14,19 @@ import pytest
 from archive_support import DAY, FIRST, HOUR, event, hostile_events, insert, prepare, stored_rows
 from typer.testing import CliRunner
 
-from assets.events import archive
-from assets.events.archive import archive_hours
-from assets.events.event_files import archived_keys, hour_key, read_archive
-from assets.events.manifest import day_manifest
-from assets.events.period_file import ArchiveError
-from assets.events.restore import restorable, restore_hours
-from assets.events.retention import apply_retention
-from assets.events.rewrite import Rewritten, rewrite_period
-from assets.object_store import FileFacts, ObjectStore
-from experimentation.archived_hours import archived_hours, waiting_hours
-from experimentation.erased_units import note_erased
-from experimentation.partitions import ensure_event_days
-from experimentation.settings import settings
+from eventlog.archive import archiving as archive
+from eventlog.archive.archiving import archive_hours
+from eventlog.archive.files import archived_keys, hour_key, read_archive
+from eventlog.archive.hours import archived_hours, waiting_hours
+from eventlog.archive.manifest import day_manifest
+from eventlog.archive.period_file import ArchiveError
+from eventlog.archive.restore import restorable, restore_hours
+from eventlog.archive.retention import apply_retention
+from eventlog.archive.rewrite import Rewritten, rewrite_period
+from eventlog.erased_units import note_erased
+from eventlog.partitions import ensure_event_days
+from foundation.object_store import FileFacts, ObjectStore
+from foundation.settings import settings
 
 pytest_plugins = ["s3_service"]
 

@@ -9,15 +9,15 @@ import psycopg
 import pytest
 from archive_support import DAY, FIRST, HOUR, event, insert, prepare, stored_rows
 
-from assets.events import manifest, retention
-from assets.events.archive import archive_hours
-from assets.events.event_files import archived_keys, day_folder, hour_key, read_archive
-from assets.events.period_file import ArchiveError
-from assets.events.retention import DayFate, apply_retention
-from assets.object_store import ObjectStore
-from experimentation import partitions
-from experimentation.archived_hours import archive_queue, archived_hours, record_restored, waiting_hours
-from experimentation.partitions import ensure_event_days, ensure_event_partitions, event_days, leaving_days, take_out
+from eventlog import partitions
+from eventlog.archive import manifest, retention
+from eventlog.archive.archiving import archive_hours
+from eventlog.archive.files import archived_keys, day_folder, hour_key, read_archive
+from eventlog.archive.hours import archive_queue, archived_hours, record_restored, waiting_hours
+from eventlog.archive.period_file import ArchiveError
+from eventlog.archive.retention import DayFate, apply_retention
+from eventlog.partitions import ensure_event_days, ensure_event_partitions, event_days, leaving_days, take_out
+from foundation.object_store import ObjectStore
 
 TODAY = FIRST.date() + timedelta(days=12)
 KEEP = 10

@@ -12,8 +12,8 @@ from ground_support import (
 )
 from sync_support import POLICIES, SECOND_VERSION, SPLIT, Files, allocations, everything
 
-from experimentation.experiments import runs_of
 from experimentation.policies import find_policy, get_version, production_version
+from experimentation.runs.lifecycle import runs_of
 
 pytest_plugins = ["sync_support"]
 

@@ -7,10 +7,10 @@ import pytest
 from ground_support import next_planner_version
 from sync_support import BY, SPLIT, Files, allocations, everything
 
-from experimentation.experiments import complete_run, create_run, open_candidate_run, runs_of
-from experimentation.layers import ensure_layer, find_layer
-from experimentation.records import LayerRange, NewVariant, Run
-from experimentation.run_store import epochs_of
+from experimentation.runs.layers import ensure_layer, find_layer
+from experimentation.runs.lifecycle import complete_run, create_run, open_candidate_run, runs_of
+from experimentation.runs.run import LayerRange, NewVariant, Run
+from experimentation.runs.store import epochs_of
 
 pytest_plugins = ["sync_support"]
 

@@ -10,8 +10,8 @@ from ground_support import (
 )
 from sync_support import BY, POLICIES, SECOND_VERSION, SPLIT, Files, everything
 
-from experimentation.experiments import complete_run, open_candidate_run, runs_of
 from experimentation.policies import get_version
+from experimentation.runs.lifecycle import complete_run, open_candidate_run, runs_of
 
 pytest_plugins = ["sync_support"]
 

@@ -16,7 +16,7 @@ import yaml
 from conftest import free_port
 from training_support import Quiet, dataset_folder, foreign_base, rows_of, small_base, small_product
 
-from planner.product import Row
+from product.protocol import Row
 from training import registry
 from training.config import TrainingConfig, load
 from training.errors import TrainingError

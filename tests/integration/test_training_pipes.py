@@ -8,7 +8,7 @@ import dagster as dg
 from training_support import dataset_folder, rows_of, small_base, small_product
 
 from assets.models.asset import run_command
-from training.records import BaseModelVersion, ModelVersion
+from training.versions import BaseModelVersion, ModelVersion
 
 PRODUCT = small_product()
 PROJECT = Path(__file__).resolve().parents[2]

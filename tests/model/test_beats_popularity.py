@@ -16,11 +16,11 @@ from training_support import Quiet
 
 from planner.catalogue import sample_catalogue
 from planner.meal_planner import MealPlanner
-from planner.planners import PopularityPlanner, RandomPlanner
-from planner.product import Row, RowInput, RowWindow
 from planner.rows import planner_rows
 from planner.sessions import events_frame
 from planner.simulator import simulate
+from product.planners import PopularityPlanner, RandomPlanner
+from product.protocol import Row, RowInput, RowWindow
 from training.base_model import BuiltInSettings, build
 from training.config import load
 from training.decoding import Decoder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_support import foreign_base, rows_of, small_base, small_product
 
-from planner.product import Row
+from product.protocol import Row
 from training.config import PreprocessingSection
 from training.decoding import Decoder
 from training.examples import Codec

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experimentation.allocations import STEP, WHOLE, candidate_split, ramped, share_of, shrunk
-from experimentation.bucketing import BUCKETS, VariantWalk
+from experimentation.assignments.bucketing import BUCKETS, VariantWalk
+from experimentation.runs.allocations import STEP, WHOLE, candidate_split, ramped, share_of, shrunk
 
 
 def tenths(*numbers: int) -> list[Decimal]:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from serving.api_docs import ASSETS, add_docs, as_3_0
+from serving.pages.api_docs import ASSETS, add_docs, as_3_0
 
 
 def app() -> FastAPI:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving import logs
+from serving.http import logs
 
 FORMATS = ("json", "text")
 KEY = "lc_" + "0a" * 16 + "_" + "5e" * 32
@@ -49,11 +49,11 @@ def records(stream: io.StringIO) -> list[dict[str, Any]]:
 
 def test_a_record_is_an_object_with_its_moment_in_utc(logged: Lines) -> None:
     stream = logged("json")
-    logging.getLogger("serving.database").warning("No %s today", "café", extra={"tries": 3, "level": "nonsense"})
+    logging.getLogger("serving.http.database").warning("No %s today", "café", extra={"tries": 3, "level": "nonsense"})
     (record,) = records(stream)
     moment = datetime.fromisoformat(record.pop("time"))
     assert moment.utcoffset() == timedelta(0) and abs(datetime.now(UTC) - moment) < timedelta(minutes=1)
-    assert record == {"level": "WARNING", "logger": "serving.database", "message": "No café today", "tries": 3}
+    assert record == {"level": "WARNING", "logger": "serving.http.database", "message": "No café today", "tries": 3}
 
 
 def test_the_id_of_the_request_is_that_of_the_task(logged: Lines) -> None:

@@ -13,9 +13,9 @@ import pytest
 from otlp_receiver import Receiver, attributes, otlp_receiver
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from experimentation.settings import PROJECT_ROOT
-from serving import tracing
-from serving.tracing import flush, traced
+from foundation.settings import PROJECT_ROOT
+from serving.http import tracing
+from serving.http.tracing import flush, traced
 
 PARENT = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{PARENT}-b7ad6b7169203331-01"
@@ -85,14 +85,14 @@ def test_without_an_endpoint_it_is_the_same_application(
 @pytest.mark.parametrize(
     ("module", "packages"),
     [
-        ("serving.tracing", ("opentelemetry",)),
+        ("serving.http.tracing", ("opentelemetry",)),
         # FastAPI brings the API package, which does nothing by itself, and redis imports the SDK where it is installed.
         ("serving.__main__", ("opentelemetry.exporter", "opentelemetry.instrumentation", "opentelemetry.proto")),
     ],
 )
 def test_without_an_endpoint_nothing_is_imported(module: str, packages: tuple[str, ...]) -> None:
     script = (
-        f"import sys, {module}; from serving.tracing import traced, flush\n"
+        f"import sys, {module}; from serving.http.tracing import traced, flush\n"
         "app = object(); assert traced(app) is app; flush(app)\n"
         f"print([name for name in sys.modules if name.startswith({packages!r})])"
     )
@@ -121,7 +121,7 @@ def test_what_makes_no_sense_is_one_sentence(
 ) -> None:
     set_only(monkeypatch, variables)
     assert traced(answering) is answering
-    (record,) = [record for record in caplog.records if record.name == "serving.tracing"]
+    (record,) = [record for record in caplog.records if record.name == "serving.http.tracing"]
     assert said in record.getMessage() and "\n" not in record.getMessage() and record.exc_info is None
 
 
@@ -133,7 +133,7 @@ def test_without_the_extra_the_sentence_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     assert traced(answering) is answering
-    (record,) = [record for record in caplog.records if record.name == "serving.tracing"]
+    (record,) = [record for record in caplog.records if record.name == "serving.http.tracing"]
     assert "`pip install -e '.[otel]' -c constraints.txt`" in record.getMessage() and missing in record.getMessage()
 
 

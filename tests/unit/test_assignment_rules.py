@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from experimentation.assignments import (
+from experimentation.assignments.bucketing import bucket_of
+from experimentation.assignments.rules import (
     Catalogue,
     Decision,
     ServedLayer,
@@ -21,8 +22,7 @@ from experimentation.assignments import (
     judge_stored,
     peeked,
 )
-from experimentation.bucketing import bucket_of
-from experimentation.targeting import Asker, Targeting
+from experimentation.assignments.targeting import Asker, Targeting
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 CONTROL = ServedVariant(uuid4(), "control", "control", Decimal("0.1"), {"params": {"a": 1}})

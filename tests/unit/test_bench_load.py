@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestration.bench.command import Only
-from orchestration.bench.figures import Figure, Memory
-from orchestration.bench.load import Load, LoadError, ResponseReader, measure, percentile, requests_of, run
+from benchmarks.bench import Only
+from benchmarks.figures import Figure, Memory
+from benchmarks.load import Load, LoadError, ResponseReader, measure, percentile, requests_of, run
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 REFUSED = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 8\r\n\r\nslowdown"
@@ -197,7 +197,7 @@ def test_memory_is_judged_by_its_second_half() -> None:
 
 
 def test_the_command_line_names_what_can_be_measured() -> None:
-    from orchestration.bench.assignments import NAMES
-    from orchestration.bench.ingestion import WAYS
+    from benchmarks.assignments import NAMES
+    from benchmarks.ingestion import WAYS
 
     assert tuple(one.value for one in Only) == (*NAMES, *(way.name for way in WAYS), "archive")

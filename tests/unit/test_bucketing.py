@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experimentation.bucketing import BUCKETS, VariantWalk, bucket_of
+from experimentation.assignments.bucketing import BUCKETS, VariantWalk, bucket_of
 
 RUN = UUID("3F2B8C1E-0D4A-4C58-9F6E-2A1B7C9D0E4F")
 

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from assets.events.cleaning import CLEANED_SCHEMA, clean
-from assets.events.event_files import EVENT_SCHEMA
+from eventlog.archive.cleaning import CLEANED_SCHEMA, clean
+from eventlog.archive.files import EVENT_SCHEMA
 
 NOW = datetime(2025, 3, 3, 12, tzinfo=UTC)
 RAW = pl.DataFrame(EVENT_SCHEMA.empty_table()).schema

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experimentation import settings as config
+from foundation import settings as config
 from orchestration.commands import services
 
 HEAVY = ("dagster", "mlflow", "torch", "transformers", "peft", "pandas", "polars", "sqlalchemy", "fastapi", "alembic")

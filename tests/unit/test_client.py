@@ -12,7 +12,7 @@ import httpx
 import pytest
 from client_support import DRIVERS, KEY, Clock, Driver, Service, refusal
 
-from serving.client import (
+from lifecycle_client import (
     AssignmentClientError,
     Assignments,
     KeyRefusedError,
@@ -345,7 +345,7 @@ def test_a_mistake_is_raised_by_assign_and_logged_once_a_minute_by_the_others(
     assert (str(said), said.request_id) == (said.message, "r-1")
     if answer.status_code == 400:
         assert said.details == (("unit_id", "bad"),)  # type: ignore[attr-defined]
-    with caplog.at_level(logging.WARNING, "serving.client"):
+    with caplog.at_level(logging.WARNING, "lifecycle_client"):
         for _ in range(3):
             assert driver.variant("u1", "a", "control") == "control"
             assert driver.config("u1", "a", {"x": 1}) == {"x": 1}

@@ -18,13 +18,13 @@ import httpx
 import pytest
 from client_support import DRIVERS, KEY, URL, AsyncDriver, Clock, Service, SyncDriver
 
-from serving.client import (
+from lifecycle_client import (
     AssignmentClient,
     AsyncAssignmentClient,
     KeyRefusedError,
     RequestRefusedError,
 )
-from serving.client.options import DEFAULT_TIMEOUT
+from lifecycle_client.options import DEFAULT_TIMEOUT
 
 CALLERS = 8
 
@@ -299,13 +299,13 @@ def test_a_forked_child_has_connections_and_locks_of_its_own(kind: str, service:
 
 
 def _question(unit_id: str) -> Any:
-    from serving.client.core import ask
+    from lifecycle_client.core import ask
 
     return ask("user", unit_id, ["a"], None, True)
 
 
 def test_a_client_that_is_gone_is_not_kept_for_forks() -> None:
-    from serving.client.forks import _all
+    from lifecycle_client.forks import _all
 
     gc.collect()
     before = len(_all)
@@ -318,13 +318,13 @@ def test_a_client_that_is_gone_is_not_kept_for_forks() -> None:
 
 def test_the_client_imports_only_httpx_and_msgspec() -> None:
     code = (
-        "import sys, httpx, msgspec; before = set(sys.modules); import serving.client; new = set(sys.modules) - before;"
+        "import sys, httpx, msgspec; before = set(sys.modules); import lifecycle_client; new = set(sys.modules) - before;"
         "print(*sorted(name for name in new if name.partition('.')[0] not in sys.stdlib_module_names))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
-    assert "serving.client.core" in loaded
-    assert [name for name in loaded if name != "serving" and not name.startswith("serving.client")] == []
+    assert "lifecycle_client.core" in loaded
+    assert [name for name in loaded if name != "serving" and not name.startswith("lifecycle_client")] == []
 
 
 def test_no_thread_is_started(service: Service) -> None:

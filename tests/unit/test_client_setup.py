@@ -8,7 +8,7 @@ import httpx
 import pytest
 from client_support import DRIVERS, KEY, URL, AsyncDriver, Clock, Driver, Service
 
-from serving.client import (
+from lifecycle_client import (
     AssignmentClient,
     AsyncAssignmentClient,
     ClientClosedError,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from ground_support import NO_EXPERIMENTS, config_of
 
-from experimentation.config_files import read_config
-from experimentation.settings import PROJECT_ROOT
-from experimentation.yaml_nodes import ConfigError
+from experimentation.config.files import read_config
+from experimentation.config.yaml_nodes import ConfigError
+from foundation.settings import PROJECT_ROOT
 
 EXPERIMENT = """\
 experiments:

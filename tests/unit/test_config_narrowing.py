@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from ground_support import NO_POLICIES, config_of
 
-from experimentation.records import LayerRange
-from experimentation.yaml_nodes import ConfigError
+from experimentation.config.yaml_nodes import ConfigError
+from experimentation.runs.run import LayerRange
 
 FILE = """\
 layers:

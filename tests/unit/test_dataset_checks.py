@@ -14,10 +14,10 @@ from assets.datasets.drift import drift
 from assets.datasets.row_files import fields
 from planner.catalogue import sample_catalogue
 from planner.meal_planner import MealPlanner
-from planner.product import RowWindow
 from planner.rows import NULLABLE, planner_rows
 from planner.sessions import events_frame
 from planner.simulator import simulate
+from product.protocol import RowWindow
 
 PRODUCT = MealPlanner()
 

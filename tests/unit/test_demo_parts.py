@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from assets.partitions import dataset_window, model_version_key, parse_model_version_key
-from orchestration.demo.command import HistoryFolderError, history_files
+from orchestration.commands.demo import HistoryFolderError, history_files
 from orchestration.demo.dagster_client import DagsterClient
 from orchestration.demo.progress import Progress
 

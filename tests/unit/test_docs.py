@@ -9,35 +9,9 @@ import subprocess
 import pytest
 from docs_support import PAGES, Command, commands, page_id
 
-from experimentation.settings import OTHER_VARIABLES, PROJECT_ROOT, Settings
+from foundation.settings import OTHER_VARIABLES, PROJECT_ROOT, Settings
 
-PACKAGES = ("orchestration", "assets", "serving", "training", "experimentation", "planner")
-ARCHITECTURE = (PROJECT_ROOT / "docs" / "architecture.md").read_text()
 OUTSIDE_SETTINGS = set(OTHER_VARIABLES)
-
-
-def section(package: str) -> str:
-    """What docs/architecture.md says of one package."""
-    return ARCHITECTURE.partition(f"\n## {package} ")[2].partition("\n## ")[0]
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_module_stands_in_the_architecture(package: str) -> None:
-    children = [
-        f"{path.name}/" if path.is_dir() else path.name
-        for path in (PROJECT_ROOT / package).iterdir()
-        if not path.name.startswith("__") and (path.suffix == ".py" or any(path.glob("*.py")))
-    ]
-    missing = [name for name in sorted(children) if f"`{name}" not in section(package)]
-    assert not missing, f"docs/architecture.md does not say what belongs in {package}: {', '.join(missing)}"
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_module_of_the_architecture_exists(package: str) -> None:
-    rows = [line.split("|")[1] for line in section(package).splitlines() if line.startswith("| `")]
-    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
-    gone = [name for name in named if not (PROJECT_ROOT / package / name).exists()]
-    assert named and not gone, f"docs/architecture.md names what is not in {package}: {', '.join(gone)}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

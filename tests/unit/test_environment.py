@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experimentation.settings import PROJECT_ROOT, Settings, settings
+from foundation.settings import PROJECT_ROOT, Settings, settings
 from orchestration.local.environment import child_environment, code_socket, write_dagster_home
 from orchestration.local.home import prepare
 

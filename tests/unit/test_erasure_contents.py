@@ -1,4 +1,4 @@
-"""What makes a row a unit's, in tables of any types and in nested objects. Belongs here: bytes and columns. Not here: where files lie."""
+"""What makes a row a unit's, in tables of any types and in nested objects. Not here: where files lie."""
 
 import json
 from datetime import UTC, datetime

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from serving.events import _Batch
+from serving.events.routes import _Batch
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 GOOD = {"event_type": "exposure", "unit_type": "user", "unit_id": "u", "timestamp": "2025-06-01T11:00:00Z"}

@@ -18,9 +18,9 @@ import pytest
 from client_support import KEY, Clock
 from event_client_support import EVENTS_URL, EventService, always, assignment, make_client
 
-from serving.client import Assignments, AsyncEventClient, ClientSetupError, EventClient, LostEvent
-from serving.client.event_wire import new_event_id
-from serving.client.wire import Unreachable
+from lifecycle_client import Assignments, AsyncEventClient, ClientSetupError, EventClient, LostEvent
+from lifecycle_client.event_wire import new_event_id
+from lifecycle_client.wire import Unreachable
 
 UNIT = {"unit_type": "user", "unit_id": "u1"}
 Make = Callable[..., EventClient]

@@ -12,8 +12,8 @@ from event_client_support import EventService, always, event, make_delivery, sai
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.client import LostEvent
-from serving.client.wire import Reply, Unreachable
+from lifecycle_client import LostEvent
+from lifecycle_client.wire import Reply, Unreachable
 
 AWAY = {
     "no connection": Unreachable("ConnectError"),

@@ -12,7 +12,7 @@ from event_client_support import event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.client.event_disk import SEGMENT_BYTES, Spool, SpoolError, spool_folders
+from lifecycle_client.event_disk import SEGMENT_BYTES, Spool, SpoolError, spool_folders
 
 URL = "http://events.test/api/v1/events/batch"
 
@@ -104,7 +104,7 @@ def test_a_file_belongs_to_one_at_a_time(make: Callable[..., Spool], folder: Pat
 
 def test_a_dead_process_leaves_its_files_and_a_living_one_keeps_them(make: Callable[..., Spool], folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from serving.client.event_disk import Spool\n"
+        "import sys; from pathlib import Path; from lifecycle_client.event_disk import Spool\n"
         f"spool = Spool([Path({str(folder)!r})], 100_000); spool.append([b'{{}}'] * 3); print('written', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -156,7 +156,7 @@ def test_the_bound_is_for_all_that_share_the_folder(make: Callable[..., Spool]) 
 def test_a_file_that_cannot_grow_leaves_no_torn_line(folder: Path) -> None:
     """With a limit for the size of a file, since a write that is cut short is what a full disk looks like."""
     code = (
-        "import resource; from pathlib import Path; from serving.client.event_disk import Spool, SpoolError\n"
+        "import resource; from pathlib import Path; from lifecycle_client.event_disk import Spool, SpoolError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))\n"
         f"spool, failed = Spool([Path({str(folder)!r})], 100_000), 0\n"
         "for number in range(5):\n"

@@ -19,9 +19,9 @@ import pytest
 from client_support import KEY, Clock
 from event_client_support import EVENTS_URL, EventService, always, make_client, make_delivery, work
 
-from experimentation.settings import PROJECT_ROOT
-from serving.client import AsyncEventClient, EventClient
-from serving.client.wire import Unreachable
+from foundation.settings import PROJECT_ROOT
+from lifecycle_client import AsyncEventClient, EventClient
+from lifecycle_client.wire import Unreachable
 
 UNIT = {"unit_type": "user", "unit_id": "u1"}
 
@@ -186,7 +186,7 @@ def test_a_child_begins_empty_and_the_parent_sends_what_it_has(
 AWAY = "http://127.0.0.1:9"
 CLIENT = """
 import atexit, multiprocessing, os, signal, sys
-from serving.client import EventClient
+from lifecycle_client import EventClient
 
 client = EventClient({key!r}, {url!r}, spool_dir={folder!r}, exit_timeout=5.0)
 

@@ -3,7 +3,7 @@
 import time
 from datetime import UTC, datetime
 
-from experimentation.event_ids import new_event_id
+from eventlog.event_ids import new_event_id
 
 
 def test_an_id_tells_its_time_and_says_what_it_is() -> None:

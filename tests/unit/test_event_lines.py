@@ -6,8 +6,8 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experimentation.event_lines import copy_lines
-from experimentation.event_validation import Event
+from eventlog.copy_lines import copy_lines
+from eventlog.validation import Event
 
 START = datetime(2025, 6, 1, tzinfo=UTC)
 

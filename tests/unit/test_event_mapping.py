@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from import_support import CLICKS, TRIAL, mapping_of, written
 
-from experimentation.yaml_nodes import ConfigError
-from orchestration.event_imports.mapping import Value
-from orchestration.event_imports.mapping_file import MappingMissingError, read_mapping
+from eventlog.imports.mapping import Value
+from eventlog.imports.mapping_file import MappingMissingError, read_mapping
+from experimentation.config.yaml_nodes import ConfigError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from import_support import CLICKS, mapping_of, written
 
-from orchestration.event_imports.reading import Source, open_source
-from orchestration.event_imports.rows import RowReader
-from orchestration.event_imports.runs import Experiments
-from orchestration.event_imports.values import UnusableError, flag_of, moment_of, number_of, text_of
+from eventlog.imports.reading import Source, open_source
+from eventlog.imports.rows import RowReader
+from eventlog.imports.runs import Experiments
+from eventlog.imports.values import UnusableError, flag_of, moment_of, number_of, text_of
 
 NEW_YORK = ZoneInfo("America/New_York")
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

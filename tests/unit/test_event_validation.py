@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experimentation.credentials import looks_like_credential, without_credentials
-from experimentation.event_validation import (
+from eventlog.credentials import looks_like_credential, without_credentials
+from eventlog.validation import (
     MAX_EVENT_BYTES,
     Event,
     InvalidEventError,

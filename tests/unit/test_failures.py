@@ -3,13 +3,13 @@
 import psycopg
 import pytest
 
-from experimentation.settings import Settings
+from foundation.errors import LifecycleError
+from foundation.settings import Settings
 from orchestration.commands.failures import sentence
-from orchestration.local.errors import LocalServiceError
 from training.errors import TrainingError
 
 
-@pytest.mark.parametrize("error", [LocalServiceError("Do this."), TrainingError("Do this.")])
+@pytest.mark.parametrize("error", [LifecycleError("Do this."), TrainingError("Do this.")])
 def test_our_own_errors_are_their_sentence(error: Exception) -> None:
     assert sentence(error) == "Do this."
 

@@ -11,10 +11,10 @@ import pytest
 
 from planner.catalogue import Catalogue
 from planner.history import History, HistoryOptions, read_history, write_rejects
-from planner.product import RowWindow
 from planner.rows import build_rows
 from planner.sessions import events_frame
 from planner.table_files import FileRefusedError
+from product.protocol import RowWindow
 
 NOW = datetime(2020, 1, 1, tzinfo=UTC)
 RECIPES = "id,name,minutes,submitted,tags,ingredients\n" + "".join(

@@ -9,9 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from experimentation.settings import settings
-from orchestration.local.errors import LocalServiceError, cannot_write
-from orchestration.local.home import SETTINGS_FILE, holder, locked, prepare, record_setting, recorded_settings
+from foundation.errors import LifecycleError
+from foundation.settings import settings
+from orchestration.local.home import (
+    SETTINGS_FILE,
+    cannot_write,
+    holder,
+    locked,
+    prepare,
+    record_setting,
+    recorded_settings,
+)
 
 
 def test_the_first_start_makes_the_folders_and_records_the_first_day(home: Path) -> None:
@@ -58,9 +66,7 @@ def test_a_home_under_a_file_is_one_sentence(tmp_path: Path, home: Path, monkeyp
     monkeypatch.setenv("LIFECYCLE_HOME", str(tmp_path / "file" / "home"))
     settings.cache_clear()
 
-    with pytest.raises(
-        LocalServiceError, match=r"^Can't write to .*file/home \(Not a directory\): .*LIFECYCLE_HOME\.$"
-    ):
+    with pytest.raises(LifecycleError, match=r"^Can't write to .*file/home \(Not a directory\): .*LIFECYCLE_HOME\.$"):
         prepare(settings())
 
 
@@ -71,7 +77,7 @@ def test_a_home_without_permission_is_one_sentence(home: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(
-        LocalServiceError, match=r"^Can't write to .* \(Permission denied\): give yourself write access, or .*\.$"
+        LifecycleError, match=r"^Can't write to .* \(Permission denied\): give yourself write access, or .*\.$"
     ):
         prepare(settings())
 
@@ -80,7 +86,7 @@ def test_a_nearly_full_disk_is_refused_before_anything_is_stored(home: Path, mon
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(2**40, 2**40, 3 * 2**20))
 
-    with pytest.raises(LocalServiceError, match="has 3 MB left and 256 MB are needed"):
+    with pytest.raises(LifecycleError, match="has 3 MB left and 256 MB are needed"):
         prepare(settings())
     assert not (home / SETTINGS_FILE).exists()
 
@@ -97,7 +103,7 @@ def test_a_held_home_names_its_holder_and_is_free_afterwards(home: Path) -> None
         assert held is not None and (held.pid, held.purpose) == (os.getpid(), "lifecycle up")
         with (
             pytest.raises(
-                LocalServiceError, match=rf"in use by `lifecycle up` \(process {os.getpid()}, since .*`lifecycle down`"
+                LifecycleError, match=rf"in use by `lifecycle up` \(process {os.getpid()}, since .*`lifecycle down`"
             ),
             locked(home, "lifecycle demo"),
         ):

@@ -12,11 +12,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from experimentation.assignments import ServedRun, ServedVariant
-from serving.grouping import Grouped, OverloadedError
-from serving.limits import BoundedMemory, Limits
-from serving.measures import AssignmentMeasures
-from serving.unit_cache import UnitCache
+from experimentation.assignments.rules import ServedRun, ServedVariant
+from serving.assignments.unit_cache import UnitCache
+from serving.http.grouping import Grouped, OverloadedError
+from serving.http.limits import BoundedMemory, Limits
+from serving.http.measures import AssignmentMeasures
 
 VARIANT = ServedVariant(uuid4(), "control", "control", Decimal(1), {})
 RUN = ServedRun(uuid4(), "planner", 1, "active", "user", (VARIANT,), fingerprint="before")
@@ -92,7 +92,7 @@ def test_many_units_do_not_push_a_key_out(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_who_comes_when_too_many_wait_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.grouping.MAX_WAITING", 3)
+    monkeypatch.setattr("serving.http.grouping.MAX_WAITING", 3)
 
     async def ask_all() -> list[int | BaseException]:
         release = asyncio.Event()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from experimentation.intervals import clustered_mean, mean_where_known, paired_difference
+from experimentation.statistics.intervals import clustered_mean, mean_where_known, paired_difference
 
 # Student (1908): extra hours of sleep of ten patients on two drugs; R's data set `sleep`.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

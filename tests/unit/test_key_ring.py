@@ -9,10 +9,10 @@ from uuid import uuid4
 
 import pytest
 
-from experimentation.api_keys import ApiKey
-from serving import auth
-from serving.auth import MAX_LOOKUPS, KeyRing
-from serving.limits import Limits
+from foundation.api_keys import ApiKey
+from serving.http import auth
+from serving.http.auth import MAX_LOOKUPS, KeyRing
+from serving.http.limits import Limits
 
 
 class NoDatabase:

@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from assets.replay.reference_planners import reference_planners
 from planner.catalogue import sample_catalogue
 from planner.meal_planner import MealPlanner
 from planner.offsets import PANTRY_PULL
-from planner.product import HasOffsets
 from planner.scores import STAPLES
+from product.protocol import HasOffsets
+from replay.reference_planners import reference_planners
 
 PRODUCT = MealPlanner()
 

@@ -2,9 +2,10 @@
 
 import re
 
-from experimentation.settings import PROJECT_ROOT
-from serving import health, tracing
-from serving.measures import Measures
+from foundation.settings import PROJECT_ROOT
+from serving import health
+from serving.http import tracing
+from serving.http.measures import Measures
 
 PAGE = (PROJECT_ROOT / "docs" / "operations.md").read_text()
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from planner.catalogue import DIETS, Catalogue, Recipe, sample_catalogue
 from planner.meal_planner import MealPlanner
-from planner.planners import HeuristicPlanner, LegacyPlanner, PopularityPlanner, RandomPlanner, recent_items
+from planner.planners import HeuristicPlanner, LegacyPlanner, recent_items
+from product.planners import PopularityPlanner, RandomPlanner
 
 PRODUCT = MealPlanner()
 

@@ -11,10 +11,10 @@ from tiny_product import Playlists, sample_playlists
 
 from planner.catalogue import sample_catalogue
 from planner.meal_planner import MealPlanner
-from planner.planners import PopularityPlanner, RandomPlanner
-from planner.product import Product, RowWindow
 from planner.sessions import events_frame
 from planner.simulator import simulate
+from product.planners import PopularityPlanner, RandomPlanner
+from product.protocol import Product, RowWindow
 
 END = date(2025, 3, 2)
 WINDOW = RowWindow(datetime(2025, 2, 17, tzinfo=UTC), datetime(2025, 3, 3, tzinfo=UTC), 28)

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from experimentation.event_validation import FieldError, InvalidEventError, read_event
-from serving.assignments import MAX_REQUESTED, read_request
-from serving.errors import MAX_DETAILS, ApiError, ErrorBody, validation_error
+from eventlog.validation import FieldError, InvalidEventError, read_event
+from serving.assignments.routes import MAX_REQUESTED, read_request
+from serving.http.errors import MAX_DETAILS, ApiError, ErrorBody, validation_error
 
 GOOD: dict[str, Any] = {"unit_type": "user", "unit_id": "u", "requested_experiments": ["x"]}
 EVENT: dict[str, Any] = {

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from replay_support import GOOD, comparison, result_with
 
-from assets.replay.gate import GateConfig, Verdict, judge
-from assets.replay.records import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, TOKENS, ReplayResult
+from replay.gate import GateConfig, Verdict, judge
+from replay.result import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, TOKENS, ReplayResult
 
 
 def states(verdict: Verdict) -> dict[str, str]:

@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 from replay_support import GOOD, comparison, estimate, result_with
 from rich.console import Console
 
-from assets.replay.gate import judge
-from assets.replay.plot import scores_svg
-from assets.replay.records import ALIGNMENT, CONSTRAINTS, OFFLINE, ByProposer, FailedRow, Reference
-from assets.replay.report import markdown, terminal_table
-from assets.replay.tracking import replay_metrics, scores_csv
+from replay.gate import judge
+from replay.mlflow_run import replay_metrics, scores_csv
+from replay.plot import scores_svg
+from replay.report import markdown, terminal_table
+from replay.result import ALIGNMENT, CONSTRAINTS, OFFLINE, ByProposer, FailedRow, Reference
 
 POPULARITY = Reference(
     "popularity",

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_support import dataset_folder, sample_rows
 
-from assets.replay.errors import ReplayError
-from assets.replay.rows import RowKey, TrainedOn, choose_rows, read_rows
+from replay.rows import ReplayError, RowKey, TrainedOn, choose_rows, read_rows
 from training.errors import TrainingError
 
 DAY = datetime(2025, 1, 1, tzinfo=UTC)

@@ -6,15 +6,14 @@ import pandas as pd
 import pytest
 from replay_support import LEGACY, PRODUCT, RuleModel, dataset_in_memory, first_legal, sample_rows, telling
 
-from assets.replay.answers import answers, inputs_of
-from assets.replay.errors import ReplayError
-from assets.replay.records import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, TOKENS, ReplayResult
-from assets.replay.reference_planners import reference_planners, shuffled_inputs
-from assets.replay.rows import choose_rows
-from assets.replay.run import Contestant, replay
-from assets.replay.scoring import offline_score
 from planner.meal_planner import MealPlanner
-from planner.product import Row
+from product.protocol import Row
+from replay.answers import answers, inputs_of
+from replay.reference_planners import reference_planners, shuffled_inputs
+from replay.replaying import Contestant, replay
+from replay.result import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, TOKENS, ReplayResult
+from replay.rows import ReplayError, choose_rows
+from replay.scoring import offline_score
 
 ROWS = sample_rows()
 TAUGHT = [row for row in ROWS if row["metadata"]["split"] == "train"]

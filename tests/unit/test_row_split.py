@@ -7,10 +7,10 @@ from typing import Any
 import polars as pl
 
 from planner.catalogue import sample_catalogue
-from planner.product import RowWindow
 from planner.rows import assign_split, planner_rows, split_of
 from planner.sessions import events_frame
 from planner.simulator import simulate
+from product.protocol import RowWindow
 
 
 @cache

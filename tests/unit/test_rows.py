@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.catalogue import sample_catalogue
-from planner.product import RowWindow
 from planner.rows import NULLABLE, ROW_SCHEMA, build_rows, planner_rows
 from planner.sessions import events_frame
 from planner.simulator import simulate
 from planner.tables import domain_frame
+from product.protocol import RowWindow
 
 START = datetime(2025, 3, 3, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from experimentation.settings import PROJECT_ROOT, Settings, invalid_settings, settings, unknown_names, variable_names
+from foundation.settings import PROJECT_ROOT, Settings, invalid_settings, settings, unknown_names, variable_names
 
 PACKAGES = ("orchestration", "assets", "serving", "training", "experimentation", "planner")
 IN_SENTENCES = {"LIFECYCLE_X"}

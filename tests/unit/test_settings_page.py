@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from experimentation.settings import PROJECT_ROOT, Settings
-from experimentation.settings_page import GROUPS, shown, tables
+from foundation.settings import PROJECT_ROOT, Settings
+from foundation.settings_page import GROUPS, shown, tables
 
 PAGE = (PROJECT_ROOT / "docs" / "settings.md").read_text()
-UPDATE = "put the output of `python -m experimentation.settings_page` into docs/settings.md"
+UPDATE = "put the output of `python -m foundation.settings_page` into docs/settings.md"
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -53,6 +53,6 @@ def test_defaults_are_written_as_they_are_set(default: object, text: str) -> Non
 
 def test_the_command_prints_the_tables() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "experimentation.settings_page"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "foundation.settings_page"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
     )  # fmt: skip
     assert done.stdout == tables() and str(PROJECT_ROOT) not in done.stdout

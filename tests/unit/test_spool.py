@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experimentation import spool as spool_module
-from experimentation.spool import (
+from eventlog import spool as spool_module
+from eventlog.spool import (
     MAGIC,
     Segment,
     SpoolError,
@@ -169,7 +169,7 @@ def test_only_the_dead_are_taken_over(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_what_it_acknowledged(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys; from pathlib import Path; from experimentation.spool import SpoolWriter\n"
+        "import os, signal, sys; from pathlib import Path; from eventlog.spool import SpoolWriter\n"
         "writer = SpoolWriter(Path(sys.argv[1]), 10**6)\n"
         "for number in range(50): writer.append([b'%d' % number])\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

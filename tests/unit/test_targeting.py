@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from experimentation.targeting import MAX_RULE, MAX_VALUES, Asker, Targeting, TargetingError
+from experimentation.assignments.targeting import MAX_RULE, MAX_VALUES, Asker, Targeting, TargetingError
 
 
 @pytest.mark.parametrize(

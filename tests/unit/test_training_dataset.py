@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from training_support import dataset_folder, rows_of, small_product
 
+from product.loading import ProductError, class_path, code_paths, load_product
 from training.dataset import read_dataset, read_product, training_rows_table, unit_of
 from training.errors import TrainingError
-from training.products import class_path, code_paths, load_product
 
 PRODUCT = small_product()
 ROWS = rows_of(PRODUCT, 30)
@@ -96,21 +96,26 @@ def test_a_dataset_without_rows_to_validate_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["planner.nothing:MealPlanner", "planner.meal_planner:Nothing", "nonsense", ""])
 def test_a_product_that_cannot_be_imported(path: str) -> None:
-    with pytest.raises(TrainingError, match="cannot be imported"):
+    with pytest.raises(ProductError, match="cannot be imported"):
         load_product(path, {})
 
 
 def test_a_class_that_is_no_product_and_reference_data_of_another() -> None:
-    with pytest.raises(TrainingError, match="cannot be made from its reference data"):
+    with pytest.raises(ProductError, match="cannot be made from its reference data"):
         load_product(class_path(PRODUCT), {"songs": {}})
 
 
 def test_code_that_travels_with_a_model_is_ours_and_the_products() -> None:
-    assert [Path(path).name for path in code_paths(PRODUCT)] == ["planner", "training"]
+    assert [Path(path).name for path in code_paths(PRODUCT)] == ["foundation", "planner", "product", "training"]
     import tiny_product
 
     playlists = tiny_product.Playlists({})
-    assert [Path(path).name for path in code_paths(playlists)] == ["planner", "tiny_product.py", "training"]
+    assert [Path(path).name for path in code_paths(playlists)] == [
+        "foundation",
+        "product",
+        "tiny_product.py",
+        "training",
+    ]
 
 
 def test_the_reference_data_makes_an_equal_product() -> None:

@@ -1,6 +1,6 @@
 """A second product, to prove that the platform's protocol asks for nothing more than it says: playlists of songs.
 
-Belongs here: the smallest honest implementation of `planner.product.Product`. It shares no code with the meal planner.
+It shares no code with the meal planner.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from planner.product import Plan, Row, RowInput, RowWindow, Violation
+from product.protocol import Plan, Row, RowInput, RowWindow, Violation
 
 
 class Playlists:

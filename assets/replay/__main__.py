@@ -1,8 +1,0 @@
-"""`python -m assets.replay …`: see command.py."""
-
-import sys
-
-from assets.replay.command import main
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,196 @@
+"""The client for asyncio."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from lifecycle_client.core import Core, ask
+from lifecycle_client.errors import AssignmentClientError, ClientClosedError
+from lifecycle_client.forks import renew_after_fork
+from lifecycle_client.options import (
+    DEFAULT_MAX_ENTRIES,
+    DEFAULT_STALE_FOR,
+    DEFAULT_TIMEOUT,
+    DEFAULT_TTL,
+    read_options,
+)
+from lifecycle_client.records import Assignments
+from lifecycle_client.sending import BROKEN, LIMITS
+from lifecycle_client.wire import Reply, Unreachable
+
+
+class AsyncAssignmentClient:
+    """Asks for assignments, in one event loop at a time; in another loop, or after os.fork, it opens connections of its own.
+
+    No call waits much longer than `timeout`, and none waits while the service is known to be away.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        ttl: float = DEFAULT_TTL,
+        max_entries: int = DEFAULT_MAX_ENTRIES,
+        stale_for: float = DEFAULT_STALE_FOR,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+        make_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
+    ) -> None:
+        """Nothing connects yet. Raises ClientSetupError.
+
+        `api_key`: else LIFECYCLE_API_KEY. `base_url`: else ASSIGNMENT_SERVICE_URL, else http://127.0.0.1:8000.
+        `timeout`: seconds for one request. `ttl`: most seconds that an answer is fresh; the service's max-age may make it less.
+        `max_entries`: most answers held. `stale_for`: seconds beyond its freshness that an answer may be used while the service is away.
+        `clock`: seconds, never going back; `jitter`: numbers from 0 on and below 1. `make_transport`: called again in a forked child.
+        """
+        options = read_options(api_key, base_url, timeout, ttl, max_entries, stale_for)
+        self._core: Core[asyncio.Event] = Core(options, asyncio.Event, clock, jitter)
+        self._make_transport = make_transport
+        self._http: httpx.AsyncClient | None = None
+        self._inherited: list[httpx.AsyncClient] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        renew_after_fork(self)
+
+    async def assign(
+        self,
+        unit_type: str,
+        unit_id: str,
+        experiments: Sequence[str],
+        *,
+        context: Mapping[str, Any] | None = None,
+        enroll: bool = True,
+    ) -> Assignments:
+        """An entry for each experiment, the last known one while the service is away. With `enroll=False` nothing is stored.
+
+        Raises KeyRefusedError (401, 403), RequestRefusedError (400 and its like) with the service's sentence, ClientClosedError.
+        """
+        question = ask(unit_type, unit_id, experiments, context, enroll)
+        if self._closed:
+            raise ClientClosedError("This client is closed.")
+        self._enter_loop()
+        deadline = self._core.clock() + self._core.options.timeout
+        while True:
+            plan = self._core.plan(question)
+            if plan.own is not None:
+                with self._core.flying(plan.own):
+                    self._core.land(plan.own, await self._send(plan.own.body))
+            for flight in dict.fromkeys(plan.joined.values()):
+                await _wait(flight.done, max(0.0, deadline - self._core.clock()))
+            answer = self._core.settle(question, plan)
+            if answer is not None:
+                return answer
+
+    async def variant(
+        self,
+        unit_type: str,
+        unit_id: str,
+        experiment: str,
+        default: str,
+        *,
+        context: Mapping[str, Any] | None = None,
+        enroll: bool = True,
+    ) -> str:
+        """Name of the unit's variant, else `default`. Raises nothing: a refusal is logged, once a minute."""
+        return (await self._try(unit_type, unit_id, experiment, context, enroll)).variant(experiment, default)
+
+    async def config(
+        self,
+        unit_type: str,
+        unit_id: str,
+        experiment: str,
+        default: Mapping[str, Any],
+        *,
+        context: Mapping[str, Any] | None = None,
+        enroll: bool = True,
+    ) -> Mapping[str, Any]:
+        """The complete config of the unit's variant, else `default`. Raises nothing: a refusal is logged, once a minute."""
+        return (await self._try(unit_type, unit_id, experiment, context, enroll)).config(experiment, default)
+
+    async def aclose(self) -> None:
+        """Give the connections back; later calls raise ClientClosedError or give defaults. May be called again."""
+        self._closed = True
+        http, self._http = self._http, None
+        if http is not None and self._loop is asyncio.get_running_loop():
+            await http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def after_fork(self) -> None:
+        """In the child of a fork. The parent's connections are kept unused: even closing them here could reach into the parent."""
+        if self._http is not None:
+            self._inherited.append(self._http)
+            self._http = None
+        self._core.after_fork()
+
+    def _enter_loop(self) -> None:
+        """Connections and waiting callers belong to one loop."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._core.forget_flights()
+            self._loop, self._http = loop, None
+
+    async def _try(
+        self, unit_type: str, unit_id: str, experiment: str, context: Mapping[str, Any] | None, enroll: bool
+    ) -> Assignments:
+        try:
+            return await self.assign(unit_type, unit_id, [experiment], context=context, enroll=enroll)
+        except AssignmentClientError as error:
+            self._core.report(error)
+            return Assignments({}, {})
+
+    async def _send(self, body: bytes) -> Reply | Unreachable:
+        http = self._connections()
+        try:
+            async with asyncio.timeout(self._core.options.timeout):
+                for last in (False, True):
+                    try:
+                        response = await http.post(self._core.options.url, content=body)
+                        return Reply(response.status_code, response.headers, response.content)
+                    except httpx.HTTPError as error:
+                        if last or not isinstance(error, BROKEN):
+                            return Unreachable(type(error).__name__)
+        except TimeoutError:
+            return Unreachable("no answer in time")
+        except RuntimeError:
+            # httpx, when the client was closed by another task.
+            if self._closed:
+                raise ClientClosedError("This client is closed.") from None
+            raise
+        raise AssertionError("the last try returns")
+
+    def _connections(self) -> httpx.AsyncClient:
+        if self._closed:
+            raise ClientClosedError("This client is closed.")
+        if self._http is None:
+            self._http = httpx.AsyncClient(
+                headers=self._core.options.headers,
+                timeout=self._core.options.timeout,
+                limits=LIMITS,
+                transport=self._make_transport() if self._make_transport else None,
+            )
+        return self._http
+
+
+async def _wait(done: asyncio.Event, seconds: float) -> None:
+    """Until the event is set, or so many seconds."""
+    if done.is_set():
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await done.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,217 @@
+"""Events as bytes: an event of what a product gives, a batch of events, and what the service says of it."""
+
+import math
+import numbers
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from lifecycle_client.records import Assignment, Assignments
+from lifecycle_client.wire import Reply, Unreachable, read_refusal, retry_after
+
+Experiments = Assignment | Assignments | Iterable[Assignment | Mapping[str, str]] | None
+"""What an event counts for: assignments as the assignment client gives them, or `experiment_id` and `variant_id` as texts."""
+
+# The service's limit for one event.
+MAX_EVENT_BYTES = 1_048_576
+# The service takes 10 MB, but many a proxy before it is set to 1 MB.
+MAX_BATCH_BYTES = 1_000_000
+MAX_BATCH = 1_000
+# The one code of an event that may be stored later: its unit has had too many within a minute.
+RATE_LIMITED = "rate_limited"
+# Answers that tell of the service, never of what was sent: no use in trying a part of the batch.
+_ABOUT_THE_SERVICE = frozenset({429, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The service has the batch, but for those that it refused: index → code."""
+
+    refused: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Unacceptable:
+    """The batch as a whole is refused, and not said for which event: parts of it may do. `code` is for an event alone."""
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Nothing was stored, and it may be later. `maybe_ours`: something in the batch could be the cause."""
+
+    why: str
+    retry_after: float | None = None
+    maybe_ours: bool = False
+
+
+class _Event(msgspec.Struct, omit_defaults=True):
+    event_id: str
+    event_type: str
+    unit_type: str
+    unit_id: str
+    timestamp: datetime | str
+    experiments: list[dict[str, str]] = []
+    context: Mapping[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
+    payload: Mapping[str, Any] | None = None
+
+
+class _Error(msgspec.Struct):
+    index: int
+    error: str
+
+
+class _Answer(msgspec.Struct):
+    accepted: int
+    rejected: int
+    errors: list[_Error] = []
+
+
+class _Refused(msgspec.Struct):
+    errors: list[_Error]
+
+
+class _Named(msgspec.Struct):
+    event_id: str
+    event_type: Any = ""
+
+
+def _plain(value: Any) -> Any:
+    """What msgspec does not know by itself: numpy's numbers, mappings that are no dict."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+_encode = msgspec.json.Encoder(enc_hook=_plain).encode
+_answer = msgspec.json.Decoder(_Answer)
+_refused = msgspec.json.Decoder(_Refused)
+_named = msgspec.json.Decoder(_Named)
+
+
+def new_event_id() -> str:
+    """A UUID of version 7 (RFC 9562): ids of one process grow with time, which keeps the service's index small where it is written."""
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    value = milliseconds << 80 | 7 << 76 | (rest << 12) // 1_000_000 << 64
+    # Not from `random`: a product may seed it the same in each of its processes.
+    text = f"{value | 2 << 62 | int.from_bytes(os.urandom(8), 'big') >> 2:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def encode_event(
+    event_id: str,
+    event_type: str,
+    unit_type: str,
+    unit_id: str,
+    experiments: Experiments,
+    context: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any] | None,
+    payload: Mapping[str, Any] | None,
+    timestamp: datetime | str | None,
+) -> bytes:
+    """One event as JSON, with the time of now where none is given. Raises whatever its values make impossible, ValueError among it."""
+    if isinstance(timestamp, datetime) and timestamp.tzinfo is None:
+        raise ValueError(f"the timestamp {timestamp} has no offset")
+    return _encode(
+        _Event(
+            event_id,
+            event_type,
+            unit_type,
+            unit_id,
+            datetime.now(UTC) if timestamp is None else timestamp,
+            [_reference(one) for one in _listed(experiments)],
+            context,
+            None if metrics is None else {name: _number(name, value) for name, value in metrics.items()},
+            payload,
+        )
+    )
+
+
+def encode_batch(events: Sequence[bytes]) -> bytes:
+    """The body of a request."""
+    return b'{"events":[' + b",".join(events) + b"]}"
+
+
+def name_of(event: bytes) -> tuple[str, str]:
+    """Id and type of an encoded event."""
+    named = _named.decode(event)
+    return named.event_id, str(named.event_type)
+
+
+def read_outcome(reply: Reply | Unreachable, count: int) -> Taken | Unacceptable | Away:
+    """What became of a batch of `count` events."""
+    if isinstance(reply, Unreachable):
+        return Away(reply.why)
+    if reply.status in {200, 207}:
+        return _read_answer(reply.body, count)
+    if reply.status == 413:
+        # Whoever says so: a proxy before the service has a limit of its own.
+        return Unacceptable("payload_too_large")
+    refusal = read_refusal(reply) if reply.status < 500 else None
+    # Another program's 400 is no word of the service's: a page that a proxy made of an error must not cost events.
+    if refusal is not None and refusal.code != "http_error":
+        if refusal.about_key:
+            return Away(f"it refuses the key: {refusal.message}")
+        if reply.status == 400:
+            return _read_refused(reply.body, count) or Unacceptable(
+                refusal.details[0][1] if refusal.details else refusal.code
+            )
+    return Away(f"status {reply.status}", retry_after(reply), reply.status not in _ABOUT_THE_SERVICE)
+
+
+def _read_answer(body: bytes, count: int) -> Taken | Away:
+    try:
+        answer = _answer.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return Away(f"an answer that can't be read: {error}")
+    refused = {one.index: one.error for one in answer.errors}
+    if answer.accepted + answer.rejected != count or answer.rejected != len(refused) or not _inside(refused, count):
+        return Away("an answer that counts other events than were sent")
+    return Taken(refused)
+
+
+def _read_refused(body: bytes, count: int) -> Taken | None:
+    """A 400 that says what is wrong with each event."""
+    try:
+        refused = {one.index: one.error for one in _refused.decode(body).errors}
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return Taken(refused) if len(refused) == count and _inside(refused, count) else None
+
+
+def _inside(refused: Mapping[int, str], count: int) -> bool:
+    return all(0 <= index < count for index in refused)
+
+
+def _listed(experiments: Experiments) -> Iterable[Assignment | Mapping[str, str]]:
+    if experiments is None:
+        return ()
+    if isinstance(experiments, Assignment):
+        return (experiments,)
+    return experiments.assigned.values() if isinstance(experiments, Assignments) else experiments
+
+
+def _reference(one: Assignment | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(one, Assignment):
+        return {"experiment_id": one.experiment_id, "variant_id": one.variant_id}
+    return dict(one)
+
+
+def _number(name: str, value: Any) -> Any:
+    """A metric, which JSON would turn into null where it is not finite; a Decimal as a number."""
+    number = float(value) if isinstance(value, Decimal) else value
+    if not math.isfinite(number):
+        raise ValueError(f"the metric {name!r} is {value}, no finite number")
+    return number

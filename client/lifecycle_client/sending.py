@@ -1,0 +1,35 @@
+"""One POST with httpx, from a thread."""
+
+from collections.abc import Callable
+
+import httpx
+
+from lifecycle_client.wire import Reply, Unreachable
+
+# The service closes an idle connection after 5 s; one that is dropped earlier is never found closed in the middle of a request.
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
+# A connection that broke tells little about the service, and sending twice does no harm: these are tried once more.
+BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+
+
+def post(http: httpx.Client, url: str, body: bytes, timeout: float, clock: Callable[[], float]) -> Reply | Unreachable:
+    """What came back within about `timeout` seconds. Raises RuntimeError when `http` was closed by another thread."""
+    deadline = clock() + timeout
+    for last in (False, True):
+        try:
+            return _post(http, url, body, deadline, clock)
+        except httpx.HTTPError as error:
+            if last or not isinstance(error, BROKEN):
+                return Unreachable(type(error).__name__)
+    raise AssertionError("the last try returns")
+
+
+def _post(http: httpx.Client, url: str, body: bytes, deadline: float, clock: Callable[[], float]) -> Reply:
+    read = bytearray()
+    with http.stream("POST", url, content=body) as response:
+        # httpx bounds each read; a service that drips bytes is bounded here.
+        for chunk in response.iter_bytes():
+            read += chunk
+            if clock() > deadline:
+                raise httpx.ReadTimeout("the answer came too slowly")
+        return Reply(response.status_code, response.headers, bytes(read))

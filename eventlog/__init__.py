@@ -1,0 +1,1 @@
+"""Events: validating, storing each once, the spool while PostgreSQL is away, partitions, dead letters. No HTTP, no Dagster."""

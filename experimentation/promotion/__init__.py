@@ -1,0 +1,1 @@
+"""From a passed replay to traffic: what a candidate is compared with and what its arms serve."""

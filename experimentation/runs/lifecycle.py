@@ -1,0 +1,388 @@
+"""Runs of experiments and their lives: made, started, paused, completed, and opened for a candidate."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from experimentation.assignments.targeting import Targeting, TargetingError
+from experimentation.policies import version_by_id
+from experimentation.promotion.candidates import arm_config, baseline_of, compares, startable, tries
+from experimentation.runs import store as run_store
+from experimentation.runs.allocations import MOST_FOR_A_NEW_TREATMENT, WHOLE, candidate_split, ramped, shrunk
+from experimentation.runs.audit_trail import audited
+from experimentation.runs.layers import LayerError, check_range, lock_layer
+from experimentation.runs.run import (
+    CandidateRun,
+    ExperimentationError,
+    LayerRange,
+    MadeBy,
+    NewVariant,
+    Run,
+    RunStatus,
+    UnitType,
+)
+from experimentation.runs.store import load_run, runs_of
+
+__all__ = [
+    "add_variant",
+    "complete_run",
+    "create_run",
+    "load_run",
+    "open_candidate_run",
+    "pause_run",
+    "ramp_run",
+    "replace_variants",
+    "resume_run",
+    "runs_of",
+    "set_overrides",
+    "start_run",
+    "update_run",
+]
+
+
+def create_run(
+    connection: psycopg.Connection[Any],
+    *,
+    name: str,
+    unit_type: UnitType,
+    variants: Sequence[NewVariant],
+    description: str | None = None,
+    made_by: MadeBy = "file",
+    policy_id: UUID | None = None,
+    start_at: datetime | None = None,
+    end_at: datetime | None = None,
+    targeting: str | None = None,
+    layer: LayerRange | None = None,
+    overrides: Mapping[str, str] | None = None,
+    leaving: Collection[UUID] = (),
+    actor: str,
+    reason: str,
+) -> Run:
+    """Make the next run of a name, as a draft. Runs `leaving` their range of the layer do so in this transaction.
+
+    Raises ExperimentationError when a run of it is not completed yet, `targeting` can't be used, an override names no variant of it,
+    or (LayerError) the range is not free.
+    """
+    with connection.transaction():
+        run_store.lock_name(connection, name)
+        for run in runs_of(connection, name):
+            if run.status != "completed":
+                raise ExperimentationError(f"{run.label} is {run.status}: complete it before {name} is tried anew.")
+        _check_targeting(name, targeting)
+        _check_overrides(name, overrides or {}, variants)
+        if layer is not None:
+            check_range(connection, layer, name, leaving=leaving)
+        run_id = run_store.insert_run(
+            connection,
+            name=name,
+            unit_type=unit_type,
+            made_by=made_by,
+            description=description,
+            policy_id=policy_id,
+            start_at=start_at,
+            end_at=end_at,
+            targeting=targeting,
+            layer=layer,
+            overrides=overrides or {},
+        )
+        run_store.insert_variants(connection, run_id, variants)
+        return audited(connection, None, run_id, "experiment.created", actor, reason)
+
+
+def update_run(
+    connection: psycopg.Connection[Any],
+    run_id: UUID,
+    *,
+    description: str | None,
+    unit_type: UnitType,
+    start_at: datetime | None,
+    end_at: datetime | None,
+    targeting: str | None,
+    layer: LayerRange | None,
+    overrides: Mapping[str, str],
+    leaving: Collection[UUID] = (),
+    actor: str,
+    reason: str,
+) -> Run:
+    """Change what stands beside the variants; another `targeting` of a running run opens an epoch.
+
+    Raises ExperimentationError for another unit type, layer or range (LayerError) in a run that was started, and for another targeting
+    in a completed one; and as `create_run` does.
+    """
+    with connection.transaction():
+        if layer is not None:
+            # Before the run, as whoever opens a candidate's run does.
+            lock_layer(connection, layer.layer)
+        before = load_run(connection, run_id, hold=True)
+        if unit_type != before.unit_type and before.status != "draft":
+            raise ExperimentationError(f"{before.label} is {before.status}: only a draft's unit_type can be changed.")
+        if layer != before.layer and before.status != "draft":
+            raise LayerError(
+                f"{before.label} is {before.status}: only a draft's layer and range can be changed, or units would be in two "
+                "experiments of the layer."
+            )
+        if layer is not None and layer != before.layer:
+            check_range(connection, layer, before.label, leaving={*leaving, run_id})
+        if targeting != before.targeting:
+            if before.status == "completed":
+                raise ExperimentationError(f"{before.label} is completed, so its targeting can't change any more.")
+            _check_targeting(before.label, targeting)
+        if overrides != before.overrides:
+            _check_overrides(before.label, overrides, before.variants)
+        after = replace(
+            before,
+            description=description,
+            unit_type=unit_type,
+            start_at=start_at,
+            end_at=end_at,
+            targeting=targeting,
+            layer=layer,
+            overrides=overrides,
+        )
+        run_store.set_details(connection, after)
+        if targeting != before.targeting and before.status != "draft":
+            run_store.open_epoch(connection, run_id)
+        return audited(connection, before, run_id, "experiment.updated", actor, reason)
+
+
+def set_overrides(
+    connection: psycopg.Connection[Any], run_id: UUID, overrides: Mapping[str, str], *, actor: str, reason: str
+) -> Run:
+    """Change whom a run shows what, and nothing else. Raises ExperimentationError for a variant that it does not have."""
+    with connection.transaction():
+        before = load_run(connection, run_id, hold=True)
+        _check_overrides(before.label, overrides, before.variants)
+        run_store.set_details(connection, replace(before, overrides=overrides))
+        return audited(connection, before, run_id, "experiment.updated", actor, reason)
+
+
+def replace_variants(
+    connection: psycopg.Connection[Any],
+    run_id: UUID,
+    variants: Sequence[NewVariant],
+    policy_id: UUID | None,
+    *,
+    actor: str,
+    reason: str,
+) -> Run:
+    """Give a draft other variants; overrides to one that is gone go with it. Raises ExperimentationError when it has been started."""
+    with connection.transaction():
+        before = load_run(connection, run_id, hold=True)
+        if before.status != "draft":
+            raise ExperimentationError(f"{before.label} is {before.status}: only a draft's variants can be replaced.")
+        run_store.delete_variants(connection, run_id)
+        run_store.insert_variants(connection, run_id, variants)
+        kept = _overrides_of(before, variants)
+        run_store.set_details(connection, replace(before, policy_id=policy_id, overrides=kept))
+        return audited(connection, before, run_id, "experiment.variants_replaced", actor, reason)
+
+
+def add_variant(
+    connection: psycopg.Connection[Any], run_id: UUID, variant: NewVariant, *, actor: str, reason: str
+) -> Run:
+    """Add a treatment to a running plain split: the others shrink in proportion, an epoch opens.
+
+    Raises ExperimentationError for a draft, a completed run, or a share above 10 %.
+    """
+    with connection.transaction():
+        before = load_run(connection, run_id, hold=True)
+        if before.status not in ("active", "paused"):
+            raise ExperimentationError(
+                f"{before.label} is {before.status}: a variant is added to a running experiment."
+            )
+        if variant.allocation > MOST_FOR_A_NEW_TREATMENT:
+            raise ExperimentationError(
+                f"{variant.name} of {before.label} starts with {variant.allocation}: a new treatment gets at most "
+                f"{MOST_FOR_A_NEW_TREATMENT}."
+            )
+        shares = shrunk([other.allocation for other in before.variants], variant.allocation)
+        for other, share in zip(before.variants, shares, strict=True):
+            run_store.set_allocation(connection, other.id, share)
+        run_store.insert_variants(connection, run_id, [variant], before.variants[-1].position + 1)
+        run_store.open_epoch(connection, run_id)
+        run_store.set_details(connection, before)
+        return audited(connection, before, run_id, "experiment.variant_added", actor, reason)
+
+
+def ramp_run(connection: psycopg.Connection[Any], run_id: UUID, share: Decimal, *, actor: str, reason: str) -> Run:
+    """Give every arm of a running file's run this share, out of the remainder; an epoch opens. A withdrawn arm keeps what it has.
+
+    Raises ExperimentationError for another run, one without a remainder, and a share at which an arm shrinks or a unit would move.
+    """
+    with connection.transaction():
+        before = load_run(connection, run_id, hold=True)
+        if before.made_by != "file":
+            raise ExperimentationError(f"{before.label} is promotion's: only a run of the file is ramped by hand.")
+        if before.status not in ("active", "paused"):
+            raise ExperimentationError(f"{before.label} is {before.status}: only a running experiment is ramped.")
+        roles = [variant.role for variant in before.variants]
+        if roles.count("remainder") != 1:
+            raise ExperimentationError(
+                f"{before.label} has no remainder, so its arms can't grow without moving units: give the next experiment a remainder."
+            )
+        kept = {place for place, variant in enumerate(before.variants) if variant.withdrawn_at is not None}
+        try:
+            shares = ramped([variant.allocation for variant in before.variants], share, roles.index("remainder"), kept)
+        except ValueError as error:
+            raise ExperimentationError(f"{before.label} can't be ramped to {share}: {error}.") from None
+        for variant, allocation in zip(before.variants, shares, strict=True):
+            run_store.set_allocation(connection, variant.id, allocation)
+        run_store.open_epoch(connection, run_id)
+        run_store.set_details(connection, before)
+        return audited(connection, before, run_id, "experiment.ramped", actor, reason)
+
+
+def start_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, reason: str) -> Run:
+    """Draft → active, with epoch 1. Raises ExperimentationError unless allocations sum to 1 and one variant is the control."""
+    with connection.transaction():
+        run = load_run(connection, run_id, hold=True)
+        total = sum(variant.allocation for variant in run.variants)
+        if total != WHOLE:
+            raise ExperimentationError(f"The allocations of {run.label} sum to {total}, not to 1: correct them first.")
+        if [variant.role for variant in run.variants].count("control") != 1:
+            raise ExperimentationError(f"{run.label} needs exactly one control to be started.")
+        if run.status == "draft":
+            run_store.open_epoch(connection, run_id)
+        return _set_status(connection, run, ("draft",), "active", None, "experiment.started", actor, reason)
+
+
+def pause_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, reason: str) -> Run:
+    """Active → paused: stored units keep their variant, new ones are skipped. Raises ExperimentationError."""
+    with connection.transaction():
+        run = load_run(connection, run_id, hold=True)
+        return _set_status(connection, run, ("active",), "paused", None, "experiment.paused", actor, reason)
+
+
+def resume_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, reason: str) -> Run:
+    """Paused → active. Raises ExperimentationError."""
+    with connection.transaction():
+        run = load_run(connection, run_id, hold=True)
+        return _set_status(connection, run, ("paused",), "active", None, "experiment.resumed", actor, reason)
+
+
+def complete_run(
+    connection: psycopg.Connection[Any], run_id: UUID, *, shipped: str | None = None, actor: str, reason: str
+) -> Run:
+    """Active or paused → completed, for good. Every unit gets the `shipped` variant from then on; without one, none is answered.
+
+    Raises ExperimentationError when the run is a draft or completed, or has no such variant.
+    """
+    with connection.transaction():
+        run = load_run(connection, run_id, hold=True)
+        if shipped is not None and shipped not in {variant.name for variant in run.variants}:
+            names = ", ".join(variant.name for variant in run.variants)
+            raise ExperimentationError(f"{run.label} has no variant {shipped} to ship: it has {names}.")
+        variant_id = None if shipped is None else run.variant(shipped).id
+        return _set_status(
+            connection, run, ("active", "paused"), "completed", variant_id, "experiment.completed", actor, reason
+        )
+
+
+def open_candidate_run(
+    connection: psycopg.Connection[Any],
+    *,
+    experiment_name: str,
+    policy_version_id: UUID,
+    treatment_name: str,
+    share: Decimal = MOST_FOR_A_NEW_TREATMENT,
+    actor: str,
+    reason: str,
+) -> CandidateRun:
+    """Try a policy version: end the run before with its control shipped, and open the next run, all in one transaction.
+
+    The new run has two equal arms of `share` (control: the version in production; the treatment) and an un-enrolled remainder. It is
+    for the same units: targeting and range of the layer are the last run's, as are the overrides to variants that it has too.
+    Called again for the same version it returns the run that was opened for it, whatever became of that. While another run of the
+    name compares something, nothing is changed and the candidate waits. Raises ExperimentationError for a share above 10 %, an
+    experiment that doesn't exist or was never started, a version that can't be a candidate, and (LayerError) a range that others have
+    taken since the last run was completed.
+    """
+    try:
+        shares = candidate_split(share)
+    except ValueError as error:
+        raise ExperimentationError(f"{treatment_name} of {experiment_name} can't start: {error}.") from None
+    with connection.transaction():
+        run_store.lock_name(connection, experiment_name)
+        runs = runs_of(connection, experiment_name)
+        candidate = version_by_id(connection, policy_version_id)
+        for run in runs:
+            if run.made_by == "promotion" and tries(run, candidate):
+                return CandidateRun(
+                    "existing", run, f"{run.label} was opened for {candidate.label} and is {run.status}."
+                )
+        latest = startable(runs, experiment_name)
+        production = baseline_of(connection, candidate)
+        if latest.status != "completed" and compares(latest):
+            return CandidateRun("waits", latest, f"{candidate.label} waits until {latest.label} ends.")
+        if latest.layer is not None:
+            lock_layer(connection, latest.layer.layer)
+        if latest.status != "completed":
+            complete_run(connection, latest.id, shipped=latest.control.name, actor=actor, reason=reason)
+        baseline, trial = (arm_config(latest, version) for version in (production, candidate))
+        arms = [
+            NewVariant("control", "control", shares[0], baseline, f"{production.label}, in production"),
+            NewVariant("remainder", "remainder", shares[1], baseline, "Not enrolled: served the baseline"),
+            NewVariant(treatment_name, "treatment", shares[2], trial, f"{candidate.label}, the candidate"),
+        ]
+        opened = create_run(
+            connection,
+            name=experiment_name,
+            unit_type=latest.unit_type,
+            description=f"{candidate.label} against {production.label}.",
+            made_by="promotion",
+            policy_id=candidate.policy_id,
+            variants=arms,
+            targeting=latest.targeting,
+            layer=latest.layer,
+            overrides=_overrides_of(latest, arms),
+            actor=actor,
+            reason=reason,
+        )
+        opened = start_run(connection, opened.id, actor=actor, reason=reason)
+    percent = f"{(shares[2] * 100).normalize():f} %"
+    return CandidateRun("opened", opened, f"{opened.label} gives {candidate.label} {percent} of the units.")
+
+
+def _check_targeting(name: str, rule: str | None) -> None:
+    try:
+        if rule is not None:
+            Targeting(rule)
+    except TargetingError as error:
+        raise ExperimentationError(f"The targeting of {name} can't be used: {error}.") from None
+
+
+def _check_overrides(name: str, overrides: Mapping[str, str], variants: Sequence[NewVariant]) -> None:
+    for unit_id, variant in overrides.items():
+        if variant not in {known.name for known in variants}:
+            raise ExperimentationError(
+                f"An override of {name} gives {unit_id} the variant {variant}, which it does not have."
+            )
+
+
+def _overrides_of(run: Run, variants: Sequence[NewVariant]) -> dict[str, str]:
+    """The run's overrides that make sense with these variants."""
+    names = {variant.name for variant in variants}
+    return {unit_id: name for unit_id, name in run.overrides.items() if name in names}
+
+
+def _set_status(
+    connection: psycopg.Connection[Any],
+    run: Run,
+    allowed: tuple[RunStatus, ...],
+    status: RunStatus,
+    shipped_variant_id: UUID | None,
+    action: str,
+    actor: str,
+    reason: str,
+) -> Run:
+    if run.status == status:
+        raise ExperimentationError(f"{run.label} is {status} already.")
+    if run.status not in allowed:
+        raise ExperimentationError(f"{run.label} is {run.status}, so it can't become {status}.")
+    run_store.set_status(connection, run.id, status, shipped_variant_id)
+    return audited(connection, run, run.id, action, actor, reason)

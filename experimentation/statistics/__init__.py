@@ -1,0 +1,1 @@
+"""Estimates with intervals. Pure functions over numbers; plots and SQL live elsewhere."""

@@ -1,0 +1,11 @@
+"""Dead letters, what is archived, restored and erased (docs/data-model.md)."""
+
+from foundation.migrations import run_sql_beside
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Make everything that stands in the SQL file beside this one."""
+    run_sql_beside(__file__)

@@ -1,0 +1,253 @@
+"""Every setting of the platform, read from the environment and from `settings.env` in the home folder.
+
+Environment variables win over the file.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED_USER = "lifecycle"
+PREFIX = "LIFECYCLE_"
+# Variables with our prefix that are no settings: a person's, and those that one of our processes gives another.
+OTHER_VARIABLES = ("LIFECYCLE_DEBUG", "LIFECYCLE_API_KEY")
+INTERNAL_VARIABLES = ("LIFECYCLE_START", "LIFECYCLE_DBT_")
+
+
+class Settings(BaseSettings):
+    """What a user can set. Field `x` is read from `LIFECYCLE_X`, and from the usual name where one exists."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", populate_by_name=True)
+
+    home: Path = Field(default=PROJECT_ROOT / ".lifecycle", description="Folder of all local state.")
+    database_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("DATABASE_URL", "database_url"),
+        description="The platform's PostgreSQL; unset means the embedded one.",
+    )
+    mlflow_tracking_uri: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
+        description="MLflow server or database; unset means the database `mlflow` beside the platform's.",
+    )
+    store: str | None = Field(
+        default=None,
+        description="Where archives and artefacts go: a folder or s3://bucket/prefix; unset: <home>/store.",
+    )
+    datasets: str | None = Field(
+        default=None, description="Root of the datasets; unset: datasets/ for the default home, else <store>/datasets."
+    )
+    config_dir: Path = Field(default=PROJECT_ROOT / "config", description="Folder of experiments.yml and policies.yml.")
+
+    product: str = Field(
+        default="planner.meal_planner:MealPlanner",
+        description="`package.module:Class` of the product that this installation serves.",
+    )
+
+    pg_port: int = Field(default=25432, ge=1, le=65535, description="Port of the embedded PostgreSQL.")
+    api_port: int = Field(default=8000, ge=1, le=65535, description="Port of the assignment and event API.")
+    dagster_port: int = Field(default=3000, ge=1, le=65535, description="Port of the Dagster UI.")
+    mlflow_port: int = Field(default=5000, ge=1, le=65535, description="Port of the MLflow UI.")
+    docs_port: int = Field(default=8080, ge=1, le=65535, description="Port of the dbt docs site.")
+
+    first_day: date | None = Field(
+        default=None,
+        description="First day of the hourly and daily partitions; earlier events are history. Recorded at first start.",
+    )
+    retention_days: int = Field(
+        default=90,
+        ge=1,
+        description="Days of events in PostgreSQL; older ones, once archived, are in the archive only.",
+    )
+    dataset_window_days: int = Field(default=7, ge=1, description="Days of accepted plans in one dataset version.")
+    dataset_lookback_days: int = Field(default=28, ge=28, description="Days searched for a household's previous plan.")
+    dataset_min_rows: int = Field(default=1000, ge=1, description="Fewest rows that a dataset version may have.")
+    replay_from: date | None = Field(
+        default=None, description="Rows from this day on are never trained on: training and replay split by time."
+    )
+    replay_sample_size: int = Field(
+        default=1000, ge=1, description="Rows that a replay scores at most, drawn with seed 42."
+    )
+    replay_allow_unconstrained: bool = Field(
+        default=False,
+        description="Let the gate pass a model although no replayed row has a constraint (a diary has none).",
+    )
+    redis_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("REDIS_URL", "redis_url"),
+        description="Redis that the API's instances share for limits and stored assignments; unset: each keeps its own.",
+    )
+    api_host: str = Field(default="127.0.0.1", description="Address that the API listens on; 0.0.0.0 means every one.")
+    api_services: Literal["all", "assignments", "events"] = Field(
+        default="all", description="What an API process serves: everything, or one of the two services apart."
+    )
+    assignment_max_age_seconds: int = Field(default=300, ge=0, description="How long clients may hold an assignment.")
+    assignment_cache_entries: int = Field(
+        default=100_000, ge=0, description="Stored assignments held in the API's memory, about 550 bytes each; 0: none."
+    )
+    assignment_cache_seconds: float = Field(default=3600, gt=0, description="How long each of them is held.")
+    experiments_refresh_seconds: float = Field(
+        default=0.5, ge=0, description="How old the API's picture of experiments may be; 0: read for every request."
+    )
+    rate_limit_unit_per_minute: int = Field(
+        default=100, ge=0, description="Assignment requests a minute for one unit; 0: no limit."
+    )
+    rate_limit_key_per_minute: int = Field(
+        default=10_000, ge=0, description="Requests a minute with one API key; 0: no limit."
+    )
+    rate_limit_unit_events_per_minute: int = Field(
+        default=1_000, ge=0, description="Events a minute of one unit; 0: no limit."
+    )
+    spool_dir: Path | None = Field(
+        default=None, description="Where the API keeps events while PostgreSQL is away; unset: <home>/spool."
+    )
+    spool_mb: int = Field(
+        default=256, ge=0, description="Most MB of events kept there; 0: none, and such events are refused with 503."
+    )
+    event_memory_mb: int = Field(
+        default=64, ge=16, description="Most MB of request bodies that an API process holds at once; beyond: 503."
+    )
+    api_log_format: Literal["json", "text"] = Field(
+        default="json", description="How the API logs: a JSON object a line, or text for people."
+    )
+    api_access_log: bool = Field(default=False, description="Whether the API logs a line for each request.")
+    api_key_cache_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="How long the API trusts a key that it has checked; where changes can't be heard of, a revoked key works this long.",
+    )
+    api_key_grace_seconds: float = Field(
+        default=3600,
+        ge=0,
+        description="How much longer a key that was valid is trusted while PostgreSQL is away, so that events can be spooled.",
+    )
+    api_retry_delays_ms: tuple[int, ...] = Field(
+        default=(100, 200, 400),
+        description="Waits before the API tries the database again; after the last it answers 503.",
+    )
+    api_pool_size: int = Field(
+        default=10, ge=3, description="Most database connections of one API process, at least 3."
+    )
+    api_database_timeout_seconds: float = Field(
+        default=5.0, gt=0, description="Longest that one statement of the API may take."
+    )
+
+    schedules: bool = Field(default=True, description="Whether schedules start running by themselves.")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether PostgreSQL is the embedded one."""
+        return self.database_url is None
+
+    @property
+    def postgres_dir(self) -> Path:
+        """Folder of the embedded server: its data, log and password file."""
+        return self.home / "postgres"
+
+    @property
+    def platform_url(self) -> str:
+        """`postgresql://…` of the platform's database, without a driver name.
+
+        Raises FileNotFoundError when the embedded server was never started (its password does not exist yet).
+        """
+        if self.database_url is not None:
+            return self.database_url
+        password_file = self.postgres_dir / "password"
+        if not password_file.exists():
+            raise FileNotFoundError(
+                f"The embedded PostgreSQL in {self.home} was never started. Run `lifecycle db start`, or set DATABASE_URL."
+            )
+        password = quote(password_file.read_text().strip())
+        return f"postgresql://{EMBEDDED_USER}:{password}@127.0.0.1:{self.pg_port}/lifecycle"
+
+    def sibling_url(self, database: str) -> str:
+        """URL of another database (`dagster`, `mlflow`) on the platform's server."""
+        return urlunsplit(urlsplit(self.platform_url)._replace(path=f"/{database}"))
+
+    @property
+    def tracking_uri(self) -> str:
+        """What MLflow clients are given. The driver is named: SQLAlchemy's default one changed between versions."""
+        return self.mlflow_tracking_uri or self.sibling_url("mlflow").replace("postgresql://", "postgresql+psycopg2://")
+
+    @property
+    def store_root(self) -> str:
+        """Root of the object store, without a trailing slash."""
+        return (self.store or str(self.home / "store")).rstrip("/")
+
+    @property
+    def spool_root(self) -> Path:
+        """Folder of the spools of all API processes of this machine."""
+        return self.spool_dir or self.home / "spool"
+
+    @property
+    def datasets_root(self) -> str:
+        """Root of the built datasets, without a trailing slash."""
+        if self.datasets:
+            return self.datasets.rstrip("/")
+        if self.store is None and self.home == PROJECT_ROOT / ".lifecycle":
+            return str(PROJECT_ROOT / "datasets")
+        return f"{self.store_root}/datasets"
+
+    @property
+    def lineage_start(self) -> date:
+        """First day of the partitions: the setting, else nine weeks ago (a fresh installation before its first start)."""
+        return self.first_day or (datetime.now(UTC).date() - timedelta(days=63))
+
+
+def home_folder() -> Path:
+    """The home that the environment names."""
+    return Path(os.environ.get("LIFECYCLE_HOME", PROJECT_ROOT / ".lifecycle")).resolve()
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process. Tests call `settings.cache_clear()` after changing the environment."""
+    home = home_folder()
+    return Settings(_env_file=home / "settings.env", home=home)  # type: ignore[call-arg]
+
+
+def variable_names(field: str) -> tuple[str, ...]:
+    """The environment variables that a setting is read from: the usual name first where there is one."""
+    alias = Settings.model_fields[field].validation_alias
+    usual = [str(alias.choices[0])] if isinstance(alias, AliasChoices) else []
+    return (*usual, f"{PREFIX}{field.upper()}")
+
+
+def unknown_names(environ: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that has our prefix and is read by nobody, with the name that was likely meant."""
+    known = {name for field in Settings.model_fields for name in variable_names(field)} | {*OTHER_VARIABLES}
+    # Compared without the prefix, which would make everything look alike.
+    by_end = {name.removeprefix(PREFIX): name for name in sorted(known, reverse=True)}
+    sentences = []
+    for name in sorted(environ):
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper in known or upper.startswith(INTERNAL_VARIABLES):
+            continue
+        near = difflib.get_close_matches(upper.removeprefix(PREFIX), by_end, n=1)
+        hint = f"did you mean {by_end[near[0]]}?" if near else "docs/settings.md lists what there is."
+        sentences.append(f"{name} is no setting: {hint}")
+    return sentences
+
+
+def invalid_settings(error: Exception) -> str:
+    """What pydantic says of a value that can't be used, as a sentence."""
+    if not isinstance(error, ValidationError):
+        said = str(error).strip().splitlines()[0].rstrip(".")
+        return f"A setting can't be read ({said}): correct it in the environment or in settings.env."
+    told = []
+    for item in error.errors():
+        place = str(item["loc"][0]) if item["loc"] else ""
+        name = variable_names(place.lower())[0] if place.lower() in Settings.model_fields else place
+        told.append(
+            f"{name}={item['input']} can't be used ({item['msg']}): correct it in the environment or in settings.env."
+        )
+    return "; ".join(told)

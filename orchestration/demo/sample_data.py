@@ -1,0 +1,63 @@
+"""Bringing a product's data in: the sample that the project makes itself, or a recipe catalogue with a cooking diary."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Any
+
+import polars as pl
+import psycopg
+
+from eventlog.imports.remembered import Remembered, remember, remembered
+from eventlog.store import store_events
+from planner.catalogue import sample_catalogue
+from planner.history import History
+from planner.simulator import Sample, simulate
+from planner.store import store_tables
+
+SAMPLE_SEED, SAMPLE_WEEKS = 7, 8
+
+
+def sample(end: date) -> Sample:
+    """The demo's history: eight weeks whose last day is `end`."""
+    return simulate(sample_catalogue(), seed=SAMPLE_SEED, weeks=SAMPLE_WEEKS, end=end)
+
+
+def import_sample(
+    connection: psycopg.Connection[Any], end: date, make: Callable[[date], Sample] = sample
+) -> Remembered:
+    """Store the sample whose last day is `end`: domain tables and events, once; a stored one is not simulated again.
+
+    The caller owns the transaction; partitions for its days must exist.
+    """
+    digest = hashlib.sha256(f"sample/{SAMPLE_SEED}/{SAMPLE_WEEKS}/{end.isoformat()}".encode()).hexdigest()
+    source = f"the seeded sample (seed {SAMPLE_SEED})"
+    known = remembered(connection, "sample", source, digest)
+    if known is not None:
+        return known
+    made = make(end)
+    return _store(connection, "sample", source, digest, made.tables, made.events)
+
+
+def import_history(connection: psycopg.Connection[Any], history: History, source: str) -> Remembered:
+    """Store a diary that was read: recipes, people, reconstructed events, once. `source` is what `exp.imports` calls it.
+
+    The caller owns the transaction; the history partition must exist.
+    """
+    known = remembered(connection, "history", source, history.digest)
+    return known or _store(connection, "history", source, history.digest, history.tables, history.events)
+
+
+def _store(
+    connection: psycopg.Connection[Any],
+    kind: str,
+    source: str,
+    digest: str,
+    tables: Mapping[str, pl.DataFrame],
+    events: list[dict[str, Any]],
+) -> Remembered:
+    store_tables(connection, tables)
+    counts = {name: len(frame) for name, frame in tables.items()}
+    counts["events"] = store_events(connection, events)
+    remember(connection, kind, source, digest, counts)
+    return Remembered(kind, source, counts, new=True)

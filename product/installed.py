@@ -1,0 +1,64 @@
+"""The product that this installation serves: the class that the setting `LIFECYCLE_PRODUCT` names. No other room names a product."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, ClassVar, Protocol, Self
+
+import polars as pl
+import psycopg
+
+from foundation.settings import settings
+from product.loading import class_named
+from product.protocol import Product, RowWindow
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """The rows of a window, and how many accepted plans of it became no row, by reason."""
+
+    frame: pl.DataFrame
+    excluded: dict[str, int]
+
+
+class InstalledProduct(Product, Protocol):
+    """What the class of an installed product has beyond the protocol: its names, its tables, and its rows with their split."""
+
+    model_name: ClassVar[str]
+    """Registered model, such as `planner_model`."""
+    policy_name: ClassVar[str]
+    """Policy whose versions serve that model, such as `planner_policy`."""
+    experiment_name: ClassVar[str]
+    """Experiment that tries candidates, such as `weekly_planner`."""
+    baseline_planner: ClassVar[str]
+    """`package.module:Class` of the planner that is registered before anything was trained."""
+    nullable_fields: ClassVar[frozenset[str]]
+    """Dotted paths of row fields that may be null."""
+
+    @classmethod
+    def domain_tables(cls, connection: psycopg.Connection[Any]) -> dict[str, pl.DataFrame]:
+        """The product's own tables by name, as `Product.rows` takes them."""
+        ...
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, pl.DataFrame]) -> Self:
+        """The product with the reference data that these tables hold."""
+        ...
+
+    @classmethod
+    def dataset_rows(
+        cls, events: pl.DataFrame, domain: Mapping[str, pl.DataFrame], window: RowWindow, replay_from: date | None
+    ) -> DatasetRows:
+        """Point-in-time rows with their split, and what was left out. Rows from `replay_from` on are held out, where it is given."""
+        ...
+
+
+def installed_product() -> type[InstalledProduct]:
+    """The class that `LIFECYCLE_PRODUCT` names. Raises ProductError if it cannot be imported."""
+    return class_named(settings().product)
+
+
+def current_product(connection: psycopg.Connection[Any]) -> InstalledProduct:
+    """The installed product with the reference data that the database holds now."""
+    product = installed_product()
+    return product.from_tables(product.domain_tables(connection))

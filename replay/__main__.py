@@ -1,0 +1,8 @@
+"""`python -m assets.replay …`: see command.py."""
+
+import sys
+
+from replay.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
