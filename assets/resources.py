@@ -20,7 +20,7 @@ from foundation.settings import settings
 LINK_SECONDS = 7 * 24 * 3600
 
 
-class PlatformDatabase(dg.ConfigurableResource):
+class PlatformDatabase(dg.ConfigurableResource[Any]):
     """PostgreSQL with the schemas `exp` and the product's own."""
 
     @contextmanager
@@ -30,7 +30,7 @@ class PlatformDatabase(dg.ConfigurableResource):
             yield connection
 
 
-class ArtefactStore(dg.ConfigurableResource):
+class ArtefactStore(dg.ConfigurableResource[Any]):
     """Archives, records and models: a folder, or `s3://bucket/prefix`."""
 
     s3: dg.ResourceDependency[S3Resource]
@@ -55,7 +55,7 @@ class ArtefactStore(dg.ConfigurableResource):
         )
 
 
-class MlflowTracking(dg.ConfigurableResource):
+class MlflowTracking(dg.ConfigurableResource[Any]):
     """MLflow runs that belong to a Dagster run, and links into the MLflow UI.
 
     dagster-mlflow stays behind this resource: it imports MLflow when it is imported (2 s), and it never ends its run when a step

@@ -40,8 +40,8 @@ class UngroupedEvents(EventStore):
 
 def main() -> int:
     """Serve until a signal ends it."""
-    event_service.EventStore = UngroupedEvents  # type: ignore[misc]
-    app.Assigner = Ungrouped  # type: ignore[misc]  # the one part that is exchanged
+    event_service.EventStore = UngroupedEvents  # type: ignore[attr-defined]
+    app.Assigner = Ungrouped  # type: ignore[attr-defined]  # the one part that is exchanged
     return service.main()
 
 

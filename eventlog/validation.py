@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -369,13 +369,13 @@ def _utc(text: str) -> datetime | None:
         return None
 
 
-_REQUIRED = {
+_REQUIRED: dict[str, Callable[[Any], bool]] = {
     "event_type": _is_event_type,
     "unit_type": lambda value: isinstance(value, str) and value in UNIT_TYPES,
     "unit_id": lambda value: isinstance(value, str) and 1 <= len(value) <= MAX_UNIT_ID,
     "timestamp": lambda value: isinstance(value, str) and _utc(value) is not None,
 }
-_OPTIONAL = {
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "event_id": _is_uuid,
     "experiments": lambda value: isinstance(value, list),
     "context": lambda value: isinstance(value, dict),

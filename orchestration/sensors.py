@@ -146,7 +146,7 @@ def _ready_after(runs: Sequence[dg.RunRecord]) -> datetime | None:
         failures += 1
     if not failures or runs[0].end_time is None:
         return None
-    wait = min(FIRST_WAIT * 2 ** min(failures - 1, 10), LONGEST_WAIT)
+    wait: timedelta = min(FIRST_WAIT * 2 ** min(failures - 1, 10), LONGEST_WAIT)
     return datetime.fromtimestamp(runs[0].end_time, UTC) + wait
 
 

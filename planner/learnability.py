@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -95,7 +96,7 @@ def _oracle(sample: Sample, product: MealPlanner, household_id: str, at: datetim
     return chosen
 
 
-def _asked(sample: Sample, accepted: list[dict]) -> list[tuple[str, datetime, RowInput, list[str]]]:
+def _asked(sample: Sample, accepted: list[dict[str, Any]]) -> list[tuple[str, datetime, RowInput, list[str]]]:
     """What was known when each accepted plan was made, and what was accepted."""
     made = {
         event["payload"]["plan_id"]: event["timestamp"]

@@ -212,7 +212,7 @@ class World:
             self.position[item] for plan in household.eaten if at - LATELY <= plan.at < at for item, _ in plan.meals
         ]
         utility[lately] -= EATEN_LATELY
-        return utility
+        return np.asarray(utility)
 
     def sameness(self, others: Sequence[str]) -> np.ndarray:
         """Utility that each recipe loses beside these other meals of a plan: nobody wants five curries a week."""

@@ -55,7 +55,8 @@ class InstalledProduct(Product, Protocol):
 
 def installed_product() -> type[InstalledProduct]:
     """The class that `LIFECYCLE_PRODUCT` names. Raises ProductError if it cannot be imported."""
-    return class_named(settings().product)
+    product: type[InstalledProduct] = class_named(settings().product)
+    return product
 
 
 def current_product(connection: psycopg.Connection[Any]) -> InstalledProduct:

@@ -38,7 +38,8 @@ class Dataset:
     @property
     def trained_until(self) -> datetime:
         """Time of the newest row that training saw, validation included."""
-        return max(row["metadata"]["timestamp"] for row in [*self.train, *self.validation])
+        newest: datetime = max(row["metadata"]["timestamp"] for row in [*self.train, *self.validation])
+        return newest
 
 
 def read_dataset(uri: str, train_split: float = 0.9, val_split: float = 0.1) -> Dataset:

@@ -112,7 +112,7 @@ class Decoder:
                 raise out_of_memory(rows) from error
             raise
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed (pyproject.toml)
     def _loop(
         self, walks: list[_Walk], input_ids: torch.Tensor, attention: torch.Tensor, positions: torch.Tensor
     ) -> None:

@@ -108,7 +108,8 @@ def popularity_prior(
         for item in chosen:
             if item in index:
                 counts[index[item]] += weight
-    return counts / counts.sum()
+    shares: np.ndarray = counts / counts.sum()
+    return shares
 
 
 def _prefix_free(sequences: Sequence[tuple[int, ...]]) -> bool:

@@ -188,7 +188,10 @@ class _Run:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32" or not self.device.startswith("cuda"):
             return nullcontext()
-        return torch.autocast("cuda", dtype=torch.bfloat16 if self.precision == "bf16" else torch.float16)
+        autocast: AbstractContextManager[Any] = torch.autocast(
+            "cuda", dtype=torch.bfloat16 if self.precision == "bf16" else torch.float16
+        )
+        return autocast
 
     def _validate(self) -> float:
         """Mean loss per item on the validation rows in their own order; keeps the best weights and counts patience."""
@@ -265,4 +268,4 @@ def start_ranks(cuda: bool) -> int:
     distributed.init_process_group("nccl" if cuda else "gloo")
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return distributed.get_rank()
+    return int(distributed.get_rank())

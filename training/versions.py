@@ -7,7 +7,8 @@ from typing import Any, Self
 class _Record:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return asdict(self)  # type: ignore[call-overload]
+        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return values
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:

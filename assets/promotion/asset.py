@@ -12,8 +12,8 @@ from assets.partitions import MODEL_VERSIONS, parse_model_version_key
 from assets.replay.asset import replay_metrics
 from assets.resources import MlflowTracking, PlatformDatabase
 from experimentation.policies import ensure_version_of_model, production_version
-from experimentation.runs.lifecycle import CandidateRun, open_candidate_run
-from experimentation.runs.run import PolicyVersion
+from experimentation.runs.lifecycle import open_candidate_run
+from experimentation.runs.run import CandidateRun, PolicyVersion
 from product.installed import installed_product
 from replay.stored_results import link_policy_version, replays_of_model
 

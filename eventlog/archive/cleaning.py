@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from eventlog.archive.archiving import ArchiveError
 from eventlog.archive.files import EVENT_SCHEMA, HISTORY_FOLDER, KNOWN_METRICS, archived_keys, hour_key, read_archive
+from eventlog.archive.period_file import ArchiveError
 from foundation.object_store import ObjectStore
 
 HISTORY_KEY = "cleaned/history.parquet"

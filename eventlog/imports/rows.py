@@ -177,7 +177,8 @@ class RowReader:
                 value = part(row)
                 if value is not None:
                     found[key] = value
-            return found
+            held: dict[str, Any] | None = found
+            return held
 
         return extract
 

@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from psycopg.rows import scalar_row
 
-from eventlog.archive.archiving import ArchiveError, archive_history, archive_hours
+from eventlog.archive.archiving import archive_history, archive_hours
 from eventlog.archive.counting import Counted, NotAnArchiveError, count_in_database, count_table
 from eventlog.archive.files import ArchivedFile, archived_keys, is_history, period_of
 from eventlog.archive.hours import ArchivedHour, archive_lock, archived_hours, record_late
 from eventlog.archive.manifest import folder_of, read_manifest, record_files
+from eventlog.archive.period_file import ArchiveError
 from eventlog.archive.reader import EventReadError
 from eventlog.archive.rewrite import rewrite_period
 from foundation.object_store import FileFacts, ObjectStore, StoreError

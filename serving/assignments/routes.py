@@ -3,7 +3,7 @@
 import difflib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -229,7 +229,7 @@ def _unknown(name: str) -> FieldError:
     return ExplainedError(shown, UNKNOWN, f"is no field of this request: {hint}")
 
 
-_REQUIRED = {
+_REQUIRED: dict[str, Callable[[Any], bool]] = {
     "unit_type": lambda value: isinstance(value, str) and value in UNIT_TYPES,
     "unit_id": lambda value: isinstance(value, str) and 1 <= len(value) <= MAX_UNIT_ID,
     "requested_experiments": lambda value: (

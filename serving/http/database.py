@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from datetime import date
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import asyncpg
 import psycopg
@@ -82,7 +82,9 @@ class Database:
 
     def acquire(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """A connection outside of any transaction."""
-        acquired: Any = self._opened().acquire(timeout=self._settings.api_database_timeout_seconds)
+        acquired: AbstractAsyncContextManager[asyncpg.Connection] = self._opened().acquire(
+            timeout=self._settings.api_database_timeout_seconds
+        )
         return acquired
 
     def keeping(self) -> "Kept":
