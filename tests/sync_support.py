@@ -15,8 +15,9 @@ from ground_support import (
 from experimentation.config.sync import SyncReport, sync
 from experimentation.config.yaml_nodes import ConfigError
 from experimentation.runs.lifecycle import runs_of
+from foundation.audit import Change
 
-BY = {"actor": "test", "reason": "Because of the test."}
+BY = Change("test", "Because of the test.")
 POLICIES = """\
 policies:
   - name: planner_policy
@@ -61,7 +62,7 @@ class Files:
 
     def apply(self, experiments: str = SPLIT, policies: str = POLICIES, **options: Any) -> SyncReport:
         files = config_of(self.folder, experiments, policies)
-        return sync(self.connection, files, **{"model_stage": every_model_exists, "actor": "test", **options})
+        return sync(self.connection, files, **{"model_stage": every_model_exists, "by": "test", **options})
 
     def problems(self, experiments: str = SPLIT, policies: str = POLICIES, **options: Any) -> list[str]:
         state = everything(self.connection)
