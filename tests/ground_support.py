@@ -2,7 +2,7 @@
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import psycopg
 
@@ -13,6 +13,15 @@ from experimentation.policies import add_version, get_version
 from experimentation.runs.run import PolicyVersion
 from foundation.settings import PROJECT_ROOT
 
+
+class By(TypedDict):
+    """Who changes something in a test, and why."""
+
+    actor: str
+    reason: str
+
+
+BY: By = {"actor": "test", "reason": "Because of the test."}
 NO_POLICIES = "policies: []\n"
 NO_EXPERIMENTS = "experiments: []\n"
 

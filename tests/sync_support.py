@@ -16,7 +16,6 @@ from experimentation.config.sync import SyncReport, sync
 from experimentation.config.yaml_nodes import ConfigError
 from experimentation.runs.lifecycle import runs_of
 
-BY = {"actor": "test", "reason": "Because of the test."}
 POLICIES = """\
 policies:
   - name: planner_policy

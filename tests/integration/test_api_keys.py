@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
+from ground_support import BY
 
 from experimentation.runs.run import ExperimentationError
 from foundation.api_keys import (
@@ -20,7 +21,6 @@ from foundation.api_keys import (
     rotate_api_key,
 )
 
-BY = {"actor": "test", "reason": "Because of the test."}
 HOUR = timedelta(hours=1)
 
 

@@ -38,7 +38,8 @@ def test_who_knows_the_answer_scores_one_and_beats_who_knows_nothing() -> None:
     result = replayed(RuleModel(telling(ROWS)))
     assert result.scores[ALIGNMENT].candidate.mean == 1.0
     assert result.scores[EDITS].candidate.mean == 1.0
-    assert result.scores[ALIGNMENT].baseline.mean is not None and result.scores[ALIGNMENT].baseline.mean < 0.2
+    baseline = result.scores[ALIGNMENT].baseline.mean
+    assert baseline is not None and baseline < 0.2
     gap = result.scores[ALIGNMENT].difference
     assert gap.low is not None and gap.low > 0
     assert (result.rows, result.units, gap.units) == (36, 12, 12)
@@ -50,7 +51,7 @@ def test_means_agree_with_scoring_every_row_by_hand() -> None:
     by_hand = [product.scores(row, plan) for row, plan in zip(ROWS, plans, strict=True)]
     result = replayed(RuleModel(lambda row_input: first_legal(row_input, 7)))
     for name in (ALIGNMENT, CONSTRAINTS, EDITS, DIVERSITY, LEFTOVERS, "budget_respect_score"):
-        known = [scores[name] for scores in by_hand if scores[name] is not None]
+        known = [score for scores in by_hand if (score := scores[name]) is not None]
         assert result.scores[name].candidate.mean == pytest.approx(sum(known) / len(known), abs=1e-12), name
         assert result.scores[name].candidate.rows == len(known), name
     means = {name: result.scores[name].candidate.mean or 0.0 for name in (ALIGNMENT, EDITS, DIVERSITY, LEFTOVERS)}

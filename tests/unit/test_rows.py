@@ -304,7 +304,7 @@ def test_nothing_after_a_plan_was_made_reaches_its_input(position: float, seed: 
     row = rows[min(int(position * len(rows)), len(rows) - 1)]
     plan, household = row["metadata"]["plan_id"], row["input"]["household"]["id"]
     own = pl.col("payload").str.json_path_match("$.plan_id") == plan
-    made = events.filter(own, pl.col("event_type") == "plan_generated")["timestamp"].max()
+    made = events.filter(own, pl.col("event_type") == "plan_generated").select(pl.col("timestamp").max()).item()
     later = pl.col("timestamp") > made
     kept = events.filter(~later | (own & (pl.col("event_type") == "plan_accepted")))
     if drop:
