@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from experimentation.statistics.intervals import Estimate, clustered_mean, mean_where_known, paired_difference
 
@@ -26,6 +25,8 @@ def test_one_row_a_unit_is_students_published_paired_interval() -> None:
 
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
 def test_one_row_a_unit_agrees_with_scipy(level: float) -> None:
+    from scipy import stats
+
     values = np.random.default_rng(1).normal(size=37).tolist()
     theirs = stats.ttest_1samp(values, 0).confidence_interval(level)
     ours = clustered_mean(values, range(37), level)
@@ -33,6 +34,8 @@ def test_one_row_a_unit_agrees_with_scipy(level: float) -> None:
 
 
 def test_equal_units_agree_with_scipy_over_the_units_means() -> None:
+    from scipy import stats
+
     table = np.random.default_rng(2).normal(size=(12, 5))
     theirs = stats.ttest_1samp(table.mean(axis=1), 0).confidence_interval(0.95)
     ours = clustered_mean(table.ravel().tolist(), np.repeat(range(12), 5).tolist())
@@ -40,6 +43,8 @@ def test_equal_units_agree_with_scipy_over_the_units_means() -> None:
 
 
 def test_unequal_units_agree_with_the_sandwich_formula_of_a_regression_on_a_constant() -> None:
+    from scipy import stats
+
     rng = np.random.default_rng(3)
     sizes = [1, 2, 7, 3, 3, 10]
     units = np.repeat(range(len(sizes)), sizes)

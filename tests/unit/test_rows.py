@@ -291,7 +291,7 @@ def test_the_same_event_id_at_two_times_is_two_rows() -> None:
 
 @cache
 def world() -> tuple[pl.DataFrame, dict[str, pl.DataFrame], RowWindow, list[dict[str, Any]]]:
-    sample = simulate(sample_catalogue(), seed=5, households=12, weeks=6, end=date(2025, 6, 1))
+    sample = simulate(sample_catalogue(), seed=5, households=5, weeks=6, end=date(2025, 6, 1))
     events = events_frame(sample.events)
     window = RowWindow(sample.start, sample.end, 28)
     return events, sample.tables, window, planner_rows(events, sample.tables, window).to_dicts()
