@@ -11,8 +11,6 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from orchestration.local.postgres import EmbeddedPostgres
-
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -26,6 +24,8 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """URL of an embedded PostgreSQL of this test run (database `lifecycle`, empty)."""
+    from orchestration.local.postgres import EmbeddedPostgres
+
     with tempfile.TemporaryDirectory(prefix="lifecycle-pg-") as folder:
         server = EmbeddedPostgres(Path(folder) / "postgres", free_port())
         server.start()

@@ -63,7 +63,7 @@ class Installation:
         server.start()
         try:
             with psycopg.connect(server.url) as connection:
-                return connection.execute(statement).fetchall()  # type: ignore[arg-type]
+                return connection.execute(statement).fetchall()
         finally:
             if not running:
                 server.stop()

@@ -14,6 +14,7 @@ from experimentation.runs.run import PolicyVersion
 from foundation.audit import Change
 from foundation.settings import PROJECT_ROOT
 
+BY = Change("test", "Because of the test.")
 NO_POLICIES = "policies: []\n"
 NO_EXPERIMENTS = "experiments: []\n"
 

@@ -8,7 +8,7 @@ import mlflow
 import pandas as pd
 import psycopg
 import pyarrow.parquet as pq
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 from replay_support import PRODUCT, RuleModel, dataset_folder, first_legal, sample_rows, telling
 
 from product.protocol import Row
@@ -51,7 +51,14 @@ def register_all(folder: Path) -> None:
     """Fill a folder with an MLflow database, its artefacts and a dataset."""
     uri, artefacts = f"sqlite:///{folder / 'mlflow.db'}", str(folder / "artefacts")
     dataset = dataset_folder(folder / "planner" / "2025-01-26", ROWS)
-    assert register_heuristic(uri, PRODUCT, artifact_root=artefacts).version == BASELINE
+    baseline = register_heuristic(
+        uri,
+        PRODUCT,
+        model_name=NAME,
+        planner_class=PRODUCT.baseline_planner,
+        artifact_root=artefacts,
+    )
+    assert baseline.version == BASELINE
     experiment = registry.experiment_id(uri, "planner_training", artefacts)
     for version, share in SHARES.items():
         taught = [row for row in ROWS if row["metadata"]["split"] != "replay" and version != SILENT]

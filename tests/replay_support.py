@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import polars as pl
@@ -85,7 +85,7 @@ class RuleModel:
     def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One output row an input row."""
         self.calls.append(len(data))
-        found = [self.rule(row) for row in data.to_dict("records")]
+        found = [self.rule(row) for row in cast("list[dict[str, Any]]", data.to_dict("records"))]
         answered = [one if isinstance(one, dict) else {"meals": one, "error": None} for one in found]
         return pd.DataFrame([{"tokens_generated": self.tokens, **one} for one in answered])
 

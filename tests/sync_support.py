@@ -15,9 +15,7 @@ from ground_support import (
 from experimentation.config.sync import SyncReport, sync
 from experimentation.config.yaml_nodes import ConfigError
 from experimentation.runs.lifecycle import runs_of
-from foundation.audit import Change
 
-BY = Change("test", "Because of the test.")
 POLICIES = """\
 policies:
   - name: planner_policy

@@ -78,7 +78,7 @@ def sums(frame: pl.DataFrame, variant: str, *metrics: str) -> list[tuple[str, st
             metric,
             len(part),
             float(part[metric].cast(pl.Int64).sum()),
-            float(part[metric].cast(pl.Int64).max()),
+            float(part.select(pl.col(metric).cast(pl.Int64).max()).item()),
         )
         for (name,), part in sorted(frame.group_by(variant), key=lambda group: str(group[0]))
         for metric in sorted(metrics)
@@ -106,8 +106,8 @@ def test_every_person_is_there_once_at_their_hour(warehouse: Warehouse, people: 
             len(part),
             part["auction_id"].n_unique(),
             "0.5000",
-            f"{part['at'].min()}+00",
-            f"{part['at'].max()}+00",
+            f"{part.select(pl.col('at').min()).item()}+00",
+            f"{part.select(pl.col('at').max()).item()}+00",
         )
         for (name,), part in sorted(hours.group_by("experiment"), key=lambda group: str(group[0]))
     ]

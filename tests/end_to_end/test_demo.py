@@ -1,10 +1,17 @@
 """The demo as a user sees it: killed and run again, run once more, and looked at afterwards."""
 
+import os
 import re
+import signal
 import time
+from collections.abc import Iterator
 
 import httpx
-from demo_support import wait_for
+import pytest
+from demo_support import Installation, new_installation, wait_for
+
+Demo = tuple[Installation, str]
+"""A finished demo, and what its last run printed."""
 
 STATE = {
     "events by type": "SELECT event_type, count(*) FROM exp.events GROUP BY 1 ORDER BY 1",
@@ -18,7 +25,26 @@ STATE = {
 }
 
 
-def test_a_killed_demo_ends_in_the_same_table(interrupted_demo) -> None:
+@pytest.fixture(scope="module")
+def interrupted_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """A demo that was killed in the middle and run again to its end. It takes minutes, so it is run once."""
+    installation = new_installation(tmp_path_factory.mktemp("demo"))
+    process, output = installation.start("demo")
+    try:
+        # Base model is the stage after the dataset: the kill falls into its run, with every service up.
+        wait_for(
+            lambda: "Training dataset" in output.read_text() and "Base model" not in output.read_text(), process, output
+        )
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        done = installation.run("demo")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        yield installation, done.stdout
+    finally:
+        installation.run("down", seconds=120)
+
+
+def test_a_killed_demo_ends_in_the_same_table(interrupted_demo: Demo) -> None:
     installation, printed = interrupted_demo
     for line in (
         "rows in",
@@ -37,7 +63,7 @@ def test_a_killed_demo_ends_in_the_same_table(interrupted_demo) -> None:
     assert versions == [(1,)], "killed or not, one version is trained and replayed"
 
 
-def test_what_the_gate_decided_is_what_is_served(interrupted_demo) -> None:
+def test_what_the_gate_decided_is_what_is_served(interrupted_demo: Demo) -> None:
     installation, _ = interrupted_demo
     verdict = installation.query("SELECT verdict FROM exp.offline_replay_results")[0][0]
     variants = dict(
@@ -61,7 +87,7 @@ def test_what_the_gate_decided_is_what_is_served(interrupted_demo) -> None:
         assert variants == {"control": 1.0} and served == {"control": 400} and versions == 1
 
 
-def test_a_third_run_changes_nothing(interrupted_demo) -> None:
+def test_a_third_run_changes_nothing(interrupted_demo: Demo) -> None:
     installation, _ = interrupted_demo
     before = {name: installation.query(statement) for name, statement in STATE.items()}
     done = installation.run("demo")
@@ -69,7 +95,7 @@ def test_a_third_run_changes_nothing(interrupted_demo) -> None:
     assert {name: installation.query(statement) for name, statement in STATE.items()} == before
 
 
-def test_everything_is_visible_afterwards(interrupted_demo) -> None:
+def test_everything_is_visible_afterwards(interrupted_demo: Demo) -> None:
     installation, _ = interrupted_demo
     began = time.time()
     process, output = installation.start("up")

@@ -1,7 +1,7 @@
 """The database stops under a running API: 503 within the retry budget, and service again soon after its return."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,7 +48,11 @@ def test_away_and_back(server: EmbeddedPostgres) -> None:
 
         assert ask("before").status_code == 200
         server.stop()
-        for send in (lambda: ask("during"), lambda: client.post("/api/v1/events", json=event)):
+        requests: list[Callable[[], httpx.Response]] = [
+            lambda: ask("during"),
+            lambda: client.post("/api/v1/events", json=event),
+        ]
+        for send in requests:
             started = time.monotonic()
             answer = send()
             seconds = time.monotonic() - started

@@ -148,7 +148,8 @@ def test_a_full_disk_is_503_and_what_was_acknowledged_is_stored(
     with running_api(server.url, **settings) as url, client_of(url, key) as client:
         assert client.post("/api/v1/events", json=event()).status_code == 200
         server.stop()
-        acknowledged, refused = [], []
+        acknowledged: list[tuple[str, httpx.Response]] = []
+        refused: list[tuple[str, httpx.Response]] = []
         for number in range(60):
             one = event(f"u{number}", payload={"text": "x" * 2000})
             answer = client.post("/api/v1/events", json=one)

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
+from ground_support import BY
 
 from foundation.api_keys import (
     ApiKey,
@@ -18,10 +19,8 @@ from foundation.api_keys import (
     revoke_api_key,
     rotate_api_key,
 )
-from foundation.audit import Change
 from foundation.errors import LifecycleError
 
-BY = Change("test", "Because of the test.")
 HOUR = timedelta(hours=1)
 
 

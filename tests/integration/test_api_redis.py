@@ -22,7 +22,7 @@ from serving.http.redis_link import RedisLink
 pytest_plugins = ["api_service"]
 
 
-RUBBISH = ("", "rubbish", "a:b:c", "00000000-0000-0000-0000-000000000000:x", b"\xff\xfe:\x00")
+RUBBISH: tuple[str | bytes, ...] = ("", "rubbish", "a:b:c", "00000000-0000-0000-0000-000000000000:x", b"\xff\xfe:\x00")
 
 
 class RedisServer:

@@ -10,7 +10,7 @@ import httpx
 import psycopg
 import pytest
 from api_support import make_run, running_api
-from schemathesis import SCHEMATHESIS_VERSION
+from schemathesis.core.version import SCHEMATHESIS_VERSION
 
 from foundation.api_keys import make_api_key
 

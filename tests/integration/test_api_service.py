@@ -24,8 +24,8 @@ from foundation.migrate import migrate
 pytest_plugins = ["api_service"]
 
 ASSIGN = ("/api/v1/assignments", {"unit_type": "user", "unit_id": "u", "requested_experiments": []})
-EVENT = ("/api/v1/events", {})
-BATCH = ("/api/v1/events/batch", {})
+EVENT: tuple[str, dict[str, Any]] = ("/api/v1/events", {})
+BATCH: tuple[str, dict[str, Any]] = ("/api/v1/events/batch", {})
 
 
 def test_each_route_wants_its_scope(api: Api, make_client: Callable[..., httpx.Client]) -> None:

@@ -1,6 +1,7 @@
 """Who gets an experiment at all: targeting rules, layers with a holdout, overrides for looking at a variant, and peeking."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -113,7 +114,7 @@ def test_peeking_shows_what_a_unit_would_get_and_stores_nothing(api: Api) -> Non
 @pytest.mark.parametrize(
     "columns", [{"layer_from": 5, "layer_to": 5}, {"layer_from": 0, "layer_to": 10_001}, {"layer_from": 1}]
 )
-def test_the_schema_refuses_ranges_that_are_none(api: Api, columns: dict[str, int]) -> None:
+def test_the_schema_refuses_ranges_that_are_none(api: Api, columns: dict[str, Any]) -> None:
     layer = make_layer(api)
     with pytest.raises(Exception, match="experiments_layer_range_check"):
         make_run(api.connection, "cards", layer_id=layer, **columns)
@@ -123,7 +124,7 @@ def test_a_wide_context_is_judged_by_no_rule_and_holds_up_nobody(api: Api) -> No
     names = [f"e{n}" for n in range(20)]
     for name in names:
         make_run(api.connection, name, targeting="has(context.x) || true")
-    wide = {f"k{n}": {} for n in range(50_000)}
+    wide: dict[str, Any] = {f"k{n}": {} for n in range(50_000)}
     skipped = api.assign("h1", *names, context=wide)["skipped_experiments"]
     assert [one["reason"] for one in skipped] == ["targeting_error"] * 20
     assert len(api.assign("h1", *names, context={"x": 1})["assignments"]) == 20

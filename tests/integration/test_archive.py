@@ -20,11 +20,13 @@ from eventlog.archive import archiving as archive
 from eventlog.archive import manifest
 from eventlog.archive import reader as event_reader
 from eventlog.archive import rows as event_rows
-from eventlog.archive.archiving import ArchiveError, archive_history, archive_hours
+from eventlog.archive.archiving import archive_history, archive_hours
 from eventlog.archive.cleaning import clean_day, clean_history, read_cleaned
+from eventlog.archive.counting import count_in_database
 from eventlog.archive.files import HISTORY_FOLDER, archived_keys, hour_key, month_key, read_archive
 from eventlog.archive.hours import mark_late_hours, waiting_hours
 from eventlog.archive.manifest import day_manifest
+from eventlog.archive.period_file import ArchiveError
 from foundation.object_store import FileFacts, ObjectStore
 
 pytest_plugins = ["s3_service"]
@@ -129,7 +131,7 @@ def test_a_wrong_count_names_the_hour_and_shows_nothing(
     connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch, lie: Any, says: str
 ) -> None:
     insert(connection, [event(FIRST + HOUR + timedelta(minutes=number), number) for number in range(3)])
-    honest = event_reader.event_table
+    honest = event_rows.event_table
     monkeypatch.setattr(event_reader, "event_table", lambda raw: lie(honest(raw)))
     with pytest.raises(ArchiveError, match=says) as refused:
         archive_hours(connection, store, FIRST, FIRST + 2 * HOUR)
@@ -144,7 +146,7 @@ def test_rows_and_counts_are_one_snapshot(
     connection: psycopg.Connection[Any], database_url: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert(connection, [event(FIRST, 1)])
-    count = archive.count_in_database
+    count = count_in_database
 
     def then_another_arrives(*arguments: Any) -> Any:
         counted = count(*arguments)
@@ -372,7 +374,7 @@ def test_an_event_that_is_marked_late_while_its_hour_is_archived_stays_marked(
     insert(connection, [event(FIRST, 1)])
     archive_hours(connection, store, FIRST, FIRST + HOUR)
     insert(connection, [event(FIRST + timedelta(minutes=1), 2)])
-    count = archive.count_in_database
+    count = count_in_database
 
     def then_another_is_marked(*arguments: Any) -> Any:
         counted = count(*arguments)

@@ -66,7 +66,7 @@ def test_an_external_database_is_neither_started_nor_stopped(home: Path, databas
         assert refused.returncode == 1 and "neither starts nor stops" in refused.stderr
         assert (
             "password" not in refused.stderr
-            and psycopg.conninfo.conninfo_to_dict(database_url)["password"] not in refused.stderr
+            and str(psycopg.conninfo.conninfo_to_dict(database_url)["password"]) not in refused.stderr
         )
 
 

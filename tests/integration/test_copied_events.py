@@ -25,7 +25,7 @@ READ = f"SELECT {', '.join(COLUMNS)} FROM lines ORDER BY id"
 
 def an_event(number: int, **changes: Any) -> Event:
     """An event of its own number."""
-    given_fields = {
+    given_fields: dict[str, Any] = {
         "event_type": "custom.x", "unit_type": "user", "unit_id": "u", "experiments": [], "context": {}, "metrics": {},
         "payload": None, "timestamp": AT + timedelta(microseconds=number), "flags": [],
     }  # fmt: skip

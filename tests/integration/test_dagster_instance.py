@@ -1,9 +1,11 @@
 """Dagster's instance as the home configures it: its storage is PostgreSQL, and with a bucket as store the logs of steps go there."""
 
+from io import TextIOBase
 from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance
+from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster._core.storage.compute_log_manager import ComputeIOType
 
 from foundation.settings import Settings, settings
@@ -40,8 +42,9 @@ def test_storage_queue_and_retries_are_what_the_template_says(
         assert instance.run_monitoring_enabled
         assert (instance.run_retries_enabled, instance.run_retries_max_retries) == (True, 0)
         assert not instance.run_retries_retry_on_asset_or_op_failure
-        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 2
-        assert instance.run_coordinator.dequeue_interval_seconds == 1
+        queue, coordinator = instance.get_concurrency_config().run_queue_config, instance.run_coordinator
+        assert queue is not None and queue.max_concurrent_runs == 2
+        assert isinstance(coordinator, QueuedRunCoordinator) and coordinator.dequeue_interval_seconds == 1
         assert instance.get_run_records() == []
 
 
@@ -53,7 +56,7 @@ def test_logs_of_steps_go_to_the_bucket(
     with instance_of(in_bucket, monkeypatch) as instance:
         assert type(instance.compute_log_manager).__name__ == "S3ComputeLogManager"
         with instance.compute_log_manager.open_log_stream(key, ComputeIOType.STDERR) as stream:
-            assert stream is not None
+            assert isinstance(stream, TextIOBase)
             stream.write("hello from a step")
 
     import fsspec

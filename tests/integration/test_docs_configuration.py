@@ -55,5 +55,5 @@ def test_the_first_buckets_are_the_holdout_that_the_page_says(files: Files) -> N
     assert layer is not None and int(layer.holdout * BUCKETS) == 500
     # sha256sum's own answer, through PostgreSQL.
     digest = "encode(substr(sha256((id::text || ':u0001')::bytea), 1, 8), 'hex')"
-    row = files.connection.execute(f"SELECT {digest} FROM exp.layers").fetchone()  # type: ignore[arg-type]  # a constant
+    row = files.connection.execute(f"SELECT {digest} FROM exp.layers").fetchone()
     assert row is not None and int(row[0], 16) % 10_000 == bucket_of(layer.id, "u0001")

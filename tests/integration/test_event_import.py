@@ -199,7 +199,7 @@ def test_events_lie_on_their_days_and_in_history(database_url: str, tmp_path: Pa
     moments = ["1999-12-31T23:59:59Z", f"{FIRST_DAY}T00:00:00Z", f"{FIRST_DAY + timedelta(days=3)}T12:00:00+02:00"]
     store(database_url, written(tmp_path, "none.csv", f"user,at\nu,{AT}\n"), mapping_of(tmp_path, CLICKS))
     with psycopg.connect(database_url) as connection:
-        connection.execute(f"DROP TABLE {third}")  # type: ignore[arg-type]
+        connection.execute(f"DROP TABLE {third}")
     path = written(tmp_path, "log.csv", "user,at\n" + "".join(f"u,{moment}\n" for moment in moments))
     store(database_url, path, mapping_of(tmp_path, CLICKS))
     found = rows(database_url, "SELECT tableoid::regclass::text FROM exp.events ORDER BY timestamp")

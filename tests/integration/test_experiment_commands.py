@@ -10,8 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from ground_support import config_of, every_model_exists, next_planner_version, sync_project_config
-from sync_support import BY
+from ground_support import BY, config_of, every_model_exists, next_planner_version, sync_project_config
 
 from experimentation.config.files import read_config
 from experimentation.config.outlook import sync_outlook

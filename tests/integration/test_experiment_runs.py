@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from ground_support import first_planner_version, next_planner_version, sync_project_config
+from ground_support import BY, first_planner_version, next_planner_version, sync_project_config
 from psycopg.rows import dict_row
 
 from experimentation.policies import set_production, set_version_status
@@ -24,9 +24,6 @@ from experimentation.runs.lifecycle import (
     start_run,
 )
 from experimentation.runs.run import CandidateRun, ExperimentationError, NewVariant, Run
-from foundation.audit import Change
-
-BY = Change("test", "Because of the test.")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from orchestration.commands.configuration import apply_configuration
 from orchestration.definitions import defs
 from orchestration.jobs import replay_job
 from orchestration.sensors import MOST_ATTEMPTS, new_model_version
-from product.installed import EXPERIMENT_NAME, POLICY_NAME
+from planner.meal_planner import MealPlanner
 from replay.stored_results import replays_of_model
 
 
@@ -94,8 +94,8 @@ def test_a_refused_version_fails_its_check_and_gets_no_candidate(place: Place, i
     assert not finished.success
     assert [event.step_key for event in finished.get_step_success_events()] == ["replay_metrics"]
     with psycopg.connect(place.database_url) as connection:
-        assert version_of_model(connection, POLICY_NAME, NAME, POOR) is None
-        (only,) = runs_of(connection, EXPERIMENT_NAME)
+        assert version_of_model(connection, MealPlanner.policy_name, NAME, POOR) is None
+        (only,) = runs_of(connection, MealPlanner.experiment_name)
         assert {variant.name: float(variant.allocation) for variant in only.variants} == {"control": 1.0}
         assert [replay.verdict for replay in replays_of_model(connection, NAME, POOR)] == ["refused"]
     assert model_version_key(NAME, POOR) not in asked_for(instance), "a refusal is a result: nothing is tried again"
@@ -105,15 +105,15 @@ def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.Da
     # Against a version that knows nothing, so that leftovers are no matter here.
     for _ in range(2):
         finished = run(instance, GOOD, baseline=POOR)
-        assert finished.success, [event.message for event in finished.get_asset_check_evaluations()]
+        assert finished.success, [event.description for event in finished.get_asset_check_evaluations()]
     with psycopg.connect(place.database_url) as connection:
-        made = version_of_model(connection, POLICY_NAME, NAME, GOOD)
+        made = version_of_model(connection, MealPlanner.policy_name, NAME, GOOD)
         assert made is not None and made.version == 2
-        control = version_of_model(connection, POLICY_NAME, NAME, BASELINE)
+        control = version_of_model(connection, MealPlanner.policy_name, NAME, BASELINE)
         assert control is not None and made.config_defaults == control.config_defaults != {}, (
             "both arms get the same params"
         )
-        before, opened = runs_of(connection, EXPERIMENT_NAME)
+        before, opened = runs_of(connection, MealPlanner.experiment_name)
     assert (before.status, opened.status) == ("completed", "active")
     shares = [(variant.name, variant.role, float(variant.allocation)) for variant in opened.variants]
     assert shares == [("control", "control", 0.1), ("remainder", "remainder", 0.8), ("candidate_v2", "treatment", 0.1)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from ground_support import next_planner_version, sync_project_config
+from ground_support import BY, next_planner_version, sync_project_config
 
 from experimentation.runs import store as run_store
 from experimentation.runs.layers import LayerError, describe_layer, ensure_layer, find_layer, set_holdout
@@ -25,9 +25,7 @@ from experimentation.runs.lifecycle import (
     update_run,
 )
 from experimentation.runs.run import ExperimentationError, LayerRange, NewVariant, Run
-from foundation.audit import Change
 
-BY = Change("test", "Because of the test.")
 ARMS = [NewVariant("control", "control", Decimal("0.5")), NewVariant("blue", "treatment", Decimal("0.5"))]
 IOS, WEB = 'context.platform == "ios"', 'context.platform == "web"'
 
@@ -50,7 +48,8 @@ def made(connection: psycopg.Connection[Any], name: str, layer: LayerRange | Non
 
 def changed(connection: psycopg.Connection[Any], run: Run, **fields: Any) -> Run:
     keys = ("description", "unit_type", "start_at", "end_at", "targeting", "layer", "overrides")
-    return update_run(connection, run.id, **{**{key: getattr(run, key) for key in keys}, **fields}, change=BY)
+    values: dict[str, Any] = {**{key: getattr(run, key) for key in keys}, **fields, "change": BY}
+    return update_run(connection, run.id, **values)
 
 
 def audited(connection: psycopg.Connection[Any]) -> list[Any]:

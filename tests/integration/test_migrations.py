@@ -283,7 +283,7 @@ def used(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psyco
     """A connection to a database at revision 0001 that holds data."""
     upgrade = command.upgrade
     with monkeypatch.context() as patch:
-        patch.setattr(migrate_module.command, "upgrade", lambda config, _: upgrade(config, "0001"))
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0001"))
         migrate(empty_database)
     with psycopg.connect(empty_database, autocommit=True, row_factory=dict_row) as connection:
         connection.execute(USED)

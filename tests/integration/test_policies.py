@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from ground_support import first_planner_version, next_planner_version, sync_project_config
+from ground_support import BY, first_planner_version, next_planner_version, sync_project_config
 
 from experimentation.policies import (
     add_version,
@@ -21,9 +21,6 @@ from experimentation.policies import (
 )
 from experimentation.runs.lifecycle import complete_run, open_candidate_run
 from experimentation.runs.run import ExperimentationError
-from foundation.audit import Change
-
-BY = Change("test", "Because of the test.")
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_a_draft_may_change_in_everything(files: Files) -> None:
 
 
 def test_a_status_is_followed(files: Files) -> None:
-    lines = []
+    lines: list[str] = []
     for status in ("draft", "active", "paused", "active", "completed"):
         lines += files.apply(SPLIT.replace("active", status)).changes[-1:]
     assert lines == [

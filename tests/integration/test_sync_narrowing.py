@@ -4,8 +4,8 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from ground_support import next_planner_version
-from sync_support import BY, SPLIT, Files, allocations, everything
+from ground_support import BY, next_planner_version
+from sync_support import SPLIT, Files, allocations, everything
 
 from experimentation.runs.layers import ensure_layer, find_layer
 from experimentation.runs.lifecycle import complete_run, create_run, open_candidate_run, runs_of

@@ -5,10 +5,11 @@ from typing import Any
 import psycopg
 import pytest
 from ground_support import (
+    BY,
     next_planner_version,
     sync_project_config,
 )
-from sync_support import BY, POLICIES, SECOND_VERSION, SPLIT, Files, everything
+from sync_support import POLICIES, SECOND_VERSION, SPLIT, Files, everything
 
 from experimentation.policies import get_version
 from experimentation.runs.lifecycle import complete_run, open_candidate_run, runs_of
@@ -82,7 +83,7 @@ def test_a_variant_that_joins_gets_a_tenth_at_most_and_the_others_shrink_in_prop
 
 def test_a_version_needs_a_model_that_mlflow_has_and_did_not_archive(files: Files) -> None:
     stages: dict[tuple[str, int], str] = {("planner_model", 1): "production"}
-    ask = {"model_stage": lambda name, version: stages.get((name, version))}
+    ask: dict[str, Any] = {"model_stage": lambda name, version: stages.get((name, version))}
     assert files.problems(policies=POLICIES + SECOND_VERSION, **ask) == [
         "policies.yml:8: planner_policy@2 names models:/planner_model/2, which MLflow does not have: register the model version first."
     ]

@@ -19,7 +19,7 @@ def started_by_dagster(command: list[str]) -> tuple[list[dict[str, Any]], dict[s
     found: dict[str, Any] = {}
 
     @dg.asset
-    def trained(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient) -> dg.MaterializeResult:
+    def trained(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient) -> dg.MaterializeResult[Any]:
         done = pipes.run(context=context, command=command, cwd=str(PROJECT), env={"HF_HUB_OFFLINE": "1"})
         found["messages"] = list(done.get_custom_messages())
         found["metadata"] = dict(done.get_materialize_result().metadata or {})

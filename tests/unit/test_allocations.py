@@ -68,7 +68,7 @@ def test_shares_that_do_not_sum_to_one_are_not_shrunk() -> None:
 )
 def test_a_ramp_moves_no_enrolled_unit(arms: list[int], bucket: int) -> None:
     """Any sequence of ramps of control, remainder, treatment, by the walk that enrols."""
-    shares = candidate_split(STEP)
+    shares: tuple[Decimal, ...] = candidate_split(STEP)
     assert arms[0] > 1 or ramped(shares, STEP * arms[1], 1), "the smallest arm there is can grow"
     enrolled: int | None = None
     for arm in [arm for arm in arms if arm > 1]:

@@ -3,6 +3,7 @@
 import hashlib
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from uuid import UUID
 
 import pytest
@@ -108,14 +109,19 @@ def test_arms_that_grow_each_on_its_own_move_no_enrolled_unit(steps: list[tuple[
         enrolled = None if variant == 1 else variant
 
 
+@cache
+def buckets(units: int) -> list[int]:
+    return [bucket_of(RUN, f"unit-{unit}") for unit in range(units)]
+
+
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())
 def test_units_are_spread_as_allocated(split: list[str]) -> None:
     """χ² over 100,000 units; the bound is exceeded by chance once in 10,000 times, and the units are always the same."""
     units = 100_000
     shares = decimals(*split)
     walk, counts = VariantWalk(shares), [0] * len(shares)
-    for unit in range(units):
-        counts[walk.choose(bucket_of(RUN, f"unit-{unit}"))] += 1
+    for bucket in buckets(units):
+        counts[walk.choose(bucket)] += 1
     expected = [float(share) * units for share in shares]
     chi2 = sum((count - want) ** 2 / want for count, want in zip(counts, expected, strict=True) if want)
     assert chi2 < {1: 15.14, 2: 18.42, 3: 21.11}[sum(want > 0 for want in expected) - 1]

@@ -151,7 +151,7 @@ def test_a_request_that_took_long_and_a_proxy_that_held_it_are_counted(
 
 def test_context_and_enrolment_are_part_of_the_question(make: Make, service: Service) -> None:
     driver = make()
-    asked = [
+    asked: list[dict[str, Any]] = [
         {},
         {"context": {"b": 1, "a": [2]}},
         {"context": {"a": [2], "b": 1}},

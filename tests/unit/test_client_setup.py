@@ -68,7 +68,7 @@ def test_settings_come_from_the_environment_and_are_checked(
     ],
 )
 def test_what_cannot_be_sent_is_refused_before_it_is(
-    driver: Driver, service: Service, question: Any, options: dict[str, Any]
+    driver: Driver, service: Service, question: tuple[Any, Any], options: dict[str, Any]
 ) -> None:
     with pytest.raises(RequestRefusedError):
         driver.assign(*question, **options)

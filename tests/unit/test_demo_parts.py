@@ -1,31 +1,14 @@
-"""The demo's pure parts: partition keys and windows, a history folder's files, progress that names its stages."""
+"""The demo's pure parts: a history folder's files, progress that names its stages."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from assets.partitions import dataset_window, model_version_key, parse_model_version_key
 from orchestration.commands.demo import HistoryFolderError, history_files
 from orchestration.demo.dagster_client import DagsterClient
 from orchestration.demo.progress import Progress
-
-
-def test_a_dataset_window_ends_with_its_day() -> None:
-    start, end = dataset_window("2026-03-08", 7)
-    assert (start, end) == (datetime(2026, 3, 2, tzinfo=UTC), datetime(2026, 3, 9, tzinfo=UTC))
-
-
-def test_a_model_version_survives_its_key() -> None:
-    assert parse_model_version_key(model_version_key("planner_model", 12)) == ("planner_model", 12)
-
-
-@pytest.mark.parametrize("key", ["planner_model", "@3", "planner_model@", "planner_model@x"])
-def test_another_key_is_refused_with_the_right_form(key: str) -> None:
-    with pytest.raises(ValueError, match="name@number"):
-        parse_model_version_key(key)
 
 
 def test_the_catalogue_is_told_from_the_diary(tmp_path: Path) -> None:

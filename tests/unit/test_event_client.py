@@ -22,7 +22,7 @@ from lifecycle_client import Assignments, AsyncEventClient, ClientSetupError, Ev
 from lifecycle_client.event_wire import new_event_id
 from lifecycle_client.wire import Unreachable
 
-UNIT = {"unit_type": "user", "unit_id": "u1"}
+UNIT: dict[str, Any] = {"unit_type": "user", "unit_id": "u1"}
 Make = Callable[..., EventClient]
 
 
@@ -199,7 +199,7 @@ def test_what_on_error_raises_or_logs_stays_inside(make: Make, service: EventSer
     client.log("custom.x", unit_type="user", unit_id="bad")
     assert client.flush() and calls == ["not_sendable", "invalid_unit_id"]
 
-    logging_again = make(on_error=lambda one: logging_again.log("custom.x", **UNIT, payload=cyclic()))
+    logging_again: EventClient = make(on_error=lambda one: logging_again.log("custom.x", **UNIT, payload=cyclic()))
     logging_again.log("custom.x", **UNIT, payload=cyclic())
     logging_again.log("custom.good", **UNIT)
     assert logging_again.flush() and "u1" in service.units()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lifecycle_client import LostEvent
 from lifecycle_client.wire import Reply, Unreachable
 
-AWAY = {
+AWAY: dict[str, Reply | Unreachable] = {
     "no connection": Unreachable("ConnectError"),
     "429": said(429, {"error": "rate_limited"}),
     "500": said(500, {"error": "internal_error", "message": "Something went wrong."}),
@@ -95,7 +95,8 @@ def test_whatever_keeps_the_service_from_storing_loses_nothing(
 def test_retry_after_is_kept_and_waits_grow(tmp_path: Path, service: EventService, clock: Clock) -> None:
     delivery = make_delivery(tmp_path, clock)
     waits = []
-    for reply in (*[Unreachable("away")] * 6, said(503, retry_after="7"), said(429, retry_after="86400")):
+    replies: list[Reply | Unreachable] = [Unreachable("away")] * 6
+    for reply in (*replies, said(503, retry_after="7"), said(429, retry_after="86400")):
         delivery.put(event("u1"))
         service.then = always(reply)
         work(delivery, service)

@@ -171,7 +171,9 @@ def test_any_offset_names_the_same_moment(moment: datetime, minutes: int) -> Non
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        st.none() | st.booleans() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=10,
     )
 )
 def test_any_json_is_read_or_refused_in_words(value: Any) -> None:

@@ -22,7 +22,7 @@ def test_a_database_that_is_away_is_said_with_what_to_do() -> None:
 def test_a_setting_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIFECYCLE_API_PORT", "eighty")
     with pytest.raises(ValueError) as caught:
-        Settings()  # type: ignore[call-arg]
+        Settings()
     said = sentence(caught.value)
     assert said is not None and said.startswith("LIFECYCLE_API_PORT=eighty can't be used (") and "\n" not in said
 
@@ -30,7 +30,7 @@ def test_a_setting_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_a_setting_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIFECYCLE_API_RETRY_DELAYS_MS", "[50, soon]")
     with pytest.raises(ValueError) as caught:
-        Settings()  # type: ignore[call-arg]
+        Settings()
     said = sentence(caught.value)
     assert said is not None and "api_retry_delays_ms" in said and "\n" not in said
 

@@ -37,11 +37,9 @@ def read(tmp_path: Path) -> Any:
     def reading(recipes: str | bytes = RECIPES, interactions: str | bytes | None = None, **options: Any) -> History:
         if interactions is None:
             interactions = diary(*week())
-        paths = []
-        for name, content in (("recipes.csv", recipes), ("diary.csv", interactions)):
-            path = tmp_path / name
+        paths = (tmp_path / "recipes.csv", tmp_path / "diary.csv")
+        for path, content in zip(paths, (recipes, interactions), strict=True):
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
-            paths.append(path)
         return read_history(*paths, HistoryOptions(**{"not_after": NOW, **options}))
 
     return reading

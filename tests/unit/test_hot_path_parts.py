@@ -185,7 +185,8 @@ def test_who_leaves_does_not_take_the_others_along() -> None:
         await started.wait()
         leaving.cancel()
         release.set()
-        return (await asyncio.gather(leaving, return_exceptions=True)) != [1], await staying
+        (left,) = await asyncio.gather(leaving, return_exceptions=True)
+        return left != 1, await staying
 
     assert asyncio.run(ask_all()) == (True, 2)
 

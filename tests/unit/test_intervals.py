@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
-from experimentation.statistics.intervals import clustered_mean, mean_where_known, paired_difference
+from experimentation.statistics.intervals import Estimate, clustered_mean, mean_where_known, paired_difference
 
 # Student (1908): extra hours of sleep of ten patients on two drugs; R's data set `sleep`.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -26,6 +25,8 @@ def test_one_row_a_unit_is_students_published_paired_interval() -> None:
 
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
 def test_one_row_a_unit_agrees_with_scipy(level: float) -> None:
+    from scipy import stats
+
     values = np.random.default_rng(1).normal(size=37).tolist()
     theirs = stats.ttest_1samp(values, 0).confidence_interval(level)
     ours = clustered_mean(values, range(37), level)
@@ -33,6 +34,8 @@ def test_one_row_a_unit_agrees_with_scipy(level: float) -> None:
 
 
 def test_equal_units_agree_with_scipy_over_the_units_means() -> None:
+    from scipy import stats
+
     table = np.random.default_rng(2).normal(size=(12, 5))
     theirs = stats.ttest_1samp(table.mean(axis=1), 0).confidence_interval(0.95)
     ours = clustered_mean(table.ravel().tolist(), np.repeat(range(12), 5).tolist())
@@ -40,6 +43,8 @@ def test_equal_units_agree_with_scipy_over_the_units_means() -> None:
 
 
 def test_unequal_units_agree_with_the_sandwich_formula_of_a_regression_on_a_constant() -> None:
+    from scipy import stats
+
     rng = np.random.default_rng(3)
     sizes = [1, 2, 7, 3, 3, 10]
     units = np.repeat(range(len(sizes)), sizes)
@@ -96,19 +101,23 @@ def test_wrong_input_is_refused(values: list[float], units: list[str], level: fl
 rows = st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 4)), min_size=2, max_size=30)
 
 
+def mean_of(pairs: list[tuple[float, int]]) -> Estimate:
+    return clustered_mean([value for value, _ in pairs], [unit for _, unit in pairs])
+
+
 @settings(deadline=None)  # a busy machine is no failure
 @given(rows, st.integers(0, 2**32))
 def test_the_order_of_rows_changes_no_digit(pairs: list[tuple[float, int]], seed: int) -> None:
     mixed = list(pairs)
     random.Random(seed).shuffle(mixed)
-    assert clustered_mean(*zip(*pairs, strict=True)) == clustered_mean(*zip(*mixed, strict=True))
+    assert mean_of(pairs) == mean_of(mixed)
 
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(rows, st.floats(-3, 3))
 def test_shifting_all_values_shifts_mean_and_interval(pairs: list[tuple[float, int]], shift: float) -> None:
-    before = clustered_mean(*zip(*pairs, strict=True))
-    after = clustered_mean([value + shift for value, _ in pairs], [unit for _, unit in pairs])
+    before = mean_of(pairs)
+    after = mean_of([(value + shift, unit) for value, unit in pairs])
     assert before.mean is not None and after.mean == pytest.approx(before.mean + shift, abs=1e-9)
     if before.low is not None:
         assert after.low == pytest.approx(before.low + shift, abs=1e-6)

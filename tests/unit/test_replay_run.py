@@ -1,5 +1,6 @@
 """One replay: every row counts, broken ones too; the same digits in any batch size; who proposed what is told apart."""
 
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -38,7 +39,8 @@ def test_who_knows_the_answer_scores_one_and_beats_who_knows_nothing() -> None:
     result = replayed(RuleModel(telling(ROWS)))
     assert result.scores[ALIGNMENT].candidate.mean == 1.0
     assert result.scores[EDITS].candidate.mean == 1.0
-    assert result.scores[ALIGNMENT].baseline.mean is not None and result.scores[ALIGNMENT].baseline.mean < 0.2
+    baseline = result.scores[ALIGNMENT].baseline.mean
+    assert baseline is not None and baseline < 0.2
     gap = result.scores[ALIGNMENT].difference
     assert gap.low is not None and gap.low > 0
     assert (result.rows, result.units, gap.units) == (36, 12, 12)
@@ -50,7 +52,7 @@ def test_means_agree_with_scoring_every_row_by_hand() -> None:
     by_hand = [product.scores(row, plan) for row, plan in zip(ROWS, plans, strict=True)]
     result = replayed(RuleModel(lambda row_input: first_legal(row_input, 7)))
     for name in (ALIGNMENT, CONSTRAINTS, EDITS, DIVERSITY, LEFTOVERS, "budget_respect_score"):
-        known = [scores[name] for scores in by_hand if scores[name] is not None]
+        known = [score for scores in by_hand if (score := scores[name]) is not None]
         assert result.scores[name].candidate.mean == pytest.approx(sum(known) / len(known), abs=1e-12), name
         assert result.scores[name].candidate.rows == len(known), name
     means = {name: result.scores[name].candidate.mean or 0.0 for name in (ALIGNMENT, EDITS, DIVERSITY, LEFTOVERS)}
@@ -64,18 +66,18 @@ def test_the_offline_score_of_a_row_leaves_out_what_does_not_apply() -> None:
     assert offline_score({ALIGNMENT: None}) is None
 
 
+@cache
+def replayed_in_batches(size: int) -> ReplayResult:
+    candidate = RuleModel(telling(ROWS, 0.6))
+    references, left_out = reference_planners(
+        PRODUCT, TAUGHT, candidate, fine_tuned=False, borrows=False, households=12
+    )
+    return replayed(candidate, batch_size=size, references=references, references_left_out=left_out)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_any_batch_size_gives_the_same_digits(batch_size: int) -> None:
-    product = MealPlanner()
-
-    def once(size: int) -> ReplayResult:
-        candidate = RuleModel(telling(ROWS, 0.6))
-        references, left_out = reference_planners(
-            product, TAUGHT, candidate, fine_tuned=False, borrows=False, households=12
-        )
-        return replayed(candidate, batch_size=size, references=references, references_left_out=left_out)
-
-    assert once(batch_size).to_dict() == once(36).to_dict()
+    assert replayed_in_batches(batch_size).to_dict() == replayed_in_batches(36).to_dict()
 
 
 def test_a_result_survives_json() -> None:

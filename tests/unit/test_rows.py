@@ -291,7 +291,7 @@ def test_the_same_event_id_at_two_times_is_two_rows() -> None:
 
 @cache
 def world() -> tuple[pl.DataFrame, dict[str, pl.DataFrame], RowWindow, list[dict[str, Any]]]:
-    sample = simulate(sample_catalogue(), seed=5, households=12, weeks=6, end=date(2025, 6, 1))
+    sample = simulate(sample_catalogue(), seed=5, households=5, weeks=6, end=date(2025, 6, 1))
     events = events_frame(sample.events)
     window = RowWindow(sample.start, sample.end, 28)
     return events, sample.tables, window, planner_rows(events, sample.tables, window).to_dicts()
@@ -304,7 +304,7 @@ def test_nothing_after_a_plan_was_made_reaches_its_input(position: float, seed: 
     row = rows[min(int(position * len(rows)), len(rows) - 1)]
     plan, household = row["metadata"]["plan_id"], row["input"]["household"]["id"]
     own = pl.col("payload").str.json_path_match("$.plan_id") == plan
-    made = events.filter(own, pl.col("event_type") == "plan_generated")["timestamp"].max()
+    made = events.filter(own, pl.col("event_type") == "plan_generated").select(pl.col("timestamp").max()).item()
     later = pl.col("timestamp") > made
     kept = events.filter(~later | (own & (pl.col("event_type") == "plan_accepted")))
     if drop:

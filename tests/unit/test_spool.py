@@ -131,7 +131,7 @@ def test_a_disk_that_is_full_refuses_and_leaves_what_was_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(spool_module.os, "write", half)
+        patched.setattr(os, "write", half)
         with pytest.raises(SpoolError, match="can't be written: No space left on device"):
             writer.append([b"during"])
     writer.append([b"after"])

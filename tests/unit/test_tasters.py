@@ -33,7 +33,8 @@ def test_nobody_eats_the_same_twice_within_the_window() -> None:
 
 def test_history_tells_of_taste() -> None:
     """What a taster ate before is wanted more than other recipes: without that there is nothing to learn from a prompt."""
-    wanted_of_eaten, wanted_of_others = [], []
+    wanted_of_eaten: list[float] = []
+    wanted_of_others: list[float] = []
     for row in ROWS:
         weights = row["target"]["item_weights"]
         total = sum(weights.values())

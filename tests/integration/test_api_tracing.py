@@ -220,7 +220,10 @@ def test_the_end_of_the_lifespan_sends_what_waits(receiver: Receiver) -> None:
     async def receive() -> Any:
         """Never called."""
 
-    asyncio.run(wrapped({"type": "lifespan"}, receive, send))
+    async def end() -> None:
+        await wrapped({"type": "lifespan"}, receive, send)
+
+    asyncio.run(end())
     assert events == ["lifespan.shutdown.complete 1"]
 
 

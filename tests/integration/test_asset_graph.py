@@ -37,7 +37,7 @@ def test_the_graph_is_as_reviewed() -> None:
     if os.environ.get("UPDATE_SNAPSHOT"):
         SNAPSHOT.write_text(now)
     assert now == SNAPSHOT.read_text(), (
-        "The lineage changed. If that is meant: UPDATE_SNAPSHOT=1 pytest tests/unit/test_asset_graph.py"
+        "The lineage changed. If that is meant: UPDATE_SNAPSHOT=1 pytest tests/integration/test_asset_graph.py"
     )
 
 
