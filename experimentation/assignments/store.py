@@ -31,13 +31,13 @@ ORDER BY e.name, e.run, v.position, v.id
 # The subselect makes PostgreSQL look each unit up in the unique index, whatever size it estimates for the table.
 READ_STORED = """
 SELECT (SELECT a.variant_id FROM exp.assignments a WHERE a.experiment_id = r.experiment_id AND a.unit_id = r.unit_id)
-FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS r (experiment_id, unit_id, place)
-ORDER BY r.place
+FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS r (experiment_id, unit_id, ordinal)
+ORDER BY r.ordinal
 """
 
-# Units name what they are enrolled in by its number among a few arms. Sorted, because two writers with overlapping keys in different
-# orders deadlock. Guarded, because what was decided with may be a moment old: a row is stored only while its run is active and its variant,
-# allocation and epoch are the current ones.
+# Each unit refers to one of a few arms by number. The rows are sorted, because two writers with overlapping keys in different orders
+# deadlock. The joins guard against outdated decisions: a row is stored only while its run is active and its variant, allocation and epoch
+# are current.
 STORE_NEW = """
 INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity)
 SELECT arm.experiment_id, e.unit_type, r.unit_id, arm.variant_id, arm.epoch, arm.propensity
@@ -52,7 +52,7 @@ ON CONFLICT (experiment_id, unit_id) DO NOTHING
 RETURNING experiment_id, unit_id
 """
 
-# The same for one unit alone, without what arrays cost.
+# The same for a single unit, without the cost of arrays.
 STORE_ONE = """
 INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity)
 SELECT e.id, e.unit_type, $5, v.id, $3, v.allocation

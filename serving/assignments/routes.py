@@ -144,7 +144,7 @@ class AssignmentEndpoint(Endpoint):
         """`max_age`: seconds for which a client may cache an answer."""
         super().__init__(keys, body_budget)
         self._assigner, self._limits, self._metrics = assigner, limits, metrics
-        self._fragments = EncodedAnswers()
+        self._encoded_answers = EncodedAnswers()
         self._headers = ((b"cache-control", f"max-age={max_age}".encode()),)
 
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
@@ -169,7 +169,7 @@ class AssignmentEndpoint(Endpoint):
             self._metrics.count_request(error.body.error, OTHER)
             raise
         count_answers(self._metrics, answers, time.perf_counter() - started)
-        return 200, self._fragments.response(answers), self._headers
+        return 200, self._encoded_answers.response(answers), self._headers
 
 
 async def limit_unit(limits: Limits, unit_type: str, unit_id: str) -> None:

@@ -93,9 +93,9 @@ def test_instances_share_stored_assignments(
 ) -> None:
     run_id, _ = make_run(connection, "planner")
     settings = {"redis_url": server.url, "experiments_refresh_seconds": 0.5}
-    with running_api(database_url, **settings) as one, running_api(database_url, **settings) as two:
-        first = Api(make_client(one, "assign"), connection, database_url)
-        second = Api(make_client(two, "assign"), connection, database_url)
+    with running_api(database_url, **settings) as one_url, running_api(database_url, **settings) as other_url:
+        first = Api(make_client(one_url, "assign"), connection, database_url)
+        second = Api(make_client(other_url, "assign"), connection, database_url)
         assignment = first.assigned("h1", "planner")
         key = f"assignment:{run_id}:h1"
         deadline = time.monotonic() + 5
@@ -136,8 +136,8 @@ def test_instances_share_the_limit_of_a_unit(
 ) -> None:
     body = {"unit_type": "household", "unit_id": "h1", "requested_experiments": []}
     settings = {"redis_url": server.url, "rate_limit_unit_per_minute": 10}
-    with running_api(database_url, **settings) as one, running_api(database_url, **settings) as two:
-        clients = [make_client(one, "assign"), make_client(two, "assign")]
+    with running_api(database_url, **settings) as one_url, running_api(database_url, **settings) as other_url:
+        clients = [make_client(one_url, "assign"), make_client(other_url, "assign")]
         statuses = [clients[n % 2].post("/api/v1/assignments", json=body).status_code for n in range(14)]
         assert statuses == [200] * 10 + [429] * 4
         refused = clients[0].post("/api/v1/assignments", json=body)
