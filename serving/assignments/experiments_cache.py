@@ -82,7 +82,7 @@ class ChangeListener:
         """Calls `forget_keys` when a key changed, `recheck_keys` when one may have. Sends HEARTBEATS heartbeats within `seconds`."""
         self._database, self._experiments = database, experiments
         self._forget_keys, self._recheck_keys = forget_keys, recheck_keys
-        self._on_changetbeat_seconds = max(seconds, 0.05) / HEARTBEATS
+        self._heartbeat_seconds = max(seconds, 0.05) / HEARTBEATS
         self._loss_logged = False
 
     async def listen(self) -> None:
@@ -113,7 +113,7 @@ class ChangeListener:
                 sent_at = time.monotonic()
                 await connection.execute("SELECT 1")
                 self._experiments.confirm(sent_at)
-                await asyncio.sleep(self._on_changetbeat_seconds)
+                await asyncio.sleep(self._heartbeat_seconds)
         finally:
             connection.terminate()
 
