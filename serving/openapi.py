@@ -1,4 +1,4 @@
-"""The hot routes in OpenAPI: FastAPI does not see them, so they are written in from their msgspec types."""
+"""The OpenAPI document. FastAPI does not know the hot routes, so they are added from their msgspec types."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -15,21 +15,21 @@ from serving.events.routes import MAX_BATCH, BatchAccepted, EventAccepted
 from serving.http.errors import ErrorBody
 
 Schema = dict[str, Any]
-_REFUSALS = {
-    "400": "The request is not valid; `details` says where.",
-    "401": "No valid API key.",
-    "403": "The key lacks the scope.",
-    "404": "There is no such thing.",
-    "408": "The body did not come in time.",
+_ERRORS = {
+    "400": "The request is not valid. `details` lists the invalid fields.",
+    "401": "The API key is missing or not valid.",
+    "403": "The API key lacks the scope.",
+    "404": "Not found.",
+    "408": "The body did not arrive in time.",
     "413": "The body is too large.",
-    "429": "Too many requests a minute; come back after `retry_after` seconds.",
-    "503": "The database is away; come back after `retry_after` seconds.",
+    "429": "The rate limit is exceeded. Retry after `retry_after` seconds.",
+    "503": "The service is unavailable. Retry after `retry_after` seconds.",
 }
 _REQUEST_ID = {
     "name": "X-Request-ID",
     "in": "header",
     "required": False,
-    "description": "Echoed where it is printable ASCII of at most 128 characters; else made.",
+    "description": "Returned in the response if it is printable ASCII of at most 128 characters. Otherwise the server generates an id.",
     "schema": {"type": "string"},
 }
 _FLAG_KEY = {
@@ -43,17 +43,17 @@ _ENROLL = {
     "name": "X-Enroll",
     "in": "header",
     "required": False,
-    "description": "Whether the unit is enrolled. Unset: one flag enrols, all flags at once do not.",
+    "description": "Whether to enrol the unit. Default: true for one flag, false for all flags.",
     "schema": {"type": "string", "enum": ["true", "false"]},
 }
 _IF_NONE_MATCH = {
     "name": "If-None-Match",
     "in": "header",
     "required": False,
-    "description": "The ETag of an earlier answer: 304 when nothing changed.",
+    "description": "The ETag of an earlier response. Returns 304 if nothing changed.",
     "schema": {"type": "string"},
 }
-# What the page /docs fills in, so that trying an operation out works as it stands: names of this repository's own configuration.
+# Examples that work unchanged on the page /docs: they use names from this repository's own configuration.
 _UNIT = {"unit_type": "user", "unit_id": "u1"}
 _EVENT = {
     **_UNIT,
@@ -77,30 +77,30 @@ _EXAMPLES: Mapping[str, Schema] = {
     "OfrepRequest": {"context": {"targetingKey": "u1", "unitType": "user", "platform": "ios"}},
 }
 _EXPERIMENT, _POLICY = "recipe_cards", "planner_policy"
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait before a retry.", "schema": {"type": "integer"}}}
 
 
 class OfrepContext(msgspec.Struct, rename="camel"):
-    """Who is asked for, and anything that targeting rules read. `unitType` is only needed to enrol in every experiment at once."""
+    """The unit, and any values that targeting rules read. `unitType` is only required to enrol in all experiments at once."""
 
     targeting_key: UnitId
     unit_type: UnitType | msgspec.UnsetType = msgspec.UNSET
 
 
 class OfrepRequest(msgspec.Struct):
-    """What OFREP sends."""
+    """The body of an OFREP request."""
 
     context: OfrepContext
 
 
 class EventBatch(msgspec.Struct):
-    """Events that are stored together; each is judged on its own."""
+    """Events that are stored together. Each one is validated separately."""
 
     events: list[IncomingEvent]
 
 
 def describe(app: FastAPI, hot: Collection[str]) -> Schema:
-    """The whole OpenAPI document; made once, at the first call. `hot`: paths that are served beside FastAPI's own."""
+    """The whole OpenAPI document, built at the first call. `hot`: the paths that FastAPI does not know."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
@@ -122,22 +122,22 @@ def describe(app: FastAPI, hot: Collection[str]) -> Schema:
         components["EventBatch"]["properties"]["events"] |= {"minItems": 1, "maxItems": MAX_BATCH}
         flags = components["BulkEvaluation"]["properties"]["flags"]
         flags["items"] = {"anyOf": [_schema(Evaluation), _schema(EvaluationFailure)]}
-        # OFREP itself reads more of a context than is named here.
+        # An OFREP context may have any other fields.
         components["OfrepContext"]["additionalProperties"] = True
         for name, example in _EXAMPLES.items():
             components[name]["examples"] = [example]
         document.setdefault("components", {}).setdefault("schemas", {}).update(components)
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["paths"] |= {path: described for path, described in _hot_paths().items() if path in hot}
+        document["paths"] |= {path: operations for path, operations in _hot_paths().items() if path in hot}
         for path, operations in document["paths"].items():
             for operation in operations.values():
-                # The page shows a summary as it stands.
+                # The page /docs does not render Markdown in summaries.
                 operation["summary"] = operation["summary"].replace("`", "")
-                _fill_in(path, operation.setdefault("parameters", []))
+                _add_examples(path, operation.setdefault("parameters", []))
                 operation["parameters"].append(_REQUEST_ID)
                 if path.startswith(("/api/", "/ofrep/")):
                     operation["security"] = [{"key": []}]
-                    # FastAPI's own shape of a refusal is never sent.
+                    # FastAPI's own error format is never sent.
                     operation["responses"].pop("422", None)
         for unused in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(unused, None)
@@ -145,11 +145,11 @@ def describe(app: FastAPI, hot: Collection[str]) -> Schema:
     return app.openapi_schema
 
 
-def refusals(*statuses: str) -> dict[int | str, dict[str, Any]]:
-    """What an operation may be refused with, for its `responses`."""
+def error_responses(*statuses: str) -> dict[int | str, dict[str, Any]]:
+    """The error responses of an operation, for its `responses`."""
     return {
         status: {
-            "description": _REFUSALS[status],
+            "description": _ERRORS[status],
             "content": {"application/json": {"schema": _schema(ErrorBody)}},
             **({"headers": _RETRY_AFTER} if status in ("429", "503") else {}),
         }
@@ -161,7 +161,7 @@ _REF = "#/components/schemas/{name}"
 _ALL = ("400", "401", "403", "408", "413", "429", "503")
 
 
-def _fill_in(path: str, parameters: list[Schema]) -> None:
+def _add_examples(path: str, parameters: list[Schema]) -> None:
     values = {"name": _POLICY if "/policies/" in path else _EXPERIMENT, "key": _EXPERIMENT, "unit_id": _UNIT["unit_id"]}
     for parameter in parameters:
         if parameter["in"] == "path":
@@ -178,22 +178,27 @@ def _content(shape: type) -> Schema:
 
 def _hot_paths() -> Schema:
     etag = {"ETag": {"description": "For If-None-Match.", "schema": {"type": "string"}}}
-    failed = {"description": "What of the context can't be used.", "content": _content(EvaluationFailure)}
-    unknown = {"description": "There is no such experiment.", "content": _content(EvaluationFailure)}
+    failed = {"description": "The context is not valid.", "content": _content(EvaluationFailure)}
+    unknown = {"description": "The experiment does not exist.", "content": _content(EvaluationFailure)}
     return {
         "/api/v1/assignments": _post(
             "assignments",
             "assign",
-            "Variants and configs of a unit (scope assign)",
+            "Get the variants and configs of a unit (scope assign)",
             AssignmentRequest,
-            {"200": {"description": "One entry a requested name.", "content": _content(AssignmentResponse)}},
+            {
+                "200": {
+                    "description": "Each requested name, in one of the two lists.",
+                    "content": _content(AssignmentResponse),
+                }
+            },
         ),
         "/api/v1/events": _post(
             "events",
             "store_event",
             "Store one event (scope ingest)",
             IncomingEvent,
-            {"200": {"description": "Stored.", "content": _content(EventAccepted)}},
+            {"200": {"description": "The event is stored.", "content": _content(EventAccepted)}},
         ),
         "/api/v1/events/batch": _post(
             "events",
@@ -201,9 +206,9 @@ def _hot_paths() -> Schema:
             "Store up to 1,000 events (scope ingest)",
             EventBatch,
             {
-                "200": {"description": "All stored.", "content": _content(BatchAccepted)},
+                "200": {"description": "All events are stored.", "content": _content(BatchAccepted)},
                 "207": {
-                    "description": "Some refused, listed in `errors`; the others stored.",
+                    "description": "Some events are rejected and listed in `errors`. The others are stored.",
                     "content": _content(BatchAccepted),
                 },
             },
@@ -211,7 +216,7 @@ def _hot_paths() -> Schema:
         "/ofrep/v1/evaluate/flags/{key}": _post(
             "OFREP",
             "evaluate_flag",
-            "One experiment as a flag; enrols the unit unless X-Enroll: false (scope assign)",
+            "Evaluate one experiment as a flag; enrols the unit unless X-Enroll: false (scope assign)",
             OfrepRequest,
             {
                 "200": {"description": "Evaluated.", "content": _content(Evaluation)},
@@ -223,11 +228,11 @@ def _hot_paths() -> Schema:
         "/ofrep/v1/evaluate/flags": _post(
             "OFREP",
             "evaluate_flags",
-            "Every experiment as flags; enrols nobody unless X-Enroll: true (scope assign)",
+            "Evaluate all experiments as flags; enrols nobody unless X-Enroll: true (scope assign)",
             OfrepRequest,
             {
                 "200": {"description": "Evaluated.", "content": _content(BulkEvaluation), "headers": etag},
-                "304": {"description": "Nothing changed since the answer with that ETag."},
+                "304": {"description": "Nothing changed since the response with that ETag."},
                 "400": failed,
             },
             [_ENROLL, _IF_NONE_MATCH],
@@ -236,7 +241,7 @@ def _hot_paths() -> Schema:
 
 
 def _post(
-    tag: str, operation: str, summary: str, body: type, answers: Schema, parameters: list[Schema] | None = None
+    tag: str, operation: str, summary: str, body: type, responses: Schema, parameters: list[Schema] | None = None
 ) -> Schema:
     return {
         "post": {
@@ -245,6 +250,6 @@ def _post(
             "operationId": operation,
             "parameters": list(parameters or ()),
             "requestBody": {"required": True, "content": _content(body)},
-            "responses": {**refusals(*_ALL), **answers},
+            "responses": {**error_responses(*_ALL), **responses},
         }
     }

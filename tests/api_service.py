@@ -1,7 +1,4 @@
-"""Fixtures of a running API with clients of it.
-
-A test module that needs them says `pytest_plugins = ["api_service"]`. Does not belong here: what is no fixture (api_support.py).
-"""
+"""Fixtures for a running API and its clients. A test module loads them with `pytest_plugins = ["api_service"]`."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,7 +14,7 @@ from foundation.api_keys import make_api_key
 
 @pytest.fixture
 def make_client(database_url: str) -> Iterator[Callable[..., httpx.Client]]:
-    """Makes a client of a key with the given scopes, for a base URL."""
+    """A function that creates a client for a base URL, with a key that has the given scopes."""
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(psycopg.connect(database_url, autocommit=True))
 
@@ -31,6 +28,6 @@ def make_client(database_url: str) -> Iterator[Callable[..., httpx.Client]]:
 
 @pytest.fixture
 def api(database_url: str, make_client: Callable[..., httpx.Client]) -> Iterator[Api]:
-    """A running API, a client with every scope, and its database."""
+    """A running API with its database and a client that has every scope."""
     with running_api(database_url) as url, psycopg.connect(database_url, autocommit=True) as connection:
         yield Api(make_client(url, "assign", "ingest", "admin", "read"), connection, database_url)

@@ -1,7 +1,4 @@
-"""The API really running, for tests: uvicorn on a free port over a migrated database, and runs made by plain SQL.
-
-Does not belong here: fixtures (api_service.py), the database itself (conftest.py).
-"""
+"""A running API for tests: uvicorn on a free port over a migrated database, and runs created with plain SQL."""
 
 import contextlib
 import json
@@ -22,23 +19,23 @@ from foundation.settings import Settings
 from serving.app import create_app
 
 Variants = Mapping[str, tuple[str, str, Mapping[str, Any]]]
-"""Name → (role, allocation, config), in walking order."""
+"""Name → (role, allocation, config), in the order of `position`."""
 
 HALVES: Variants = {"control": ("control", "0.5", {"blue": True}), "treatment": ("treatment", "0.5", {"blue": False})}
 
 
 @contextlib.contextmanager
 def running_api(database_url: str, **settings: Any) -> Iterator[str]:
-    """The base URL of an API of its own; each request sees the experiments and keys as they are, unless `settings` say otherwise."""
-    # A first day of today: a partition a day for nine weeks would take a second a test.
-    # No spool: it lies in a home, of which a test that wants one has its own.
-    fresh = {
+    """The base URL of a new API. Unless `settings` change it, nothing is cached between requests."""
+    # The first day is today: daily partitions for nine weeks would take a second per test.
+    # No spool, because it needs a home folder.
+    uncached = {
         "experiments_refresh_seconds": 0,
         "api_key_cache_seconds": 0,
         "first_day": datetime.now(UTC).date(),
         "spool_mb": 0,
     }
-    app = create_app(Settings(database_url=database_url, **{**fresh, **settings}))
+    app = create_app(Settings(database_url=database_url, **{**uncached, **settings}))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -57,21 +54,21 @@ def running_api(database_url: str, **settings: Any) -> Iterator[str]:
 
 @dataclass
 class Api:
-    """A client with a key for everything, and the database behind it (autocommit)."""
+    """A client whose key has every scope, and the database of the API (autocommit)."""
 
     client: httpx.Client
     connection: psycopg.Connection[Any]
     database_url: str
 
     def assign(self, unit_id: str, *names: str, unit_type: str = "household", **more: Any) -> dict[str, Any]:
-        """The answer's body; fails unless it is 200."""
+        """The body of the answer. Fails unless the status is 200."""
         body = {"unit_type": unit_type, "unit_id": unit_id, "requested_experiments": list(names), **more}
         response = self.client.post("/api/v1/assignments", json=body)
         assert response.status_code == 200, response.text
         return dict(response.json())
 
     def skipped(self, unit_id: str, name: str, unit_type: str = "household", **more: Any) -> str:
-        """Why the name is skipped."""
+        """The reason for which the experiment is skipped."""
         answer = self.assign(unit_id, name, unit_type=unit_type, **more)
         assert answer["assignments"] == []
         (skipped,) = answer["skipped_experiments"]
@@ -79,18 +76,18 @@ class Api:
         return str(skipped["reason"])
 
     def assigned(self, unit_id: str, name: str, **more: Any) -> dict[str, Any]:
-        """The one assignment."""
+        """The only assignment of the answer."""
         answer = self.assign(unit_id, name, **more)
         assert answer["skipped_experiments"] == []
         (assignment,) = answer["assignments"]
         return dict(assignment)
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """What the database holds."""
+        """The rows of a query."""
         return self.connection.execute(query, parameters).fetchall()
 
     def metric(self, line_start: str) -> float:
-        """The value of the metric whose line starts so; 0 when there is none."""
+        """The value of the first metric line that starts with `line_start`, or 0 without one."""
         lines = self.client.get("/metrics").text.splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(line_start)), 0.0)
 
@@ -103,8 +100,9 @@ def make_run(
     run: int = 1,
     **columns: Any,
 ) -> tuple[UUID, dict[str, UUID]]:
-    """A run with its variants and first epoch; returns its id and its variants' by name."""
-    run_id, made = uuid4(), {}
+    """Create a run with variants and a first epoch. Returns its id and the ids of its variants by name."""
+    run_id = uuid4()
+    variant_ids = {name: uuid4() for name in variants}
     with connection.transaction():
         connection.execute(
             "INSERT INTO exp.experiments (id, name, run, status, unit_type, start_at, end_at, targeting, layer_id, layer_from, layer_to, "
@@ -123,14 +121,13 @@ def make_run(
             ),
         )
         for position, (variant, (role, allocation, config)) in enumerate(variants.items()):
-            made[variant] = uuid4()
             connection.execute(
                 "INSERT INTO exp.variants (id, experiment_id, name, position, role, allocation, config) "
                 "VALUES (%s, %s, %s, %s, %s, %s, %s)",
-                (made[variant], run_id, variant, position, role, Decimal(allocation), json.dumps(config)),
+                (variant_ids[variant], run_id, variant, position, role, Decimal(allocation), json.dumps(config)),
             )
         connection.execute(
             "INSERT INTO exp.allocation_epochs (experiment_id, epoch, allocations) VALUES (%s, 1, %s)",
-            (run_id, json.dumps({str(made[name]): row[1] for name, row in variants.items()})),
+            (run_id, json.dumps({str(variant_ids[name]): row[1] for name, row in variants.items()})),
         )
-    return run_id, made
+    return run_id, variant_ids

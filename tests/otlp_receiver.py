@@ -1,4 +1,4 @@
-"""A collector of OTLP/HTTP traces on a free port, which keeps what it is sent. Does not belong here: what is expected of the spans."""
+"""A collector of OTLP/HTTP traces on a free port, which keeps the spans that it receives."""
 
 import contextlib
 import threading
@@ -13,16 +13,16 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
 @dataclass
 class Receiver:
-    """Where to send traces, and what came: each span as (attributes of the service, the span)."""
+    """The collector's URL and what it received: each span as (attributes of the service, the span)."""
 
     url: str
     spans: list[tuple[dict[str, Any], Any]] = field(default_factory=list)
     paths: set[str] = field(default_factory=set)
 
     def named(self, name: str) -> Any:
-        """The one span of that name."""
-        (found,) = [span for _, span in self.spans if span.name == name]
-        return found
+        """The only span of that name."""
+        (span,) = [each for _, each in self.spans if each.name == name]
+        return span
 
 
 def attributes(pairs: list[KeyValue]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def attributes(pairs: list[KeyValue]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def otlp_receiver() -> Iterator[Receiver]:
-    """A receiver that runs meanwhile."""
+    """A running collector."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -47,7 +47,7 @@ def otlp_receiver() -> Iterator[Receiver]:
             self.end_headers()
 
         def log_message(self, *arguments: Any) -> None:
-            """Nothing is printed."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     receiver = Receiver(f"http://127.0.0.1:{server.server_address[1]}")

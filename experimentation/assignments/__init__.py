@@ -1,1 +1,1 @@
-"""Which variant a unit gets: bucketing, targeting, the rules in their order, and storing units so that racing writers agree."""
+"""Which variant a unit gets: bucketing, targeting, the assignment rules in order, and storage that is safe for concurrent writers."""

@@ -1,4 +1,4 @@
-"""The assignment rules in their order, as pure functions over what is known of a run and a unit."""
+"""The assignment rules in order, as pure functions of a run and a unit."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from experimentation.assignments.bucketing import BUCKETS, VariantWalk, bucket_of, bucket_of_text
-from experimentation.assignments.targeting import Asker, Targeting
+from experimentation.assignments.targeting import Targeting, TargetingInput
 
 ASSIGNED, SHIPPED, WITHDRAWN, REMAINDER, OVERRIDE, NOT_ENROLLED = (
     "assigned",
@@ -38,13 +38,13 @@ SKIPS = (
 )  # fmt: skip
 
 
-class StaleCatalogueError(Exception):
-    """The database has moved on from the catalogue that was decided with: load it again and decide again."""
+class StaleExperimentsError(Exception):
+    """The experiments changed in the database after they were loaded. Load them again and repeat the decision."""
 
 
 @dataclass(frozen=True)
 class ServedVariant:
-    """A variant as it is served. `config` is complete; `servable` is false when its policy version is archived or unknown."""
+    """A variant as clients get it. `config` is complete; `servable` is false if its policy version is archived or unknown."""
 
     id: UUID
     name: str
@@ -57,7 +57,7 @@ class ServedVariant:
 
 @dataclass(frozen=True)
 class ServedLayer:
-    """The buckets of a layer that a run may enrol: from `first` on and before `end`. Those below `holdout` get none of its runs."""
+    """The buckets of a layer that a run may enrol: `first` ≤ bucket < `end`. Buckets below `holdout` get no run of the layer."""
 
     id: UUID
     holdout: int
@@ -66,11 +66,11 @@ class ServedLayer:
 
     @classmethod
     def of(cls, layer_id: UUID, holdout: Decimal, first: int, end: int) -> "ServedLayer":
-        """`holdout` as a share."""
+        """The layer with `holdout` given as a share from 0 to 1."""
         return cls(layer_id, int(holdout * BUCKETS), first, end)
 
-    def keeps_out(self, unit_id: str) -> str | None:
-        """Why the unit gets no experiment of this range, if so. Raises UnicodeEncodeError for a lone surrogate."""
+    def exclusion(self, unit_id: str) -> str | None:
+        """Why the unit is outside this range, or None if it is inside. Raises UnicodeEncodeError if `unit_id` holds a lone surrogate."""
         bucket = bucket_of(self.id, unit_id)
         if bucket < self.holdout:
             return HOLDOUT
@@ -79,7 +79,7 @@ class ServedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One answer. Without a variant it is skipped, for `reason`. With `new`, the row must be committed before it is answered."""
+    """One answer. Without a variant, the experiment is skipped for `reason`. If `new`, commit the unit's row before answering."""
 
     reason: str
     variant: ServedVariant | None = None
@@ -89,10 +89,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class ServedRun:
-    """One run of an experiment, with its variants in walking order, its current epoch (0: none yet) and its window (UTC, ends served).
+    """One run of an experiment: its variants in the order of `position`, its current epoch (0: none yet) and its window (UTC, inclusive).
 
-    `overrides` maps unit ids to names of variants. `fingerprint` differs wherever anything that is served does. `as_stored` is what a unit
-    is answered that has a row of the variant at that place, `as_new` one whose bucket falls on it.
+    `overrides` maps unit ids to variant names. `fingerprint` changes with anything that clients can see. Three tuples hold one decision
+    per variant: `as_stored` for a unit whose row has that variant, `as_new` for a unit whose bucket falls on it, and `as_peeked` for a
+    unit that would get it but is not enrolled.
     """
 
     id: UUID
@@ -113,16 +114,16 @@ class ServedRun:
     walk: VariantWalk | None = field(init=False, repr=False, compare=False)
     control: ServedVariant | None = field(init=False, repr=False, compare=False)
     overridden: Mapping[str, Decision] = field(init=False, repr=False, compare=False)
-    over: Decision = field(init=False, repr=False, compare=False)
+    when_completed: Decision = field(init=False, repr=False, compare=False)
     as_stored: tuple[Decision, ...] = field(init=False, repr=False, compare=False)
     as_new: tuple[Decision, ...] = field(init=False, repr=False, compare=False)
     as_peeked: tuple[Decision, ...] = field(init=False, repr=False, compare=False)
-    places: Mapping[UUID, int] = field(init=False, repr=False, compare=False)
-    hashed_with: str = field(init=False, repr=False, compare=False)
+    index_of: Mapping[UUID, int] = field(init=False, repr=False, compare=False)
+    bucket_prefix: str = field(init=False, repr=False, compare=False)
     cache_key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Derive what each request would otherwise compute again. A run without any allocation gets no walk."""
+        """Precompute what each request needs. A run with no nonzero allocation has no walk."""
         roles = {variant.role: variant for variant in reversed(self.variants)}
         allocations = [variant.allocation for variant in self.variants]
         walk = VariantWalk(allocations) if any(allocation > 0 for allocation in allocations) else None
@@ -131,11 +132,11 @@ class ServedRun:
         object.__setattr__(self, "control", roles.get("control"))
         by_name = {variant.name: variant for variant in self.variants if variant.servable}
         overridden = {name: Decision(OVERRIDE, variant) for name, variant in by_name.items()}
-        shown = {unit: overridden[name] for unit, name in self.overrides.items() if name in overridden}
-        object.__setattr__(self, "overridden", shown)
+        by_unit = {unit: overridden[name] for unit, name in self.overrides.items() if name in overridden}
+        object.__setattr__(self, "overridden", by_unit)
         shipped = next((variant for variant in self.variants if variant.id == self.shipped_variant_id), None)
-        over = Decision(SHIPPED, shipped) if shipped is not None and shipped.servable else Decision(NOT_ACTIVE)
-        object.__setattr__(self, "over", over)
+        completed = Decision(SHIPPED, shipped) if shipped is not None and shipped.servable else Decision(NOT_ACTIVE)
+        object.__setattr__(self, "when_completed", completed)
         as_stored = tuple(
             Decision(ASSIGNED, variant, enrolled=True) if _is_served(variant) else _baseline(self)
             for variant in self.variants
@@ -143,32 +144,32 @@ class ServedRun:
         object.__setattr__(self, "as_stored", as_stored)
         object.__setattr__(self, "as_new", tuple(_of_new(self, variant) for variant in self.variants))
         object.__setattr__(self, "as_peeked", tuple(Decision(NOT_ENROLLED, variant) for variant in self.variants))
-        object.__setattr__(self, "hashed_with", f"{self.id}:")
-        object.__setattr__(self, "places", {variant.id: place for place, variant in enumerate(self.variants)})
+        object.__setattr__(self, "bucket_prefix", f"{self.id}:")
+        object.__setattr__(self, "index_of", {variant.id: index for index, variant in enumerate(self.variants)})
         object.__setattr__(self, "cache_key", f"assignment:{self.id}:")
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """What can be asked for: the run that answers for each name, every variant there is with its run, every run by its id."""
+class ServedExperiments:
+    """All experiments at one moment: the answering run of each name, the run id of each variant, and every run by its id."""
 
     runs: Mapping[str, ServedRun]
     variants: Mapping[UUID, UUID]
     by_id: Mapping[UUID, ServedRun] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, runs: Iterable[ServedRun]) -> "Catalogue":
-        """From all runs of all names: the latest started one answers for its name, a draft only where none has started."""
-        every = sorted(runs, key=lambda run: (run.status != "draft", run.run))
+    def of(cls, runs: Iterable[ServedRun]) -> "ServedExperiments":
+        """From all runs. The latest started run answers for its name; a draft answers only if no run has started."""
+        ordered = sorted(runs, key=lambda run: (run.status != "draft", run.run))
         return cls(
-            {run.name: run for run in every},
-            {variant.id: run.id for run in every for variant in run.variants},
-            {run.id: run for run in every},
+            {run.name: run for run in ordered},
+            {variant.id: run.id for run in ordered for variant in run.variants},
+            {run.id: run for run in ordered},
         )
 
 
 def judge_run(run: ServedRun | None, unit_type: str, unit_id: str, now: datetime) -> Decision | None:
-    """The rules that need no stored row; None when the row decides."""
+    """Applies the rules that need no stored row. Returns None if the decision depends on the row."""
     if run is None:
         return Decision(NOT_FOUND)
     if run.unit_type != unit_type:
@@ -176,44 +177,46 @@ def judge_run(run: ServedRun | None, unit_type: str, unit_id: str, now: datetime
     if run.status == "draft":
         return Decision(NOT_ACTIVE)
     if run.status == "completed":
-        return run.over
-    # Before the window: who looks at a variant wants to see it before its users do.
+        return run.when_completed
+    # Overrides come before the window: testers want to see a variant before users do.
     if run.overridden and unit_id in run.overridden:
         return run.overridden[unit_id]
     return _outside_window(run, now)
 
 
 def judge_stored(run: ServedRun, stored_variant_id: UUID) -> Decision:
-    """The rules for a unit that has a row, for a run that `judge_run` left open.
+    """Applies the rules for a unit that has a row, after `judge_run` returned None.
 
-    Raises StaleCatalogueError when the row names a variant that the run is not known to have.
+    Raises StaleExperimentsError if the loaded run does not have the row's variant.
     """
-    place = run.places.get(stored_variant_id)
-    if place is None:
-        raise StaleCatalogueError(f"Variant {stored_variant_id} of {run.name} run {run.run} is not known yet.")
-    return run.as_stored[place]
+    index = run.index_of.get(stored_variant_id)
+    if index is None:
+        raise StaleExperimentsError(
+            f"Variant {stored_variant_id} of {run.name} run {run.run} is newer than the loaded run."
+        )
+    return run.as_stored[index]
 
 
-def judge_new(run: ServedRun, unit_id: str, asker: Asker) -> Decision:
-    """The rules for a unit without a row, for a run that `judge_run` left open.
+def judge_new(run: ServedRun, unit_id: str, targeting_input: TargetingInput) -> Decision:
+    """Applies the rules for a unit without a row, after `judge_run` returned None.
 
-    `new` in the answer means: it holds only once its row is stored. Raises UnicodeEncodeError when `unit_id` holds a lone surrogate.
+    A decision with `new` is valid only once its row is stored. Raises UnicodeEncodeError if `unit_id` holds a lone surrogate.
     """
-    shut_out = _shut_out(run, unit_id, asker)
-    if shut_out is not None or run.walk is None:
-        return Decision(shut_out or NOT_ACTIVE)
-    return run.as_new[run.walk.choose(bucket_of_text(run.hashed_with + unit_id))]
+    excluded = _exclusion(run, unit_id, targeting_input)
+    if excluded is not None or run.walk is None:
+        return Decision(excluded or NOT_ACTIVE)
+    return run.as_new[run.walk.choose(bucket_of_text(run.bucket_prefix + unit_id))]
 
 
 def peeked(run: ServedRun, decision: Decision) -> Decision:
-    """The same answer for who only looks: what the unit would get, and it is not enrolled."""
-    return run.as_peeked[run.places[decision.variant.id]] if decision.new and decision.variant else decision
+    """The same answer for a request that does not enrol: the variant that the unit would get."""
+    return run.as_peeked[run.index_of[decision.variant.id]] if decision.new and decision.variant else decision
 
 
 def complete_config(
     config: Mapping[str, Any], defaults: Mapping[str, Any], model_name: str, model_version: str
 ) -> dict[str, Any]:
-    """The variant's config with the params and the model of its policy version; a param of the variant wins over a default."""
+    """The variant's config with the params and the model of its policy version. The variant's params override the defaults."""
     return {
         **config,
         "params": {**defaults, **(config.get("params") or {})},
@@ -223,16 +226,16 @@ def complete_config(
     }
 
 
-def _shut_out(run: ServedRun, unit_id: str, asker: Asker) -> str | None:
-    """Why a unit without a row is not looked at any further."""
+def _exclusion(run: ServedRun, unit_id: str, targeting_input: TargetingInput) -> str | None:
+    """Why a unit without a row gets no variant, or None if it may get one."""
     if run.status == "paused":
         return PAUSED
     if run.walk is None or run.epoch < 1:
         return NOT_ACTIVE
-    kept_out = None if run.layer is None else run.layer.keeps_out(unit_id)
-    if kept_out is not None or run.targeting is None:
-        return kept_out
-    targeted = run.targeting.holds(asker)
+    layer_exclusion = None if run.layer is None else run.layer.exclusion(unit_id)
+    if layer_exclusion is not None or run.targeting is None:
+        return layer_exclusion
+    targeted = run.targeting.holds(targeting_input)
     if targeted is None:
         return TARGETING_ERROR
     return None if targeted else NOT_TARGETED
@@ -251,7 +254,7 @@ def _is_served(variant: ServedVariant) -> bool:
 
 
 def _of_new(run: ServedRun, variant: ServedVariant) -> Decision:
-    """What a unit is answered whose bucket falls on the variant."""
+    """The decision for a new unit whose bucket falls on the variant."""
     if not _is_served(variant):
         return _baseline(run)
     if variant.role == "remainder":
@@ -260,7 +263,7 @@ def _of_new(run: ServedRun, variant: ServedVariant) -> Decision:
 
 
 def _baseline(run: ServedRun) -> Decision:
-    """What units of a withdrawn variant get: control's config, outside of the experiment. Skipped when there is none to serve."""
+    """The decision for units of a withdrawn variant: control, without enrolment. Skipped if control is not servable."""
     if run.control is None or not run.control.servable:
         return Decision(NOT_ACTIVE)
     return Decision(WITHDRAWN, run.control)

@@ -1,4 +1,4 @@
-"""Assignments in PostgreSQL: loading what is served, reading stored rows, storing new ones so that racing writers agree."""
+"""Assignments in PostgreSQL: loads the served experiments, reads stored rows, and stores new ones so that concurrent writers agree."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from experimentation.assignments.rules import Catalogue, ServedLayer, ServedRun, ServedVariant, complete_config
+from experimentation.assignments.rules import ServedExperiments, ServedLayer, ServedRun, ServedVariant, complete_config
 from experimentation.assignments.targeting import Targeting, TargetingError
 
-LOAD_CATALOGUE = """
+LOAD_SERVED_EXPERIMENTS = """
 SELECT e.id, e.name, e.run, e.status::text AS status, e.unit_type::text AS unit_type, e.start_at, e.end_at, e.shipped_variant_id,
        (SELECT max(n.epoch) FROM exp.allocation_epochs n WHERE n.experiment_id = e.id) AS epoch,
        e.targeting, e.overrides::text AS overrides, e.layer_id, l.holdout, e.layer_from, e.layer_to,
@@ -28,16 +28,16 @@ LEFT JOIN exp.policy_versions p ON p.id::text = lower(v.config ->> 'policy_versi
 ORDER BY e.name, e.run, v.position, v.id
 """
 
-# A subselect looks each unit up by the unique index, whatever the planner believes of the table's size.
+# The subselect makes PostgreSQL look each unit up in the unique index, whatever size it estimates for the table.
 READ_STORED = """
 SELECT (SELECT a.variant_id FROM exp.assignments a WHERE a.experiment_id = r.experiment_id AND a.unit_id = r.unit_id)
-FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS r (experiment_id, unit_id, place)
-ORDER BY r.place
+FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS r (experiment_id, unit_id, ordinal)
+ORDER BY r.ordinal
 """
 
-# Units name what they are enrolled in by its number among a few arms. Sorted, because two writers with overlapping keys in different
-# orders deadlock. Guarded, because what was decided with may be a moment old: a row is stored only while its run is active and its variant,
-# allocation and epoch are the current ones.
+# Each unit refers to one of a few arms by number. The rows are sorted, because two writers with overlapping keys in different orders
+# deadlock. The joins guard against outdated decisions: a row is stored only while its run is active and its variant, allocation and epoch
+# are current.
 STORE_NEW = """
 INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity)
 SELECT arm.experiment_id, e.unit_type, r.unit_id, arm.variant_id, arm.epoch, arm.propensity
@@ -52,7 +52,7 @@ ON CONFLICT (experiment_id, unit_id) DO NOTHING
 RETURNING experiment_id, unit_id
 """
 
-# The same for one unit alone, without what arrays cost.
+# The same for a single unit, without the cost of arrays.
 STORE_ONE = """
 INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity)
 SELECT e.id, e.unit_type, $5, v.id, $3, v.allocation
@@ -75,9 +75,9 @@ FROM exp.policies p JOIN exp.policy_versions v ON v.id = p.production_version_id
 
 
 class Arm(NamedTuple):
-    """What units would be enrolled in: the epoch and the propensity (the variant's allocation) that it was decided with.
+    """The variant to enrol units in, with the epoch and the propensity (the variant's allocation) of the decision.
 
-    Without a variant, units are only looked up.
+    Without a variant, units are looked up and not stored.
     """
 
     experiment_id: UUID
@@ -87,42 +87,46 @@ class Arm(NamedTuple):
 
 
 class StoredRow(NamedTuple):
-    """The variant of a stored unit, and whether the call that returns it stored it."""
+    """The variant of a stored unit. `created`: this call stored the row."""
 
     variant_id: UUID
-    made: bool = False
+    created: bool = False
 
 
-async def load_catalogue(connection: asyncpg.Connection, before: Catalogue | None = None) -> Catalogue:
-    """Every run with its variants and complete configs, as one consistent picture.
+async def load_served_experiments(
+    connection: asyncpg.Connection, previous: ServedExperiments | None = None
+) -> ServedExperiments:
+    """Every run with its variants and complete configs, as one consistent snapshot.
 
-    A run of which nothing changed since `before` is the very same object, so that what is remembered with it stays good.
+    A run that is unchanged since `previous` is the same object, so caches that refer to it stay valid.
     """
-    rows = await connection.fetch(LOAD_CATALOGUE)
-    known = {} if before is None else before.by_id
-    return Catalogue.of(_run(list(rows_of_run), known) for _, rows_of_run in groupby(rows, key=lambda row: row["id"]))
+    rows = await connection.fetch(LOAD_SERVED_EXPERIMENTS)
+    known = {} if previous is None else previous.by_id
+    return ServedExperiments.of(
+        _run(list(rows_of_run), known) for _, rows_of_run in groupby(rows, key=lambda row: row["id"])
+    )
 
 
 async def read_or_store(
     connection: asyncpg.Connection, arms: Sequence[Arm], units: Sequence[tuple[str, int]], *, store_first: bool
 ) -> list[StoredRow | None]:
-    """The row of each unit, in their order; a unit that has none yet is stored where its arm has a variant.
+    """The row of each unit, in the order of `units`. Stores a unit that has no row if its arm has a variant.
 
-    `units`: unit id and the place of its arm in `arms`; no unit may come twice for the same run. With `store_first` one statement does
-    for new units, without it one does for stored ones. Must not run inside a transaction: what it returns is committed. None where there
-    is no row: a unit whose arm has a variant was then decided with an outdated catalogue.
+    `units`: unit id and the index of its arm in `arms`. A unit may occur only once per run. With `store_first`, new units cost one
+    statement; without it, stored units do. Call it outside a transaction: the rows that it returns are committed. A unit without a row
+    is None; if its arm has a variant, the decision was based on outdated experiments.
     """
     rows: list[StoredRow | None] = [None] * len(units)
-    every = range(len(units))
+    all_indexes = range(len(units))
     if not store_first:
-        await _read(connection, arms, units, every, rows)
-    new = [place for place in every if rows[place] is None and arms[units[place][1]].variant_id is not None]
+        await _read(connection, arms, units, all_indexes, rows)
+    new = [index for index in all_indexes if rows[index] is None and arms[units[index][1]].variant_id is not None]
     if new:
         await _store(connection, arms, units, new, rows)
-    # After what was stored, in a statement of its own: the one that stored does not see the row of a writer who won while it ran.
-    left = [place for place in (every if store_first else new) if rows[place] is None]
-    if left:
-        await _read(connection, arms, units, left, rows)
+    # A separate statement: the insert does not see a row that a concurrent writer stored while it ran.
+    missing = [index for index in (all_indexes if store_first else new) if rows[index] is None]
+    if missing:
+        await _read(connection, arms, units, missing, rows)
     return rows
 
 
@@ -130,47 +134,48 @@ async def _read(
     connection: asyncpg.Connection,
     arms: Sequence[Arm],
     units: Sequence[tuple[str, int]],
-    places: Sequence[int],
+    indexes: Sequence[int],
     rows: list[StoredRow | None],
 ) -> None:
-    experiments = [arms[units[place][1]].experiment_id for place in places]
-    found = await connection.fetch(READ_STORED, experiments, [units[place][0] for place in places])
-    for place, (variant_id,) in zip(places, found, strict=True):
-        rows[place] = None if variant_id is None else StoredRow(variant_id)
+    experiments = [arms[units[index][1]].experiment_id for index in indexes]
+    records = await connection.fetch(READ_STORED, experiments, [units[index][0] for index in indexes])
+    for index, (variant_id,) in zip(indexes, records, strict=True):
+        rows[index] = None if variant_id is None else StoredRow(variant_id)
 
 
 async def _store(
     connection: asyncpg.Connection,
     arms: Sequence[Arm],
     units: Sequence[tuple[str, int]],
-    places: Sequence[int],
+    indexes: Sequence[int],
     rows: list[StoredRow | None],
 ) -> None:
-    if len(places) == 1:
-        unit_id, number = units[places[0]]
-        found = await connection.fetch(STORE_ONE, *arms[number], unit_id)
+    if len(indexes) == 1:
+        unit_id, arm_index = units[indexes[0]]
+        records = await connection.fetch(STORE_ONE, *arms[arm_index], unit_id)
     else:
-        described = tuple(zip(*arms, strict=True))
-        ids, numbers = [units[place][0] for place in places], [units[place][1] + 1 for place in places]
-        found = await connection.fetch(STORE_NEW, *described, ids, numbers)
-    made = {tuple(row) for row in found}
-    for place in places:
-        unit_id, number = units[place]
-        arm = arms[number]
-        if arm.variant_id is not None and (arm.experiment_id, unit_id) in made:
-            rows[place] = StoredRow(arm.variant_id, True)
+        columns = tuple(zip(*arms, strict=True))
+        # SQL counts arms from 1.
+        unit_ids, ordinals = [units[index][0] for index in indexes], [units[index][1] + 1 for index in indexes]
+        records = await connection.fetch(STORE_NEW, *columns, unit_ids, ordinals)
+    created = {tuple(record) for record in records}
+    for index in indexes:
+        unit_id, arm_index = units[index]
+        arm = arms[arm_index]
+        if arm.variant_id is not None and (arm.experiment_id, unit_id) in created:
+            rows[index] = StoredRow(arm.variant_id, True)
 
 
 async def find_assignment(
     connection: asyncpg.Connection, experiment_id: UUID, unit_id: str
 ) -> Mapping[str, Any] | None:
-    """The unit's row (variant_id, epoch, propensity, assigned_at), where it has one."""
+    """The unit's row (variant_id, epoch, propensity, assigned_at), or None if it has none."""
     row = await connection.fetchrow(FIND_ASSIGNMENT, experiment_id, unit_id)
     return None if row is None else dict(row)
 
 
 async def find_production_version(connection: asyncpg.Connection, policy_name: str) -> Mapping[str, Any] | None:
-    """The version of a policy that is in production: id, version, status, model and config_defaults."""
+    """The policy's version in production (id, version, status, model, config_defaults), or None if it has none."""
     row = await connection.fetchrow(FIND_PRODUCTION_VERSION, policy_name)
     return None if row is None else {**row, "config_defaults": msgspec.json.decode(row["config_defaults"])}
 
@@ -178,9 +183,9 @@ async def find_production_version(connection: asyncpg.Connection, policy_name: s
 def _run(rows: Sequence[asyncpg.Record], known: Mapping[UUID, ServedRun]) -> ServedRun:
     first = rows[0]
     fingerprint = hashlib.sha256(repr([tuple(row) for row in rows]).encode()).hexdigest()[:12]
-    same = known.get(first["id"])
-    if same is not None and same.fingerprint == fingerprint:
-        return same
+    previous = known.get(first["id"])
+    if previous is not None and previous.fingerprint == fingerprint:
+        return previous
     layer = None
     if first["layer_id"] is not None:
         layer = ServedLayer.of(first["layer_id"], first["holdout"], first["layer_from"], first["layer_to"])
@@ -203,15 +208,15 @@ def _run(rows: Sequence[asyncpg.Record], known: Mapping[UUID, ServedRun]) -> Ser
 
 
 def _targeting(rule: str | None) -> Targeting | None:
-    """The compiled rule. One that was written past `lifecycle sync` and can't work lets nobody in, rather than everybody."""
+    """The compiled rule. An invalid rule, which only a write that bypasses `lifecycle sync` can store, matches no unit."""
     if rule is None:
         return None
     try:
         return Targeting(rule)
     except TargetingError:
-        nobody = Targeting("[][0]")
-        nobody.rule = rule
-        return nobody
+        matches_nobody = Targeting("[][0]")
+        matches_nobody.rule = rule
+        return matches_nobody
 
 
 def _variant(row: asyncpg.Record) -> ServedVariant:

@@ -1,7 +1,7 @@
-"""The OpenFeature Remote Evaluation Protocol 0.3.0: an experiment is a flag, its name the key, `targetingKey` the unit's id.
+"""The OpenFeature Remote Evaluation Protocol 0.3.0. An experiment is a flag, its name the key, and `targetingKey` the unit's id.
 
-A flag's value is the `value` of its variant's config, else the whole config. Where an experiment has no answer for the unit, the flag has
-no value, which tells the provider to take the default of the code.
+A flag's value is the `value` of its variant's config, else the whole config. If the experiment has no variant for the unit, the flag has
+no value, and the OpenFeature provider uses the default from the code.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ from experimentation.assignments.rules import (
     SHIPPED,
     TARGETING_ERROR,
 )
-from experimentation.assignments.targeting import Asker
-from serving.assignments.catalogue import CatalogueCache
-from serving.assignments.deciding import Answer, Assigner, Question
+from experimentation.assignments.targeting import TargetingInput
+from serving.assignments.assigner import Answer, Assigner, Question
+from serving.assignments.experiments_cache import ExperimentsCache
 from serving.assignments.routes import MAX_BODY_BYTES, count_answers, limit_unit
 from serving.http.auth import KeyRing
+from serving.http.body_budget import BodyBudget
 from serving.http.database import Database
 from serving.http.endpoint import Endpoint, Headers, encode
 from serving.http.errors import ApiError
 from serving.http.limits import Limits
-from serving.http.measures import OTHER, AssignmentMeasures
-from serving.http.room import Room
+from serving.http.metrics import OTHER, AssignmentMetrics
 
 ENROLL_HEADER = b"x-enroll"
 UNIT_TYPE = "unitType"
@@ -43,7 +43,7 @@ REFUSED = {400: "validation_error", 404: NOT_FOUND}
 
 
 class FlagMetadata(msgspec.Struct, omit_defaults=True):
-    """What the platform says of the answer, for events: `reason` is the one of `POST /api/v1/assignments`."""
+    """Our data about the answer, to put into events. `reason` is the same as in `POST /api/v1/assignments`."""
 
     reason: str
     enrolled: bool
@@ -53,7 +53,7 @@ class FlagMetadata(msgspec.Struct, omit_defaults=True):
 
 
 class Evaluation(msgspec.Struct):
-    """A flag as evaluated. Without `value` the provider takes the default of the code."""
+    """An evaluated flag. Without `value`, the provider uses the default from the code."""
 
     key: str
     reason: str
@@ -63,7 +63,7 @@ class Evaluation(msgspec.Struct):
 
 
 class EvaluationFailure(msgspec.Struct, omit_defaults=True, rename="camel"):
-    """Why a flag, or (without `key`) a whole request, can't be evaluated."""
+    """Why a flag can't be evaluated or, without `key`, the whole request."""
 
     error_code: str
     error_details: str
@@ -71,13 +71,13 @@ class EvaluationFailure(msgspec.Struct, omit_defaults=True, rename="camel"):
 
 
 class BulkEvaluation(msgspec.Struct):
-    """Every flag that there is for the unit: an `Evaluation` or an `EvaluationFailure` each."""
+    """All flags for the unit, each an `Evaluation` or an `EvaluationFailure`."""
 
     flags: list[Any]
 
 
 class _InvalidError(Exception):
-    """A body that OFREP has an error code for."""
+    """A request error for which OFREP has an error code."""
 
     def __init__(self, code: str, details: str) -> None:
         super().__init__(details)
@@ -91,64 +91,66 @@ class _OfrepEndpoint(Endpoint):
     def __init__(
         self,
         keys: KeyRing,
-        room: Room,
+        body_budget: BodyBudget,
         database: Database,
-        catalogue: CatalogueCache,
+        experiments_cache: ExperimentsCache,
         assigner: Assigner,
         limits: Limits,
-        measures: AssignmentMeasures,
+        metrics: AssignmentMetrics,
     ) -> None:
-        """What `POST /api/v1/assignments` is answered with, too."""
-        super().__init__(keys, room)
-        self._database, self._catalogue, self._assigner = database, catalogue, assigner
-        self._limits, self._measures = limits, measures
+        """Takes the same parts as the endpoint of `POST /api/v1/assignments`."""
+        super().__init__(keys, body_budget)
+        self._database, self._experiments, self._assigner = database, experiments_cache, assigner
+        self._limits, self._metrics = limits, metrics
 
     def credentials(self, headers: dict[bytes, bytes]) -> bytes:
-        """OFREP's `X-API-Key` is taken as well as the bearer key."""
-        given = headers.get(b"authorization")
-        return b"Bearer " + headers.get(b"x-api-key", b"") if given is None else given
+        """The bearer key, or else the key in OFREP's header `X-API-Key`."""
+        authorization = headers.get(b"authorization")
+        return b"Bearer " + headers.get(b"x-api-key", b"") if authorization is None else authorization
 
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
-        """Raises ApiError: 429, 503."""
+        """The evaluation. Counts requests that fail. Raises ApiError: 429, 503."""
         try:
             status, content, headers = await self.evaluate(body, request)
         except ApiError as error:
-            self._measures.count_request(error.body.error, OTHER)
+            self._metrics.count_request(error.body.error, OTHER)
             raise
         if status in REFUSED:
-            self._measures.count_request(REFUSED[status], OTHER)
+            self._metrics.count_request(REFUSED[status], OTHER)
         return status, content, headers
 
     @abstractmethod
     async def evaluate(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
-        """The answer, refusals of OFREP's own included. Raises ApiError."""
+        """The answer, including OFREP's own errors. Raises ApiError."""
 
     async def _answers(self, question: Question) -> list[Answer]:
         started = time.perf_counter()
         answers = await self._assigner.answers(question)
-        count_answers(self._measures, answers, time.perf_counter() - started)
+        count_answers(self._metrics, answers, time.perf_counter() - started)
         return answers
 
 
 class FlagEndpoint(_OfrepEndpoint):
-    """`POST /ofrep/v1/evaluate/flags/{key}`. It enrols the unit, unless the header `X-Enroll: false` asks not to."""
+    """`POST /ofrep/v1/evaluate/flags/{key}`. Enrols the unit unless the header is `X-Enroll: false`."""
 
     async def evaluate(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
-        """Raises ApiError: 429, 503."""
+        """One flag, or OFREP's error. Raises ApiError: 429, 503."""
         key = request["path_params"]["key"]
         try:
-            enroll = enrolling(request, by_default=True)
+            enroll = wants_enrolment(request, default=True)
             unit_id, unit_type, context = read_context(body)
-            run = (await self._database.retrying(self._catalogue.current)).runs.get(key)
+            run = (await self._database.retrying(self._experiments.current)).runs.get(key)
             if run is None:
                 return 404, encode(EvaluationFailure("FLAG_NOT_FOUND", f"There is no experiment {key[:255]}.", key)), ()
             if unit_type not in (None, run.unit_type):
-                raise _InvalidError("INVALID_CONTEXT", f"{key} is for a {run.unit_type}, not for a {unit_type}.")
+                raise _InvalidError("INVALID_CONTEXT", f"{key} is for units of type {run.unit_type}, not {unit_type}.")
             await limit_unit(self._limits, run.unit_type, unit_id)
-            question = Question(run.unit_type, unit_id, [key], Asker(run.unit_type, context), enroll)
+            question = Question(run.unit_type, unit_id, [key], TargetingInput(run.unit_type, context), enroll)
             (answer,) = await self._answers(question)
             if answer.decision.reason == TARGETING_ERROR:
-                raise _InvalidError("INVALID_CONTEXT", f"The targeting of {key} can't judge this context.")
+                raise _InvalidError(
+                    "INVALID_CONTEXT", f"The targeting rule of {key} can't be evaluated on this context."
+                )
         except _InvalidError as error:
             return 400, encode(EvaluationFailure(error.code, str(error), key)), ()
         if answer.decision.reason == NOT_FOUND:
@@ -157,26 +159,26 @@ class FlagEndpoint(_OfrepEndpoint):
 
 
 class FlagsEndpoint(_OfrepEndpoint):
-    """`POST /ofrep/v1/evaluate/flags`. It enrols nobody, unless the header `X-Enroll: true` asks for it."""
+    """`POST /ofrep/v1/evaluate/flags`. Enrols the unit only if the header is `X-Enroll: true`."""
 
     async def evaluate(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
-        """Raises ApiError: 429, 503."""
+        """All flags, or OFREP's error. Raises ApiError: 429, 503."""
         try:
-            enroll = enrolling(request, by_default=False)
+            enroll = wants_enrolment(request, default=False)
             unit_id, unit_type, context = read_context(body)
             if enroll and unit_type is None:
                 raise _InvalidError(
-                    "INVALID_CONTEXT", f"To enrol in every experiment, say in `{UNIT_TYPE}` what the unit is."
+                    "INVALID_CONTEXT", f"To enrol in every experiment, set `{UNIT_TYPE}` to the type of the unit."
                 )
         except _InvalidError as error:
             return 400, encode(EvaluationFailure(error.code, str(error))), ()
         await limit_unit(self._limits, unit_type or "unit", unit_id)
-        catalogue = await self._database.retrying(self._catalogue.current)
+        experiments = await self._database.retrying(self._experiments.current)
         answers: list[Answer] = []
-        for each in UNIT_TYPES if unit_type is None else (unit_type,):
-            names = [name for name, run in catalogue.runs.items() if run.unit_type == each and run.status != "draft"]
+        for kind in UNIT_TYPES if unit_type is None else (unit_type,):
+            names = [name for name, run in experiments.runs.items() if run.unit_type == kind and run.status != "draft"]
             if names:
-                answers += await self._answers(Question(each, unit_id, names, Asker(each, context), enroll))
+                answers += await self._answers(Question(kind, unit_id, names, TargetingInput(kind, context), enroll))
         content = encode(BulkEvaluation([_flag(answer) for answer in sorted(answers, key=lambda answer: answer.name)]))
         etag = b'"%b"' % hashlib.sha256(content).hexdigest()[:32].encode()
         headers: Headers = ((b"etag", etag), (b"cache-control", b"no-cache"))
@@ -184,7 +186,7 @@ class FlagsEndpoint(_OfrepEndpoint):
 
 
 def evaluation(answer: Answer) -> Evaluation:
-    """A flag as OFREP shows it."""
+    """The answer as an OFREP flag."""
     _, run, decision, _ = answer
     variant = decision.variant
     metadata = FlagMetadata(decision.reason, decision.enrolled)
@@ -199,18 +201,18 @@ def evaluation(answer: Answer) -> Evaluation:
 
 def _flag(answer: Answer) -> Evaluation | EvaluationFailure:
     if answer.decision.reason == TARGETING_ERROR:
-        details = f"The targeting of {answer.name} can't judge this context."
+        details = f"The targeting rule of {answer.name} can't be evaluated on this context."
         return EvaluationFailure("INVALID_CONTEXT", details, answer.name)
     return evaluation(answer)
 
 
 def read_context(body: bytes) -> tuple[str, str | None, dict[str, Any]]:
-    """Unit id, unit type (where `unitType` says it) and the whole context. Raises _InvalidError."""
+    """Unit id, unit type (None without `unitType`) and the whole context. Raises _InvalidError."""
     try:
-        sent = msgspec.json.decode(body)
+        decoded = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _InvalidError("PARSE_ERROR", "The body is not JSON.") from None
-    context = sent.get("context") if isinstance(sent, dict) else None
+    context = decoded.get("context") if isinstance(decoded, dict) else None
     if context is None:
         raise _InvalidError("TARGETING_KEY_MISSING", "The body needs a `context` with a `targetingKey`.")
     if not isinstance(context, dict):
@@ -226,17 +228,17 @@ def read_context(body: bytes) -> tuple[str, str | None, dict[str, Any]]:
     return unit_id, unit_type, context
 
 
-def enrolling(request: Scope, *, by_default: bool) -> bool:
-    """What the header `X-Enroll` says: true or false. Raises _InvalidError for anything else."""
-    said = dict(request["headers"]).get(ENROLL_HEADER)
-    if said is None:
-        return by_default
-    enroll = {b"true": True, b"false": False}.get(said.strip().lower())
+def wants_enrolment(request: Scope, *, default: bool) -> bool:
+    """The value of the header `X-Enroll`, or `default` without it. Raises _InvalidError if it is neither true nor false."""
+    value = dict(request["headers"]).get(ENROLL_HEADER)
+    if value is None:
+        return default
+    enroll = {b"true": True, b"false": False}.get(value.strip().lower())
     if enroll is None:
         raise _InvalidError("INVALID_CONTEXT", "The header X-Enroll must be true or false.")
     return enroll
 
 
 def _matches(request: Scope, etag: bytes) -> bool:
-    asked: Sequence[bytes] = dict(request["headers"]).get(b"if-none-match", b"").split(b",")
-    return any(each.strip().removeprefix(b"W/") in (etag, etag.strip(b'"'), b"*") for each in asked)
+    candidates: Sequence[bytes] = dict(request["headers"]).get(b"if-none-match", b"").split(b",")
+    return any(candidate.strip().removeprefix(b"W/") in (etag, etag.strip(b'"'), b"*") for candidate in candidates)

@@ -1,4 +1,4 @@
-"""Stored assignments held in this process."""
+"""Stored assignments in the memory of this process."""
 
 import time
 from collections import OrderedDict
@@ -8,35 +8,37 @@ from experimentation.assignments.rules import Decision, ServedRun
 
 
 class UnitCache:
-    """The variants of units seen lately, least recent out first. Rows never change, and an entry is only good for the very picture of its
-    run that it was made with, so that a change of the experiment drops its entries."""
+    """The variants of recently seen units; the least recently used entry goes first.
+
+    Rows never change. An entry counts only for the run fingerprint that it was stored with, so a change of the experiment drops it.
+    """
 
     def __init__(self, entries: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """At most `entries` (0: none) for `seconds` each."""
+        """Keeps at most `entries` (0: none), each for `seconds`."""
         self._entries, self._seconds, self._clock = entries, seconds, clock
-        # The run's fingerprint, the variant's place, and until when: nothing that Python's garbage collector would have to look through.
+        # Run fingerprint, variant index, expiry time: only types that Python's garbage collector does not track.
         self._units: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many units are held."""
+        """The number of cached units."""
         return len(self._units)
 
     def get(self, key: str, run: ServedRun) -> Decision | None:
-        """The decision from the unit's row, or None when it has to be looked up. `key`: the run's cache key and the unit's id."""
-        found = self._units.get(key)
-        if found is None:
+        """The decision for the unit's row, or None if it must be looked up. `key`: the run's cache key plus the unit's id."""
+        entry = self._units.get(key)
+        if entry is None:
             return None
-        if found[0] != run.fingerprint or found[2] < self._clock():
+        if entry[0] != run.fingerprint or entry[2] < self._clock():
             del self._units[key]
             return None
         self._units.move_to_end(key)
-        return run.as_stored[found[1]]
+        return run.as_stored[entry[1]]
 
-    def put(self, key: str, run: ServedRun, place: int) -> None:
-        """Remember that the unit's row names the variant at that place of the run. Only what is committed may be put here."""
+    def put(self, key: str, run: ServedRun, variant_index: int) -> None:
+        """Remember that the unit's row has the run's variant at that index. The row must be committed."""
         if self._entries == 0:
             return
-        self._units[key] = run.fingerprint, place, self._clock() + self._seconds
+        self._units[key] = run.fingerprint, variant_index, self._clock() + self._seconds
         self._units.move_to_end(key)
         if len(self._units) > self._entries:
             self._units.popitem(last=False)

@@ -1,1 +1,1 @@
-"""The event service: from a request to durable events, the spool and its draining."""
+"""The event service: receives events, stores them durably, and drains the spool."""

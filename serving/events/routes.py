@@ -20,38 +20,38 @@ from eventlog.validation import (
     read_event,
     why_unreadable,
 )
-from serving.events.store import NO_ROOM, EventStore, Outcome
+from serving.events.store import PARTITION_UNAVAILABLE, EventStore, Outcome
 from serving.http.auth import KeyRing
+from serving.http.body_budget import BodyBudget
 from serving.http.endpoint import Endpoint, Headers, encode
 from serving.http.errors import ApiError, payload_too_large, rate_limited, service_unavailable, validation_error
 from serving.http.limits import Limit, Limits
-from serving.http.measures import Measures
-from serving.http.room import Room
+from serving.http.metrics import Metrics
 
 MAX_BATCH_BYTES = 10 * 1_048_576
 MAX_BATCH = 1_000
 LARGE_BYTES = 65_536
 RATE_LIMITED = "rate_limited"
-# What became of an event that is stored nowhere → its error.
+# Outcome of an event that is stored nowhere → its error.
 UNSTORED = {"rejected": "invalid_event", "unavailable": "service_unavailable"}
 
 
 class EventAccepted(msgspec.Struct):
-    """The event is stored, now or by an earlier try."""
+    """The event is stored, by this request or an earlier one."""
 
     event_id: UUID
     status: str = "accepted"
 
 
 class BatchError(msgspec.Struct):
-    """Why the event at `index` of the batch was refused."""
+    """Why the event at `index` of the batch was rejected."""
 
     index: int
     error: str
 
 
 class BatchAccepted(msgspec.Struct, omit_defaults=True):
-    """Ids of the accepted events, in order; `errors` where some were refused."""
+    """Ids of the accepted events, in order, and `errors` if some were rejected."""
 
     accepted: int
     rejected: Annotated[int, msgspec.Meta(ge=0)]
@@ -60,7 +60,7 @@ class BatchAccepted(msgspec.Struct, omit_defaults=True):
 
 
 class RawBatch(msgspec.Struct):
-    """A batch whose events are still to be read, each on its own."""
+    """A batch whose events are not decoded yet."""
 
     events: list[msgspec.Raw]
 
@@ -74,24 +74,24 @@ class _IngestEndpoint(Endpoint):
     def __init__(
         self,
         keys: KeyRing,
-        room: Room,
+        body_budget: BodyBudget,
         slots: asyncio.Semaphore,
         store: EventStore,
         limits: Limits,
-        measures: Measures,
+        metrics: Metrics,
     ) -> None:
-        """Events that `keys` and `limits` let through go to `store`; so many large bodies are read at once as there are `slots`."""
-        super().__init__(keys, room)
-        self._slots, self._store, self._limits, self._measures = slots, store, limits, measures.events
+        """Passes events that `keys` and `limits` allow to `store`. At most `slots` large bodies are decoded at the same time."""
+        super().__init__(keys, body_budget)
+        self._slots, self._store, self._limits, self._metrics = slots, store, limits, metrics.events
 
 
 class EventEndpoint(_IngestEndpoint):
-    """One event."""
+    """Stores one event."""
 
     limit = MAX_EVENT_BYTES
 
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
-        """Raises ApiError: 400, 413, 429, 503."""
+        """The event's id once it is durable. Raises ApiError: 400, 413, 429, 503."""
         if len(body) < LARGE_BYTES:
             return await self._answer(body)
         async with self._slots:
@@ -102,73 +102,73 @@ class EventEndpoint(_IngestEndpoint):
         try:
             event = read_event(body, now)
         except InvalidEventError as error:
-            self._measures.count_refused(error.errors[0].error)
+            self._metrics.count_refused(error.errors[0].error)
             raise validation_error(error.errors) from None
         limit = self._limits.unit_events
         key = limit.key(_unit(event))
-        # Without Redis nothing is awaited, so nothing need be made for it.
+        # Without Redis there is nothing to await, which saves a coroutine.
         if await self._limits.too_many(limit, {key: 1}) if self._limits.shared else limit.count(key, 1):
-            self._measures.count_refused(RATE_LIMITED, event.event_type)
+            self._metrics.count_refused(RATE_LIMITED, event.event_type)
             raise rate_limited("This unit", limit.amount, limit.wait(key), "events")
         try:
             outcome = await self._store.store_one(event)
         except ApiError:
-            self._measures.count_received(event.event_type, "failed")
+            self._metrics.count_received(event.event_type, "failed")
             raise
-        self._measures.count_received(event.event_type, outcome)
-        self._measures.observe_latency(event.event_type, time.perf_counter() - started)
+        self._metrics.count_received(event.event_type, outcome)
+        self._metrics.observe_latency(event.event_type, time.perf_counter() - started)
         return 200, encode(EventAccepted(event.event_id)), ()
 
 
 class BatchEndpoint(_IngestEndpoint):
-    """Up to a thousand events; the valid ones are stored in one transaction, the others reported one by one."""
+    """Stores up to 1,000 events: the valid ones in one transaction. Each invalid one is reported."""
 
     limit = MAX_BATCH_BYTES
 
     async def answer(self, body: bytes, request: Scope) -> tuple[int, bytes, Headers]:
-        """Raises ApiError: 400, 413, 429, 503."""
+        """Which events are stored. Raises ApiError if none is: 400, 413, 429, 503."""
         started = time.perf_counter()
         async with self._slots:
             batch = _Batch(body, datetime.now(UTC))
-            self._measures.batch_size.observe(batch.size)
+            self._metrics.batch_size.observe(batch.size)
             limit = self._limits.unit_events
-            over = await self._limits.too_many(limit, batch.units(limit))
-            if over:
-                batch.refuse_last(limit, over)
+            excess = await self._limits.too_many(limit, batch.units(limit))
+            if excess:
+                batch.refuse_last(limit, excess)
             for _, errors in batch.refused:
-                self._measures.count_refused(errors[0].error)
+                self._metrics.count_refused(errors[0].error)
             if not batch.events:
-                raise batch.all_refused(max(map(limit.wait, over), default=0), limit.amount)
+                raise batch.all_refused(max(map(limit.wait, excess), default=0), limit.amount)
             await self._store_counted(batch, started)
         return batch.answer()
 
     async def _store_counted(self, batch: "_Batch", started: float) -> None:
         events = [event for _, event in batch.events]
-        measures = self._measures
+        metrics = self._metrics
         try:
             outcomes = await self._store.store(events)
         except ApiError:
             for event_type, count in Counter(event.event_type for event in events).items():
-                measures.count_received(event_type, "failed", count)
+                metrics.count_received(event_type, "failed", count)
             raise
         counts = Counter(zip((event.event_type for event in events), outcomes, strict=True))
         seconds = time.perf_counter() - started
         for (event_type, outcome), count in counts.items():
-            measures.count_received(event_type, outcome, count)
-            measures.observe_latency(event_type, seconds, count)
+            metrics.count_received(event_type, outcome, count)
+            metrics.observe_latency(event_type, seconds, count)
         batch.refuse_unstored(outcomes)
 
 
 class _Batch:
-    """The events of one request: those that are valid, and those that are refused, each with its place."""
+    """The events of one request, valid and rejected, each with its index."""
 
     def __init__(self, body: bytes, now: datetime) -> None:
-        """Raises ApiError (400) for what is no batch."""
+        """Decodes the events. Raises ApiError (400) if `body` is not a batch."""
         raws = read_batch(body)
         no_nul = b"\\u0000" not in body
         self.size = len(raws)
         self.events: list[tuple[int, Event]] = []
-        # Not the exceptions: each would keep this batch, by way of its traceback, until the garbage collector comes.
+        # The errors, not the exceptions: the traceback of each would keep this batch alive until a garbage collection.
         self.refused: list[tuple[int, list[FieldError]]] = []
         for index, raw in enumerate(raws):
             try:
@@ -177,12 +177,12 @@ class _Batch:
                 self.refused.append((index, error.errors))
 
     def units(self, limit: Limit) -> dict[str, int]:
-        """How many events each unit has, by its key."""
+        """The number of events per unit, by the unit's key in `limit`."""
         return Counter(limit.key(_unit(event)) for _, event in self.events)
 
-    def refuse_last(self, limit: Limit, over: Mapping[str, int]) -> None:
-        """Refuse the last so many events of each unit."""
-        left = dict(over)
+    def refuse_last(self, limit: Limit, excess: Mapping[str, int]) -> None:
+        """Reject the last events of each unit; `excess` says how many, by the unit's key."""
+        left = dict(excess)
         kept: list[tuple[int, Event]] = []
         for index, event in reversed(self.events):
             key = limit.key(_unit(event))
@@ -194,25 +194,25 @@ class _Batch:
         self.events = kept[::-1]
 
     def refuse_unstored(self, outcomes: Sequence[Outcome]) -> None:
-        """Refuse those that are stored nowhere. Raises ApiError when none is left: 503 where trying again may help, else 400."""
+        """Reject the events that are stored nowhere. Raises ApiError if none is left: 503 if a retry may help, else 400."""
         if UNSTORED.keys().isdisjoint(outcomes):
             return
-        held = list(zip(self.events, outcomes, strict=True))
-        self.events = [event for event, outcome in held if outcome not in UNSTORED]
-        for (index, _), outcome in held:
+        events = list(zip(self.events, outcomes, strict=True))
+        self.events = [event for event, outcome in events if outcome not in UNSTORED]
+        for (index, _), outcome in events:
             if outcome in UNSTORED:
                 self.refused.append((index, [FieldError("event", UNSTORED[outcome])]))
         if not self.events:
-            raise service_unavailable(NO_ROOM) if "unavailable" in outcomes else self.all_refused(0, 0)
+            raise service_unavailable(PARTITION_UNAVAILABLE) if "unavailable" in outcomes else self.all_refused(0, 0)
 
     def answer(self) -> tuple[int, bytes, Headers]:
-        """200, or 207 where some are refused."""
+        """200, or 207 if some events are rejected."""
         errors = self._errors()
         accepted = BatchAccepted(len(self.events), len(errors), [event.event_id for _, event in self.events], errors)
         return 207 if errors else 200, encode(accepted), ()
 
     def all_refused(self, wait: int, amount: int) -> ApiError:
-        """400; 413 or 429 where that is what is wrong with each. `wait`: seconds until a unit may send its `amount` again."""
+        """400, or 413 or 429 if that is the error of every event. `wait`: seconds until a unit may send its `amount` again."""
         errors = self._errors()
         if all(error.error == "payload_too_large" for error in errors):
             return payload_too_large(MAX_EVENT_BYTES)
@@ -220,19 +220,19 @@ class _Batch:
             return rate_limited("Each unit of this batch", amount, wait, "events")
         details = [
             FieldError(f"events[{index}].{detail.field}", detail.error)
-            for index, found in self.refused
-            for detail in found
+            for index, event_errors in self.refused
+            for detail in event_errors
         ]
-        listed = [msgspec.to_builtins(error) for error in errors]
-        return validation_error(details, f"None of the {len(errors)} events is valid.", listed)
+        error_list = [msgspec.to_builtins(error) for error in errors]
+        return validation_error(details, f"None of the {len(errors)} events is valid.", error_list)
 
     def _errors(self) -> list[BatchError]:
-        self.refused.sort(key=lambda one: one[0])
+        self.refused.sort(key=lambda refused: refused[0])
         return [BatchError(index, errors[0].error) for index, errors in self.refused]
 
 
 def read_batch(body: bytes) -> list[msgspec.Raw]:
-    """The events of a batch, unread. Raises ApiError (400)."""
+    """The events of a batch, not decoded yet. Raises ApiError (400)."""
     try:
         raws = _batch.decode(body).events
     except msgspec.ValidationError:
@@ -243,7 +243,7 @@ def read_batch(body: bytes) -> list[msgspec.Raw]:
         raise validation_error([FieldError("events", "missing_events")])
     if len(raws) > MAX_BATCH:
         raise validation_error(
-            [FieldError("events", "too_many_events")], f"A batch holds at most {MAX_BATCH:,} events."
+            [FieldError("events", "too_many_events")], f"A batch can have at most {MAX_BATCH:,} events."
         )
     return raws
 

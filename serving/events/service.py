@@ -1,4 +1,4 @@
-"""The event half of the application, put together."""
+"""Builds the event service: endpoints, spool and background tasks."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -6,56 +6,56 @@ from typing import Any
 
 from eventlog.spool import SpoolWriter
 from foundation.settings import Settings
-from serving.assignments.catalogue import CatalogueCache
+from serving.assignments.experiments_cache import ExperimentsCache
 from serving.events.drain import Drainer
 from serving.events.queues import watch_queues
 from serving.events.routes import BatchEndpoint, EventEndpoint
 from serving.events.store import EventStore
 from serving.http.auth import KeyRing
+from serving.http.body_budget import BodyBudget
 from serving.http.database import Database, PartitionKeeper
 from serving.http.endpoint import Endpoint
 from serving.http.limits import Limits
-from serving.http.measures import Measures
-from serving.http.room import Room
+from serving.http.metrics import Metrics
 
-READ_AT_ONCE = 4
+MAX_CONCURRENT_LARGE_BODIES = 4
 
 
 class EventService:
-    """The endpoints, the spool, and what runs beside them."""
+    """The endpoints of events, with the spool and the background tasks behind them."""
 
     def __init__(
         self,
         settings: Settings,
         database: Database,
-        catalogue: CatalogueCache,
+        experiments_cache: ExperimentsCache,
         partitions: PartitionKeeper,
         keys: KeyRing,
         limits: Limits,
-        measures: Measures,
+        metrics: Metrics,
     ) -> None:
-        """Nothing is made on disk, and nothing runs yet."""
-        self._settings, self._database, self._measures = settings, database, measures.events
-        room = Room(settings.event_memory_mb * 2**20)
-        # Data that is read takes many times its bytes: so few batches, and large single events, are read at once.
-        slots = asyncio.Semaphore(READ_AT_ONCE)
+        """Creates nothing on disk and starts nothing yet."""
+        self._settings, self._database, self._metrics = settings, database, metrics.events
+        body_budget = BodyBudget(settings.event_memory_mb * 2**20)
+        # Decoded JSON takes many times the memory of its bytes, so only a few large bodies are decoded at the same time.
+        slots = asyncio.Semaphore(MAX_CONCURRENT_LARGE_BODIES)
         self._spool = SpoolWriter(settings.spool_root, settings.spool_mb * 2**20) if settings.spool_mb else None
-        self._store = EventStore(database, catalogue, partitions, self._spool)
+        self._store = EventStore(database, experiments_cache, partitions, self._spool)
         self.endpoints: dict[str, Endpoint] = {
-            "/api/v1/events": EventEndpoint(keys, room, slots, self._store, limits, measures),
-            "/api/v1/events/batch": BatchEndpoint(keys, room, slots, self._store, limits, measures),
+            "/api/v1/events": EventEndpoint(keys, body_budget, slots, self._store, limits, metrics),
+            "/api/v1/events/batch": BatchEndpoint(keys, body_budget, slots, self._store, limits, metrics),
         }
 
     def background(self) -> list[Coroutine[Any, Any, None]]:
-        """What is to run until it is cancelled."""
-        running = [watch_queues(self._database, self._measures, self._settings.lineage_start)]
+        """Coroutines to run until they are cancelled."""
+        tasks = [watch_queues(self._database, self._metrics, self._settings.lineage_start)]
         spool = self._spool
         if spool is not None:
-            self._measures.spooled = lambda: spool.records
-            running.append(Drainer(self._settings.spool_root, spool, self._store, self._database).run())
-        return running
+            self._metrics.spooled = lambda: spool.records
+            tasks.append(Drainer(self._settings.spool_root, spool, self._store, self._database).run())
+        return tasks
 
     def close(self) -> None:
-        """Leave what is spooled to the next process."""
+        """Close the spool. The next process stores what is left in it."""
         if self._spool is not None:
             self._spool.close()

@@ -1,4 +1,4 @@
-"""The API's way to PostgreSQL: the pool, tries again after a failure, partitions kept ahead."""
+"""The API's access to PostgreSQL: connection pool, retries, and partitions created ahead of time."""
 
 import asyncio
 import logging
@@ -22,9 +22,9 @@ PARTITION_DAYS_AHEAD = 2
 PARTITIONS_EVERY_SECONDS = 3600
 PARTITIONS_RETRY_SECONDS = 5
 CONNECT_SECONDS = 2
-KEPT_SECONDS = 30.0
-MOST_KEPT = 2
-# Statements are few and always the same: planning them anew for each group's arrays took longer than running them.
+REUSE_SECONDS = 30.0
+MAX_REUSABLE = 2
+# The statements never change, and planning them again for each group's arrays took longer than running them.
 SESSION = {"plan_cache_mode": "force_generic_plan", "jit": "off", "application_name": "lifecycle-api"}
 
 TRANSIENT = (
@@ -34,7 +34,7 @@ TRANSIENT = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.TransactionRollbackError,
-    # A standby that has not taken over yet.
+    # A standby that is not the primary yet.
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
@@ -49,65 +49,67 @@ NOT_STORABLE = (asyncpg.DataError, asyncpg.ProgramLimitExceededError)
 
 
 class Database:
-    """A pool that opens connections when they are needed, so that the API starts, and says what is wrong, without a database."""
+    """A pool that connects on demand, so that the API starts and reports its state even without a database."""
 
     def __init__(self, settings: Settings) -> None:
-        """Nothing connects yet. Raises FileNotFoundError when the embedded server was never started."""
+        """Does not connect yet. Raises FileNotFoundError if the embedded server was never started."""
         self.url = settings.platform_url
         self._settings = settings
         self._delays = (*(delay / 1000 for delay in settings.api_retry_delays_ms), None)
         self._pool: asyncpg.Pool | None = None
-        self.kept: list[tuple[asyncpg.Connection, float]] = []
+        self.reusable: list[tuple[asyncpg.Connection, float]] = []
         self.away = False
-        """Whether the last operation that was tried again and again found no database."""
+        """Whether the last operation found no database in spite of all retries."""
 
     async def open(self) -> None:
-        """Make the pool; call it in the loop that will use it."""
+        """Create the pool. Call it in the event loop that will use it."""
         self._pool = await asyncpg.create_pool(
             self.url,
             min_size=0,
             max_size=self._settings.api_pool_size,
             timeout=CONNECT_SECONDS,
             command_timeout=self._settings.api_database_timeout_seconds,
-            reset=_keep_session,
+            reset=_no_reset,
             server_settings=SESSION,
         )
 
     async def close(self) -> None:
-        """Give every connection back."""
+        """Close all connections."""
         if self._pool is not None:
             self._pool.terminate()
             self._pool = None
-            self.kept.clear()
+            self.reusable.clear()
 
     def acquire(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        """A connection outside of any transaction."""
-        acquired: AbstractAsyncContextManager[asyncpg.Connection] = self._opened().acquire(
+        """A connection from the pool, outside any transaction."""
+        connection: AbstractAsyncContextManager[asyncpg.Connection] = self._opened().acquire(
             timeout=self._settings.api_database_timeout_seconds
         )
-        return acquired
+        return connection
 
-    def keeping(self) -> "Kept":
-        """A connection that is kept for the next who asks, for what is asked thousands of times a second: the pool's own care for each
-        use costs as much as a short statement. One that failed goes back to the pool."""
-        return Kept(self)
+    def reused_connection(self) -> "ReusedConnection":
+        """A connection that bypasses the pool between uses, for statements that run thousands of times per second.
+
+        The pool's work per use costs as much as a short statement. A connection that failed goes back to the pool.
+        """
+        return ReusedConnection(self)
 
     async def take(self) -> asyncpg.Connection:
-        """From the pool, to be given back."""
+        """A connection from the pool. The caller must give it back."""
         return await self._opened().acquire(timeout=self._settings.api_database_timeout_seconds)
 
     def _opened(self) -> asyncpg.Pool:
         if self._pool is None:
-            raise RuntimeError("The database is not open: run the application's lifespan.")
+            raise RuntimeError("The database is not open. Run the application's lifespan first.")
         return self._pool
 
     async def give_back(self, connection: asyncpg.Connection) -> None:
-        """To the pool."""
+        """Return a connection to the pool."""
         if self._pool is not None:
             await self._pool.release(connection)
 
     async def connect(self) -> asyncpg.Connection:
-        """A connection beside the pool, for who keeps it."""
+        """A dedicated connection outside the pool. The caller must close it."""
         return await asyncpg.connect(
             self.url, timeout=CONNECT_SECONDS, command_timeout=self._settings.api_database_timeout_seconds
         )
@@ -115,10 +117,10 @@ class Database:
     async def retrying(
         self, operation: Callable[[], Awaitable[T]], failed: Exception | None = None, began: float | None = None
     ) -> T:
-        """Run an operation that may safely run again; wait and repeat while the database is away.
+        """Run an idempotent operation. Wait and retry while the database is unavailable.
 
-        `failed`: how a first try went, where there was one already, which began at `began` (monotonic clock).
-        Raises ApiError: 503 when every try failed or the schema is missing, 400 for what PostgreSQL can't hold.
+        `failed`: the error of a first try that the caller made, which began at `began` (monotonic clock).
+        Raises ApiError: 503 if every try failed or the schema is missing, 400 if PostgreSQL can't store a value.
         """
         began = time.monotonic() if began is None else began
         for delay in self._delays:
@@ -130,66 +132,68 @@ class Database:
                 self.away = False
                 return result
             except TRANSIENT as error:
-                # A statement that hangs has used up the time for more tries.
+                # A statement that hung has used up the time for retries.
                 if delay is None or time.monotonic() - began >= self._settings.api_database_timeout_seconds:
                     self.away = True
-                    log.warning("The database does not answer: %s: %s", type(error).__name__, error)
-                    raise service_unavailable("The database does not answer; try again shortly.") from error
+                    log.warning("The database is unavailable: %s: %s", type(error).__name__, error)
+                    raise service_unavailable("The database is unavailable. Try again shortly.") from error
                 await asyncio.sleep(delay)
             except NOT_MIGRATED as error:
-                log.error("The schema is missing or behind (run `lifecycle db migrate`): %s", error)
-                raise service_unavailable("The database is not migrated: run `lifecycle db migrate`.") from error
+                log.error("The database schema is missing or outdated. Run `lifecycle db migrate`. %s", error)
+                raise service_unavailable(
+                    "The database schema is missing or outdated. Run `lifecycle db migrate`."
+                ) from error
             except NOT_STORABLE as error:
-                log.warning("PostgreSQL refused what validation let pass: %s", error)
-                raise validation_error([], "The body holds something that can't be stored.") from error
+                log.warning("PostgreSQL rejected a value that passed validation: %s", error)
+                raise validation_error([], "PostgreSQL can't store a value of the body.") from error
             except asyncpg.InvalidAuthorizationSpecificationError as error:
-                log.error("The database refuses the API's user: %s", error)
-                raise service_unavailable("The database refuses the API's user.") from error
+                log.error("The database rejects the API's user: %s", error)
+                raise service_unavailable("The database rejects the API's user. Correct DATABASE_URL.") from error
         raise AssertionError("the last delay is None")
 
 
-class Kept:
-    """One use of a connection that is kept."""
+class ReusedConnection:
+    """One use of a reusable connection."""
 
     __slots__ = ("_connection", "_database")
 
     def __init__(self, database: Database) -> None:
-        """Nothing is taken yet."""
+        """Takes no connection yet."""
         self._database = database
 
     async def __aenter__(self) -> asyncpg.Connection:
-        """One that is kept, else one of the pool's."""
-        kept = self._database.kept
-        while kept:
-            self._connection, used_at = kept.pop()
-            if time.monotonic() - used_at < KEPT_SECONDS:
+        """A reusable connection, or a new one from the pool."""
+        reusable = self._database.reusable
+        while reusable:
+            self._connection, used_at = reusable.pop()
+            if time.monotonic() - used_at < REUSE_SECONDS:
                 return self._connection
-            # What lies idle may be cut off on the way without a word.
+            # The network may silently drop a connection that was idle for long.
             await self._database.give_back(self._connection)
         self._connection = await self._database.take()
         return self._connection
 
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Keep it, or give it back where it failed, or where enough are kept: who waits for the pool gets none of those."""
-        if kind is None and len(self._database.kept) < MOST_KEPT:
-            self._database.kept.append((self._connection, time.monotonic()))
+        """Keep the connection for reuse. Give it back if it failed, or if enough are kept: the pool's users need the others."""
+        if kind is None and len(self._database.reusable) < MAX_REUSABLE:
+            self._database.reusable.append((self._connection, time.monotonic()))
         else:
             if kind is asyncpg.ReadOnlySQLTransactionError:
-                # A session keeps what it began with: that the database takes writes again only a new one hears.
+                # A session stays read-only. Only a new one notices that the database accepts writes again.
                 self._connection.terminate()
             await self._database.give_back(self._connection)
 
 
 class PartitionKeeper:
-    """Keeps a partition ready for every day that an event may come for."""
+    """Creates the partitions of exp.events before events need them."""
 
     def __init__(self, settings: Settings, url: str) -> None:
-        """Nothing is made yet."""
+        """Creates nothing yet."""
         self._settings, self._url = settings, url
 
-    async def make(self, days: Collection[date] = ()) -> None:
-        """Make what is missing, and `days`, which may be old ones. Raises psycopg.Error."""
-        made = await asyncio.to_thread(
+    async def create(self, days: Collection[date] = ()) -> None:
+        """Create missing partitions and those of `days`, which may be old. Raises psycopg.Error."""
+        created = await asyncio.to_thread(
             make_partitions,
             self._url,
             self._settings.lineage_start,
@@ -197,27 +201,27 @@ class PartitionKeeper:
             days,
             self._settings.retention_days,
         )
-        if made:
-            log.info("Made %d partitions of exp.events.", made)
+        if created:
+            log.info("Created %d partitions of exp.events.", created)
 
-    async def try_make(self) -> float:
-        """Make what is missing, or log why not; return the seconds after which to try again."""
+    async def try_create(self) -> float:
+        """Create missing partitions or log the error. Returns the seconds to wait before the next call."""
         try:
-            await self.make()
+            await self.create()
         except psycopg.Error as error:
             log.warning(
-                "No partitions made ahead, trying again in %d s: %s", PARTITIONS_RETRY_SECONDS, str(error).strip()
+                "Creating partitions failed. Next try in %d s: %s", PARTITIONS_RETRY_SECONDS, str(error).strip()
             )
             return PARTITIONS_RETRY_SECONDS
         return PARTITIONS_EVERY_SECONDS
 
     async def keep(self, first_wait: float) -> None:
-        """Make partitions for ever, hour by hour."""
+        """Create partitions every hour until cancelled. `first_wait` in seconds."""
         wait = first_wait
         while True:
             await asyncio.sleep(wait)
-            wait = await self.try_make()
+            wait = await self.try_create()
 
 
-async def _keep_session(connection: asyncpg.Connection) -> None:
-    """Instead of the pool's RESET ALL after each use, a round trip: no statement of ours changes a session."""
+async def _no_reset(connection: asyncpg.Connection) -> None:
+    """Replaces the pool's RESET ALL after each use, which costs a round trip. Our statements never change a session."""

@@ -1,4 +1,4 @@
-"""The one shape of every refusal: `{"error", "message", …}`, and the exceptions that become it."""
+"""The body of every error response, `{"error", "message", …}`, and the exceptions that become one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,43 +21,43 @@ from eventlog.validation import (
 )
 
 RETRY_AFTER_SECONDS = 5
-# A body can be wrong in ten thousand places; the first few tell as much.
+# A body can have thousands of errors. The first ones are enough to correct it.
 MAX_DETAILS = 50
-# Of those, so many stand in the message.
-MAX_TOLD = 3
-_HELD = f"must be an object without NUL characters, nested at most {MAX_DEPTH} deep"
-# Code without `missing_` or `invalid_` -> what the field must be.
+# The number of errors that the message explains.
+MAX_EXPLAINED = 3
+_OBJECT_RULE = f"must be an object without NUL characters, nested at most {MAX_DEPTH} levels deep"
+# Error code without `missing_` or `invalid_` → the rule for the field.
 _RULES = {
     "unit_type": "must be user, household or session",
     "unit_id": f"must be text of 1 to {MAX_UNIT_ID} characters",
     "requested_experiments": "must be a list of at most 100 names",
-    "context": _HELD,
+    "context": _OBJECT_RULE,
     "enroll": "must be true or false",
-    "event_type": f"must be {', '.join(sorted(EVENT_TYPES))} or custom. and a name, of at most {MAX_EVENT_TYPE} characters",
+    "event_type": f"must be {', '.join(sorted(EVENT_TYPES))} or custom.<name>, with at most {MAX_EVENT_TYPE} characters",
     "timestamp": "must be ISO 8601 with an offset, such as 2026-01-05T18:00:00+00:00",
     "event_id": "must be a UUID",
     "experiment_id": "must be a UUID",
     "variant_id": "must be a UUID",
     "metric": "must be a finite number",
-    "payload": _HELD,
+    "payload": _OBJECT_RULE,
     "event": "must be a JSON object",
     "events": "must be a list of 1 to 1,000 events",
     "body": "must be a JSON object",
     "json": "must be JSON",
 }
-# Fields whose code is the one of their parts.
-_WHOLES = {
+# Fields that report the error codes of their parts.
+_COMPOUND_RULES = {
     "experiments": "must be a list of objects with experiment_id and variant_id, both UUIDs",
     "metrics": "must be an object of finite numbers",
 }
-_OTHERS = {
-    "timestamp_in_future": f"is more than {FUTURE_TOLERANCE.seconds // 60} minutes ahead of our clock",
+_OTHER_PHRASES = {
+    "timestamp_in_future": f"is more than {FUTURE_TOLERANCE.seconds // 60} minutes ahead of the server's clock",
     "payload_too_large": f"is larger than {MAX_EVENT_BYTES:,} bytes",
 }
 
 
 class ErrorBody(msgspec.Struct, omit_defaults=True):
-    """The body of every refusal."""
+    """The body of every error response."""
 
     error: str
     message: str
@@ -67,14 +67,14 @@ class ErrorBody(msgspec.Struct, omit_defaults=True):
 
 
 class ApiError(Exception):
-    """A refusal: status, body and headers."""
+    """An error response: status, body and headers."""
 
     def __init__(self, status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(body.message)
         self.status, self.body, self.headers = status, body, dict(headers or {})
 
     def response(self) -> Response:
-        """As an HTTP response."""
+        """The HTTP response."""
         headers = {"Cache-Control": "no-store", **self.headers}
         return Response(msgspec.json.encode(self.body), self.status, headers, "application/json")
 
@@ -82,38 +82,37 @@ class ApiError(Exception):
 def validation_error(
     details: Sequence[FieldError], message: str | None = None, errors: Sequence[dict[str, Any]] = ()
 ) -> ApiError:
-    """400, with the fields that are wrong."""
+    """400 with the invalid fields. `message` replaces the message made from `details`."""
     shown = [FieldError(detail.field, detail.error) for detail in details[:MAX_DETAILS]]
     return ApiError(400, ErrorBody("validation_error", message or _sentence(details), shown, list(errors)))
 
 
 def _sentence(details: Sequence[FieldError]) -> str:
-    told = [_in_words(detail) for detail in details[:MAX_TOLD]]
-    more = len(details) - len(told)
-    return "; ".join([*told, f"and {more:,} more"] if more else told)
+    phrases = [_phrase(detail) for detail in details[:MAX_EXPLAINED]]
+    more = len(details) - len(phrases)
+    return "; ".join([*phrases, f"and {more:,} more"] if more else phrases)
 
 
-def _in_words(detail: FieldError) -> str:
+def _phrase(detail: FieldError) -> str:
     if isinstance(detail, ExplainedError):
         return f"{detail.field} {detail.words}"
     kind, _, name = detail.error.partition("_")
-    words = _OTHERS.get(detail.error)
+    words = _OTHER_PHRASES.get(detail.error)
     if words is None and kind in ("missing", "invalid"):
-        words = _WHOLES.get(detail.field) or _RULES.get(name)
+        words = _COMPOUND_RULES.get(detail.field) or _RULES.get(name)
     return f"{detail.field} {words}" if words else f"{detail.field}: {detail.error}"
 
 
 def unauthorized() -> ApiError:
-    """401; the same for a missing, an unknown and a revoked key."""
+    """401: the key is missing, unknown or revoked."""
     body = ErrorBody("unauthorized", "Send a valid API key as `Authorization: Bearer <key>`.")
     return ApiError(401, body, {"WWW-Authenticate": "Bearer"})
 
 
 def forbidden(*scopes: str) -> ApiError:
-    """403, naming the scope that the key lacks, or those of which it has none."""
-    return ApiError(
-        403, ErrorBody("forbidden", f"This API key lacks the scope {' or '.join(f'`{scope}`' for scope in scopes)}.")
-    )
+    """403: the key has none of `scopes`."""
+    missing = " or ".join(f"`{scope}`" for scope in scopes)
+    return ApiError(403, ErrorBody("forbidden", f"This API key lacks the scope {missing}."))
 
 
 def not_found(message: str) -> ApiError:
@@ -121,32 +120,32 @@ def not_found(message: str) -> ApiError:
     return ApiError(404, ErrorBody("not_found", message))
 
 
-def rate_limited(who: str, amount: int, wait: int, what: str = "requests") -> ApiError:
-    """429, with the seconds after which to come back."""
-    said = f"{who} has {amount:,} {what} a minute and used them; come back in {wait} s."
-    return ApiError(429, ErrorBody("rate_limited", said, retry_after=wait), {"Retry-After": str(wait)})
+def rate_limited(subject: str, amount: int, wait: int, what: str = "requests") -> ApiError:
+    """429. `amount`: the limit per minute; `wait`: seconds until a retry can succeed."""
+    message = f"{subject} is limited to {amount:,} {what} a minute. Retry in {wait} s."
+    return ApiError(429, ErrorBody("rate_limited", message, retry_after=wait), {"Retry-After": str(wait)})
 
 
 def request_timeout(seconds: float) -> ApiError:
-    """408; the connection is closed, since the rest of the body is not waited for."""
-    message = f"The body did not come within {seconds:.0f} s."
+    """408. Closes the connection, because the rest of the body is not read."""
+    message = f"The body did not arrive within {seconds:.0f} s."
     return ApiError(408, ErrorBody("request_timeout", message), {"Connection": "close"})
 
 
 def payload_too_large(limit: int) -> ApiError:
-    """413; the connection is closed, since the rest of the body is not read."""
+    """413. Closes the connection, because the rest of the body is not read."""
     message = f"The body is larger than {limit:,} bytes."
     return ApiError(413, ErrorBody("payload_too_large", message), {"Connection": "close"})
 
 
 def service_unavailable(message: str) -> ApiError:
-    """503, with the time after which to come back."""
+    """503, with the time after which to retry."""
     body = ErrorBody("service_unavailable", message, retry_after=RETRY_AFTER_SECONDS)
     return ApiError(503, body, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """404, 405 and their like, as routing raises them."""
+    """Turns the errors of routing, such as 404 and 405, into our error response."""
     assert isinstance(error, HTTPException)
     name = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     message = f"{request.method} {request.url.path[:200]}: {error.detail}."
@@ -154,24 +153,26 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_request_validation(request: Request, error: Exception) -> Response:
-    """FastAPI's own refusals, in our shape."""
+    """Turns FastAPI's validation errors into our error response."""
     assert isinstance(error, RequestValidationError)
     details = [FieldError(".".join(str(part) for part in item["loc"][1:]), str(item["msg"])) for item in error.errors()]
     return validation_error(details).response()
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:
-    """Our refusals, where one is raised behind a FastAPI route."""
+    """Turns an ApiError from a FastAPI route into its response."""
     assert isinstance(error, ApiError)
     return error.response()
 
 
 def unexpected(request_id: str) -> ApiError:
-    """500; the server logs the traceback, the client gets none."""
-    body = ErrorBody("internal_error", f"Something went wrong on our side; our log has it as request {request_id}.")
+    """500. The log has the traceback; the client gets only the request id."""
+    body = ErrorBody(
+        "internal_error", f"An internal error occurred. The server's log has the details under request id {request_id}."
+    )
     return ApiError(500, body, {"X-Request-ID": request_id})
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
-    """A defect behind a FastAPI route."""
+    """Turns any other exception from a FastAPI route into a 500."""
     return unexpected(request.scope.get("request_id", "")).response()

@@ -1,7 +1,6 @@
-"""What every request passes, as plain ASGI: its id, and the short way to the hot routes.
+"""Request ids and the direct path to the hot routes, as plain ASGI middleware.
 
- Starlette's BaseHTTPMiddleware would cost ten times
-what answering an assignment does.
+Starlette's BaseHTTPMiddleware would cost ten times as much as answering an assignment.
 """
 
 import itertools
@@ -18,16 +17,16 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class FrontDoor:
-    """Gives each request its id (the client's `X-Request-ID`, where it is printable), and answers hot routes without FastAPI's routing."""
+    """Sets each request's id (the client's `X-Request-ID` if it is printable) and answers hot routes without FastAPI's routing."""
 
     def __init__(self, app: ASGIApp, hot_routes: Mapping[str, Endpoint]) -> None:
-        """`hot_routes`: path → endpoint of POST requests, which sends the id itself; anything else goes on to `app`."""
+        """`hot_routes`: path → endpoint of POST requests, which sends the id itself. Everything else goes to `app`."""
         self._app, self._hot_routes = app, hot_routes
-        # Unique by 64 random bits a process and a count, at a tenth of a UUID's price.
+        # 64 random bits per process plus a counter: unique, at a tenth of the cost of a UUID.
         self._prefix, self._count = secrets.token_hex(8).encode(), itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one connection on."""
+        """Answer one connection, or pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""The page `/docs`: Swagger UI from this machine. FastAPI's own page loads its scripts from a CDN, and is blank without the internet."""
+"""The page `/docs`: Swagger UI from local files. FastAPI's own page loads its scripts from a CDN and is blank offline."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,9 +12,9 @@ from swagger_ui_bundle import swagger_ui_path
 
 PAGE = "/docs"
 DOCUMENT = "/docs/openapi.json"
-# Named one by one: the package also has a page of its own, which shows somebody else's API from the internet.
+# An explicit list, because the package also has a page that shows a foreign API from the internet.
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
-# The browser, too, asks nobody else. Swagger UI puts its styles and small images into the page.
+# Forbids the browser to load anything else. Swagger UI inlines styles and small images.
 POLICY = (
     "default-src 'none'; connect-src 'self'; img-src 'self' data:; "
     "script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
@@ -23,15 +23,15 @@ _NULL = {"type": "null"}
 
 
 def add_docs(app: FastAPI) -> None:
-    """Serve the page and its files. The app is made with `docs_url=None, redoc_url=None`."""
-    # Addresses are relative to the page, so that it works behind a proxy's prefix.
+    """Serve the page and its files. Create the app with `docs_url=None, redoc_url=None`."""
+    # URLs are relative, so that the page works behind a proxy with a path prefix.
     html = get_swagger_ui_html(
         openapi_url=DOCUMENT.removeprefix("/"),
         title=f"{app.title}: API",
         swagger_js_url="docs/assets/swagger-ui-bundle.js",
         swagger_css_url="docs/assets/swagger-ui.css",
         swagger_favicon_url="docs/assets/favicon-32x32.png",
-        # Without it a page that is not on localhost asks validator.swagger.io what it thinks of the document.
+        # By default, a page that is not on localhost sends the document's URL to validator.swagger.io.
         swagger_ui_parameters={"validatorUrl": None},
     ).body
 
@@ -49,42 +49,42 @@ def add_docs(app: FastAPI) -> None:
 
 
 def as_3_0(document: dict[str, Any]) -> dict[str, Any]:
-    """A document of OpenAPI 3.1 as 3.0, which is what the packaged Swagger UI shows; `/openapi.json` stays as it is."""
-    return {**_rewritten(document), "openapi": "3.0.3"}
+    """An OpenAPI 3.1 document converted to 3.0, the version that the packaged Swagger UI supports. `/openapi.json` stays 3.1."""
+    return {**_converted(document), "openapi": "3.0.3"}
 
 
-def _rewritten(node: Any) -> Any:
-    """What JSON Schema says otherwise since OpenAPI 3.1: null, constants, examples and open limits."""
+def _converted(node: Any) -> Any:
+    """Converts what differs in 3.1: null, constants, examples and exclusive limits."""
     if isinstance(node, list):
-        return [_rewritten(item) for item in node]
+        return [_converted(item) for item in node]
     if not isinstance(node, dict):
         return node
-    made = {name: _rewritten(value) for name, value in node.items()}
-    kinds = made.get("type")
+    schema = {name: _converted(value) for name, value in node.items()}
+    kinds = schema.get("type")
     if isinstance(kinds, list):
-        del made["type"]
-        made["anyOf"] = [{"type": kind} for kind in kinds]
-    choices = made.get("anyOf")
+        del schema["type"]
+        schema["anyOf"] = [{"type": kind} for kind in kinds]
+    choices = schema.get("anyOf")
     if isinstance(choices, list) and _NULL in choices:
-        del made["anyOf"]
+        del schema["anyOf"]
         rest = [choice for choice in choices if choice != _NULL]
-        # Beside a reference nothing else counts in 3.0, so it is wrapped.
-        alone = len(rest) == 1 and "$ref" not in rest[0]
-        made = {**(rest[0] if alone else {"anyOf": rest}), **made, "nullable": True}
-    if "const" in made and not isinstance(made["const"], dict):
-        made["enum"] = [made.pop("const")]
-    if isinstance(made.get("examples"), list):
-        made["example"] = next(iter(made.pop("examples")), None)
+        # 3.0 ignores everything next to a reference, so the reference is wrapped.
+        is_simple = len(rest) == 1 and "$ref" not in rest[0]
+        schema = {**(rest[0] if is_simple else {"anyOf": rest}), **schema, "nullable": True}
+    if "const" in schema and not isinstance(schema["const"], dict):
+        schema["enum"] = [schema.pop("const")]
+    if isinstance(schema.get("examples"), list):
+        schema["example"] = next(iter(schema.pop("examples")), None)
     for limit, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
-        if isinstance(made.get(exclusive), int | float) and not isinstance(made[exclusive], bool):
-            made |= {limit: made[exclusive], exclusive: True}
-    return made
+        if isinstance(schema.get(exclusive), int | float) and not isinstance(schema[exclusive], bool):
+            schema |= {limit: schema[exclusive], exclusive: True}
+    return schema
 
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
     path = str(swagger_ui_path / name)
 
-    async def answer(request: Request) -> Response:
+    async def send_file(request: Request) -> Response:
         return FileResponse(path, headers={"Cache-Control": "public, max-age=86400"})
 
-    return answer
+    return send_file

@@ -1,4 +1,4 @@
-"""The database stops under a running API: 503 within the retry budget, and service again soon after its return."""
+"""The database stops under a running API: 503 within the retry budget, and normal service soon after it is back."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from foundation.api_keys import make_api_key
 from foundation.migrate import migrate
 from orchestration.local.postgres import EmbeddedPostgres
 
-# 100 + 200 + 400 ms of waiting, and room for a slow machine.
+# 100 + 200 + 400 ms between the tries, plus slack for a slow machine.
 RETRY_BUDGET_SECONDS = 0.7
 SLACK_SECONDS = 2.0
 
@@ -30,13 +30,13 @@ def server(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
         server.stop()
 
 
-def test_away_and_back(server: EmbeddedPostgres) -> None:
+def test_api_is_503_while_database_is_stopped_and_recovers(server: EmbeddedPostgres) -> None:
     migrate(server.url)
     with psycopg.connect(server.url, autocommit=True) as connection:
         make_run(connection, "planner")
         _, key = make_api_key(connection, "web", ["assign", "ingest"])
     event = {"event_type": "custom.x", "unit_type": "user", "unit_id": "u", "timestamp": datetime.now(UTC).isoformat()}
-    # The key and the experiments are known; what is asked for is not.
+    # The key is cached; the unit is not.
     with (
         running_api(server.url, api_key_cache_seconds=60) as url,
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client,
@@ -67,16 +67,16 @@ def test_away_and_back(server: EmbeddedPostgres) -> None:
         assert (readiness.status_code, readiness.json()["error"]) == (503, "database_unreachable")
         assert client.get("/healthz").status_code == 200
         server.start()
-        back = time.monotonic()
+        restarted_at = time.monotonic()
         while (answer := ask("during")).status_code != 200:
-            assert time.monotonic() - back < 2
+            assert time.monotonic() - restarted_at < 2
         assert answer.json()["assignments"][0]["enrolled"] is True
         assert client.post("/api/v1/events", json=event).status_code == 200
         assert client.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize("refresh", [3600, 0])
-def test_a_statement_that_hangs_is_not_waited_for_again_and_again(server: EmbeddedPostgres, refresh: float) -> None:
+def test_hanging_statement_is_not_retried(server: EmbeddedPostgres, refresh: float) -> None:
     migrate(server.url)
     with psycopg.connect(server.url, autocommit=True) as connection:
         run_id, _ = make_run(connection, "planner")
@@ -92,10 +92,10 @@ def test_a_statement_that_hangs_is_not_waited_for_again_and_again(server: Embedd
     ):
         assert client.post("/api/v1/assignments", json={**body, "unit_id": "before"}).status_code == 200
         holder.execute("LOCK TABLE exp.assignments IN ACCESS EXCLUSIVE MODE")
-        began = time.monotonic()
+        started = time.monotonic()
         answer = client.post("/api/v1/assignments", json=body)
         assert (answer.status_code, answer.json()["retry_after"]) == (503, 5)
-        assert 0.5 <= time.monotonic() - began < 0.5 + SLACK_SECONDS
+        assert 0.5 <= time.monotonic() - started < 0.5 + SLACK_SECONDS
         holder.rollback()
         assert client.post("/api/v1/assignments", json=body).json()["assignments"][0]["enrolled"] is True
         assert holder.execute(
@@ -109,7 +109,7 @@ def test_a_statement_that_hangs_is_not_waited_for_again_and_again(server: Embedd
     (3600, "ALTER SYSTEM SET default_transaction_read_only = on"),
     (0, "ALTER SYSTEM SET default_transaction_read_only = on"),
 ])  # fmt: skip
-def test_a_database_that_cannot_store_now_is_503(server: EmbeddedPostgres, refresh: float, statement: str) -> None:
+def test_database_that_cannot_store_is_503(server: EmbeddedPostgres, refresh: float, statement: str) -> None:
     migrate(server.url)
     with psycopg.connect(server.url, autocommit=True) as connection:
         make_run(connection, "planner")

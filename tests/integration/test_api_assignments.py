@@ -1,4 +1,4 @@
-"""Assignments over HTTP: the rules end to end, races, keys' scopes, what is stored, and what is refused."""
+"""Assignments over HTTP: the rules end to end, concurrent requests, stored rows, and invalid requests."""
 
 import asyncio
 import threading
@@ -30,7 +30,7 @@ def unit_in(run_id: UUID, low: int, high: int) -> str:
     return next(unit for unit in (f"u{n}" for n in range(100_000)) if low <= bucket_of(run_id, unit) < high)
 
 
-def test_a_new_unit_is_stored_and_answered_the_same_for_ever(api: Api) -> None:
+def test_new_unit_is_stored_and_keeps_its_answer(api: Api) -> None:
     run_id, variants = make_run(api.connection, "planner")
     expected = ["control", "treatment"][VariantWalk([Decimal("0.5")] * 2).choose(bucket_of(run_id, "h1"))]
     first = api.assigned("h1", "planner")
@@ -48,18 +48,18 @@ def test_a_new_unit_is_stored_and_answered_the_same_for_ever(api: Api) -> None:
     assert api.rows(ROWS) == [("h1", "household", variants[expected], 1, Decimal("0.5000"))]
 
 
-def test_the_answer_may_be_held_as_long_as_it_says(api: Api) -> None:
+def test_answer_has_cache_control_and_request_id(api: Api) -> None:
     body = {"unit_type": "user", "unit_id": "u", "requested_experiments": []}
     response = api.client.post("/api/v1/assignments", json=body, headers={"X-Request-ID": "mine-1"})
     assert response.json() == {"assignments": [], "skipped_experiments": []}
     assert (response.headers["cache-control"], response.headers["x-request-id"]) == ("max-age=300", "mine-1")
-    made = api.client.post("/api/v1/assignments", json=body, headers={"X-Request-ID": "x" * 129}).headers[
+    generated_id = api.client.post("/api/v1/assignments", json=body, headers={"X-Request-ID": "x" * 129}).headers[
         "x-request-id"
     ]
-    assert len(made) == 32
+    assert len(generated_id) == 32
 
 
-def test_each_name_is_answered_on_its_own(api: Api) -> None:
+def test_each_requested_name_has_its_own_answer(api: Api) -> None:
     make_run(api.connection, "active")
     make_run(api.connection, "draft", status="draft")
     make_run(api.connection, "paused", status="paused")
@@ -69,8 +69,8 @@ def test_each_name_is_answered_on_its_own(api: Api) -> None:
     make_run(api.connection, "earlier", end_at=datetime.now(UTC) - timedelta(hours=1))
     names = ["paused", "draft", "active", "nobody", "over", "users", "later", "earlier", "active"]
     answer = api.assign("h1", *names)
-    assert [one["experiment_name"] for one in answer["assignments"]] == ["active"]
-    assert {one["experiment_name"]: one["reason"] for one in answer["skipped_experiments"]} == {
+    assert [assignment["experiment_name"] for assignment in answer["assignments"]] == ["active"]
+    assert {skipped["experiment_name"]: skipped["reason"] for skipped in answer["skipped_experiments"]} == {
         "paused": "paused",
         "draft": "not_active",
         "nobody": "not_found",
@@ -82,9 +82,7 @@ def test_each_name_is_answered_on_its_own(api: Api) -> None:
     assert len(api.rows(ROWS)) == 1
 
 
-def test_neither_the_order_of_names_nor_of_units_matters(
-    database_url: str, make_client: Callable[..., httpx.Client]
-) -> None:
+def test_order_of_names_and_units_does_not_matter(database_url: str, make_client: Callable[..., httpx.Client]) -> None:
     names = ["one", "two", "three"]
     with (
         running_api(database_url, assignment_cache_entries=0) as url,
@@ -94,24 +92,27 @@ def test_neither_the_order_of_names_nor_of_units_matters(
         for name in names:
             make_run(connection, name)
 
-        def told(unit: str, asked: list[str]) -> dict[str, str]:
-            return {one["experiment_name"]: one["variant_id"] for one in api.assign(unit, *asked)["assignments"]}
+        def variants_of(unit: str, requested: list[str]) -> dict[str, str]:
+            assignments = api.assign(unit, *requested)["assignments"]
+            return {assignment["experiment_name"]: assignment["variant_id"] for assignment in assignments}
 
-        seen = {unit: told(unit, names) for unit in ("a", "b", "c", "d")}
+        seen = {unit: variants_of(unit, names) for unit in ("a", "b", "c", "d")}
         connection.execute("DELETE FROM exp.assignments")
-        assert {unit: told(unit, names[::-1]) for unit in ("d", "c", "b", "a")} == seen
+        assert {unit: variants_of(unit, names[::-1]) for unit in ("d", "c", "b", "a")} == seen
         connection.execute("DELETE FROM exp.assignments")
-        assert {unit: {name: told(unit, [name])[name] for name in names} for unit in ("c", "a", "d", "b")} == seen
+        assert {
+            unit: {name: variants_of(unit, [name])[name] for name in names} for unit in ("c", "a", "d", "b")
+        } == seen
 
 
-def test_the_window_closes_for_stored_units_too(api: Api) -> None:
+def test_window_ends_for_stored_units_too(api: Api) -> None:
     run_id, _ = make_run(api.connection, "planner")
     api.assigned("h1", "planner")
     api.connection.execute("UPDATE exp.experiments SET end_at = now() - interval '1 minute' WHERE id = %s", (run_id,))
     assert api.skipped("h1", "planner") == "ended"
 
 
-def test_pausing_keeps_stored_units_and_takes_no_new_ones(api: Api) -> None:
+def test_paused_run_serves_stored_units_and_enrols_no_new_ones(api: Api) -> None:
     run_id, _ = make_run(api.connection, "planner")
     first = api.assigned("h1", "planner")
     api.connection.execute("UPDATE exp.experiments SET status = 'paused' WHERE id = %s", (run_id,))
@@ -120,7 +121,7 @@ def test_pausing_keeps_stored_units_and_takes_no_new_ones(api: Api) -> None:
     assert len(api.rows(ROWS)) == 1
 
 
-def test_a_shipped_variant_is_for_all_and_stores_nothing(api: Api) -> None:
+def test_shipped_variant_is_served_to_all_units_and_stores_nothing(api: Api) -> None:
     run_id, variants = make_run(api.connection, "planner")
     api.assigned("h1", "planner")
     api.connection.execute(
@@ -131,27 +132,27 @@ def test_a_shipped_variant_is_for_all_and_stores_nothing(api: Api) -> None:
         answer = api.assigned(unit, "planner")
         assert (answer["variant_name"], answer["enrolled"], answer["reason"]) == ("treatment", False, "shipped")
     assert len(api.rows(ROWS)) == 1
-    # The next run randomises every unit anew; while it is a draft the shipped variant goes on.
+    # The next run randomises every unit again. While it is a draft, the shipped variant is still served.
     next_run, _ = make_run(api.connection, "planner", status="draft", run=2)
     assert api.assigned("h1", "planner")["reason"] == "shipped"
     api.connection.execute("UPDATE exp.experiments SET status = 'active' WHERE id = %s", (next_run,))
     assert (api.assigned("h1", "planner")["run"], api.assigned("h1", "planner")["reason"]) == (2, "assigned")
 
 
-def test_units_of_a_withdrawn_variant_get_control_and_keep_their_row(api: Api) -> None:
+def test_units_of_withdrawn_variant_get_control_and_keep_their_row(api: Api) -> None:
     _, variants = make_run(api.connection, "planner", variants={**RAMPED})
     run_id = api.rows("SELECT id FROM exp.experiments")[0][0]
     unit, other = unit_in(run_id, 9000, 9500), unit_in(run_id, 9500, 10_000)
     assert api.assigned(unit, "planner")["variant_name"] == "treatment"
     api.connection.execute("UPDATE exp.variants SET withdrawn_at = now() WHERE id = %s", (variants["treatment"],))
-    for each in (unit, other):
-        answer = api.assigned(each, "planner")
+    for unit_id in (unit, other):
+        answer = api.assigned(unit_id, "planner")
         assert (answer["variant_name"], answer["enrolled"], answer["reason"]) == ("control", False, "withdrawn")
         assert answer["config"] == {"arm": "control"}
     assert [row[2] for row in api.rows(ROWS)] == [variants["treatment"]]
 
 
-def test_ramping_moves_remainder_units_in_and_nobody_over(api: Api) -> None:
+def test_ramping_enrols_remainder_units_and_moves_no_enrolled_unit(api: Api) -> None:
     run_id, variants = make_run(api.connection, "planner", variants=RAMPED)
     inside, waiting = unit_in(run_id, 0, 1000), unit_in(run_id, 1000, 2500)
     first = api.assigned(inside, "planner")
@@ -171,7 +172,7 @@ def test_ramping_moves_remainder_units_in_and_nobody_over(api: Api) -> None:
     assert sorted(row[3:] for row in api.rows(ROWS)) == [(1, Decimal("0.1000")), (2, Decimal("0.2500"))]
 
 
-def test_the_config_is_complete(api: Api) -> None:
+def test_config_contains_policy_defaults_and_model(api: Api) -> None:
     policy, version = uuid4(), uuid4()
     api.connection.execute("INSERT INTO exp.policies (id, name) VALUES (%s, 'planner_policy')", (policy,))
     add = (
@@ -199,32 +200,32 @@ def test_the_config_is_complete(api: Api) -> None:
     assert api.skipped("h1", "planner") == "not_active"
 
 
-def test_a_hundred_racing_requests_at_two_instances_make_one_row_and_one_answer(
+def test_concurrent_requests_at_two_instances_create_one_row_and_get_one_answer(
     api: Api, make_client: Callable[..., httpx.Client]
 ) -> None:
     make_run(api.connection, "one")
     make_run(api.connection, "two")
 
-    async def race(urls: list[str], unit: str) -> list[str]:
+    async def send_concurrently(urls: list[str], unit: str) -> list[str]:
         body = {"unit_type": "household", "unit_id": unit, "requested_experiments": ["one", "two"]}
         async with httpx.AsyncClient(headers=dict(api.client.headers), timeout=30) as client:
-            racing = (client.post(f"{urls[n % 2]}/api/v1/assignments", json=body) for n in range(100))
-            return [response.text for response in await asyncio.gather(*racing)]
+            requests = (client.post(f"{urls[n % 2]}/api/v1/assignments", json=body) for n in range(100))
+            return [response.text for response in await asyncio.gather(*requests)]
 
     with running_api(api.database_url) as other:
         for unit in ("race-1", "race-2", "race-3"):
-            assert len(set(asyncio.run(race([str(api.client.base_url), other], unit)))) == 1
+            assert len(set(asyncio.run(send_concurrently([str(api.client.base_url), other], unit)))) == 1
             assert api.rows("SELECT count(*) FROM exp.assignments WHERE unit_id = %s", unit) == [(2,)]
-        newly = api.metric('new_assignments_total{experiment="one"}')
+        new_units = api.metric('new_assignments_total{experiment="one"}')
         client = make_client(other, "assign")
         text = client.get("/metrics").text.splitlines()
-        newly += next(
+        new_units += next(
             (float(line.split()[-1]) for line in text if line.startswith('new_assignments_total{experiment="one"}')), 0
         )
-    assert newly == 3
+    assert new_units == 3
 
 
-def test_a_change_during_a_held_picture_is_noticed_when_enrolling(
+def test_enrolment_notices_a_change_that_the_cached_experiments_lack(
     database_url: str, make_client: Callable[..., httpx.Client]
 ) -> None:
     with (
@@ -238,7 +239,7 @@ def test_a_change_during_a_held_picture_is_noticed_when_enrolling(
         assert api.skipped(unit_in(run_id, 500, 1000), "planner") == "paused"
 
 
-def test_stored_units_come_from_memory(api: Api) -> None:
+def test_stored_units_are_served_from_memory(api: Api) -> None:
     make_run(api.connection, "planner")
     first = api.assigned("h1", "planner")
     misses = api.metric("cache_misses_total")
@@ -251,7 +252,7 @@ def test_stored_units_come_from_memory(api: Api) -> None:
     assert api.metric('assignment_latency_seconds_count{experiment="planner"}') == 4
 
 
-REFUSED: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
+INVALID_REQUESTS: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
     (
         {},
         [
@@ -291,8 +292,10 @@ REFUSED: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "details"), REFUSED)
-def test_a_refusal_names_each_field(api: Api, body: dict[str, Any], details: list[dict[str, str]]) -> None:
+@pytest.mark.parametrize(("body", "details"), INVALID_REQUESTS)
+def test_invalid_request_is_400_that_names_each_field(
+    api: Api, body: dict[str, Any], details: list[dict[str, str]]
+) -> None:
     response = api.client.post("/api/v1/assignments", json=body)
     assert response.status_code == 400
     assert response.json()["error"] == "validation_error"
@@ -300,7 +303,7 @@ def test_a_refusal_names_each_field(api: Api, body: dict[str, Any], details: lis
     assert response.json()["details"] == details
 
 
-def test_units_spread_and_are_found_again(api: Api) -> None:
+def test_concurrent_units_are_distributed_and_stored(api: Api) -> None:
     make_run(api.connection, "planner")
     counts: Counter[str] = Counter()
     threads, lock = [], threading.Lock()

@@ -1,4 +1,4 @@
-"""A change of what is served reaches every instance, each an operating-system process of its own, within a second."""
+"""A change of the served experiments reaches every instance, each in its own process, within a second."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from foundation.settings import PROJECT_ROOT
 pytest_plugins = ["api_service"]
 
 WITHIN_SECONDS = 1.0
-# Far above what is asked for, so that only a notification can be the reason.
+# So long that only a notification can make an instance notice a change.
 NEVER = {
     "LIFECYCLE_EXPERIMENTS_REFRESH_SECONDS": "3600",
     "LIFECYCLE_API_KEY_CACHE_SECONDS": "3600",
@@ -33,13 +33,13 @@ NEVER = {
 
 @contextlib.contextmanager
 def instance(database_url: str, home: Path, **environment: str) -> Iterator[str]:
-    """The base URL of `python -m serving`, a process of its own."""
+    """The base URL of a new process `python -m serving`."""
     port = free_port()
-    own = {"DATABASE_URL": database_url, "LIFECYCLE_API_PORT": str(port), "LIFECYCLE_HOME": str(home)}
+    variables = {"DATABASE_URL": database_url, "LIFECYCLE_API_PORT": str(port), "LIFECYCLE_HOME": str(home)}
     child = subprocess.Popen(
         [sys.executable, "-m", "serving"],
         cwd=PROJECT_ROOT,
-        env={**os.environ, **own, **environment},
+        env={**os.environ, **variables, **environment},
         stderr=subprocess.PIPE,
     )
     url = f"http://127.0.0.1:{port}"
@@ -58,11 +58,11 @@ def answers(url: str) -> bool:
         return False
 
 
-def until(holds: Callable[[], bool], seconds: float) -> float:
-    """Seconds until it held; fails when it did not in time."""
+def until(condition: Callable[[], bool], seconds: float) -> float:
+    """The seconds until the condition is true. Fails if that takes longer than `seconds`."""
     began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < seconds, "it did not come in time"
+    while not condition():
+        assert time.monotonic() - began < seconds, "the condition did not become true in time"
     return time.monotonic() - began
 
 
@@ -77,20 +77,20 @@ def ask(client: httpx.Client, unit: str, name: str = "planner") -> str:
     answer = client.post("/api/v1/assignments", json=body)
     if answer.status_code != 200:
         return str(answer.json()["error"])
-    given = answer.json()
-    return str((given["assignments"] or given["skipped_experiments"])[0]["reason"])
+    body = answer.json()
+    return str((body["assignments"] or body["skipped_experiments"])[0]["reason"])
 
 
-async def race(urls: list[str], headers: dict[str, str]) -> set[str]:
-    """What a hundred requests at once, half of them to each, say of one new unit."""
+async def distinct_answers(urls: list[str], headers: dict[str, str]) -> set[str]:
+    """The distinct answers to a hundred concurrent requests for one new unit, half of them to each URL."""
     body = {"unit_type": "household", "unit_id": "raced", "requested_experiments": ["planner"]}
     limits = httpx.Limits(max_connections=100)
     async with httpx.AsyncClient(headers=headers, timeout=30, limits=limits) as client:
-        racing = (client.post(f"{urls[n % 2]}/api/v1/assignments", json=body) for n in range(100))
-        return {answer.text for answer in await asyncio.gather(*racing)}
+        requests = (client.post(f"{urls[n % 2]}/api/v1/assignments", json=body) for n in range(100))
+        return {answer.text for answer in await asyncio.gather(*requests)}
 
 
-def test_two_processes_agree_and_hear_of_every_change(
+def test_two_processes_agree_and_notice_every_change(
     database_url: str, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     _run_id, variants = make_run(connection, "planner")
@@ -99,7 +99,7 @@ def test_two_processes_agree_and_hear_of_every_change(
     with contextlib.ExitStack() as stack:
         urls = [stack.enter_context(instance(database_url, tmp_path / name, **NEVER)) for name in ("one", "two")]
         clients = [stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=30)) for url in urls]
-        assert len(asyncio.run(race(urls, headers))) == 1
+        assert len(asyncio.run(distinct_answers(urls, headers))) == 1
         stored = connection.execute("SELECT count(*) FROM exp.assignments WHERE unit_id = 'raced'").fetchone()
         assert stored == (1,)
 
@@ -118,7 +118,7 @@ def test_two_processes_agree_and_hear_of_every_change(
         until(everywhere("raced", "unauthorized"), WITHIN_SECONDS)
 
 
-def test_what_is_changed_while_nobody_listens_is_heard_of_afterwards(
+def test_changes_are_polled_while_the_listening_connection_is_lost(
     database_url: str, connection: psycopg.Connection[Any], make_client: Callable[..., httpx.Client]
 ) -> None:
     make_run(connection, "planner")
@@ -132,7 +132,7 @@ def test_what_is_changed_while_nobody_listens_is_heard_of_afterwards(
         until(lambda: bool(connection.execute(listening).fetchall()), 5)
         for (pid,) in connection.execute(listening).fetchall():
             connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
-        # Polled meanwhile, and listened to again after a second.
+        # The API polls, and listens again after a second.
         connection.execute("UPDATE exp.experiments SET status = 'paused'")
         assert until(lambda: ask(client, "u2") == "paused", WITHIN_SECONDS) < WITHIN_SECONDS
         until(lambda: bool(connection.execute(listening).fetchall()), 5)
@@ -140,13 +140,13 @@ def test_what_is_changed_while_nobody_listens_is_heard_of_afterwards(
         assert until(lambda: ask(client, "u3") == "assigned", WITHIN_SECONDS) < WITHIN_SECONDS
 
 
-def test_a_lost_notification_is_noticed_all_the_same(
+def test_change_is_noticed_even_if_its_notification_is_lost(
     database_url: str,
     connection: psycopg.Connection[Any],
     make_client: Callable[..., httpx.Client],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.assignments.catalogue.MAX_AGE_SECONDS", 1.0)
+    monkeypatch.setattr("serving.assignments.experiments_cache.MAX_AGE_SECONDS", 1.0)
     make_run(connection, "planner")
     with running_api(database_url, experiments_refresh_seconds=0.5, rate_limit_unit_per_minute=0) as url:
         client = make_client(url, "assign")
@@ -156,7 +156,7 @@ def test_a_lost_notification_is_noticed_all_the_same(
         until(lambda: ask(client, "u1") == "not_active", 5)
 
 
-def test_a_changed_config_reaches_units_that_are_held_in_memory(
+def test_changed_config_reaches_units_that_are_cached_in_memory(
     database_url: str, connection: psycopg.Connection[Any], make_client: Callable[..., httpx.Client]
 ) -> None:
     make_run(connection, "planner", variants={"only": ("control", "1", {"colour": "blue"})})

@@ -1,4 +1,4 @@
-"""Bounds of the event API: events a minute of a unit, bytes that are answered at once."""
+"""Limits of the event API: events per minute of a unit, and bytes of concurrent bodies."""
 
 import contextlib
 import socket
@@ -21,7 +21,7 @@ def event(unit: str = "u1", **changes: Any) -> dict[str, Any]:
     return {**base, "event_id": str(uuid4()), **changes}
 
 
-def test_a_unit_has_so_many_events_a_minute(database_url: str, make_client: Callable[..., httpx.Client]) -> None:
+def test_events_of_a_unit_are_limited_per_minute(database_url: str, make_client: Callable[..., httpx.Client]) -> None:
     with running_api(database_url, rate_limit_unit_events_per_minute=5) as url:
         client = make_client(url, "ingest")
         for _ in range(3):
@@ -38,7 +38,7 @@ def test_a_unit_has_so_many_events_a_minute(database_url: str, make_client: Call
             assert (answer.status_code, answer.json()["error"]) == (429, "rate_limited")
             assert 1 <= int(answer.headers["retry-after"]) <= 60
             assert "5 events a minute" in answer.json()["message"]
-        # What is too much does not hide what is wrong.
+        # Exceeding the limit does not hide other errors.
         mixed = client.post("/api/v1/events/batch", json={"events": [event(), event(unit_id="")]})
         assert (mixed.status_code, mixed.json()["errors"]) == (
             400,
@@ -49,47 +49,47 @@ def test_a_unit_has_so_many_events_a_minute(database_url: str, make_client: Call
             assert connection.execute("SELECT count(*) FROM exp.events").fetchone() == (8,)
 
 
-def test_more_bytes_than_there_is_room_for_are_refused_and_the_room_is_given_back(
+def test_bodies_beyond_the_memory_budget_are_503_and_the_budget_is_released(
     database_url: str, make_client: Callable[..., httpx.Client]
 ) -> None:
-    """Two bodies of 9 MB do not fit into 16; one does, again and again, also after refusals and clients that leave."""
+    """Two bodies of 9 MB exceed the 16 MB. One body fits, again and again, even after rejections and disconnected clients."""
     body = b'{"events": [' + b" " * 9_000_000 + b"]}"
     with running_api(database_url, event_memory_mb=16, api_key_cache_seconds=60) as url:
         client = make_client(url, "ingest")
-        # The key is known from here on, so that who comes first is served first.
+        # From here on the key is cached, so requests are served in the order of their arrival.
         assert client.post("/api/v1/events", json=event()).status_code == 200
         headers = {"Content-Type": "application/json"}
-        begun, go = threading.Event(), threading.Event()
+        started, resume = threading.Event(), threading.Event()
 
         def slowly() -> Any:
             yield body[:-100]
-            begun.set()
-            go.wait(30)
+            started.set()
+            resume.wait(30)
             yield body[-100:]
 
         slow: list[httpx.Response] = []
-        held = {**headers, "Content-Length": str(len(body))}
+        slow_headers = {**headers, "Content-Length": str(len(body))}
         thread = threading.Thread(
-            target=lambda: slow.append(client.post("/api/v1/events/batch", content=slowly(), headers=held))
+            target=lambda: slow.append(client.post("/api/v1/events/batch", content=slowly(), headers=slow_headers))
         )
         thread.start()
-        assert begun.wait(30)
+        assert started.wait(30)
         answers: list[int] = []
         while 503 not in answers and len(answers) < 50:
             answers.append(client.post("/api/v1/events/batch", content=body, headers=headers).status_code)
         assert answers[-1] == 503
         assert client.post("/api/v1/events", json=event()).status_code == 200
-        go.set()
+        resume.set()
         thread.join(30)
         assert slow[0].status_code == 400
         for _ in range(5):
             assert client.post("/api/v1/events/batch", content=body, headers=headers).status_code == 400
 
 
-def test_bodies_that_never_come_end_and_keep_nobody_out(
+def test_bodies_that_never_arrive_time_out_and_block_no_other_request(
     database_url: str, make_client: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many announce ten megabytes and send a byte: they take that byte's room, and are told after a while."""
+    """Many clients announce ten megabytes and send one byte. They occupy one byte each and get a 408."""
     monkeypatch.setattr("serving.http.endpoint.BODY_SECONDS", 1.0)
     with (
         running_api(database_url, event_memory_mb=16, api_key_cache_seconds=60) as url,
@@ -109,7 +109,7 @@ def test_bodies_that_never_come_end_and_keep_nobody_out(
         assert client.post("/api/v1/events/batch", json={"events": [event()]}).status_code == 200
 
 
-def test_a_day_that_can_not_be_made_now_holds_up_nobody_else(
+def test_missing_partition_fails_only_the_events_of_its_day(
     database_url: str, make_client: Callable[..., httpx.Client]
 ) -> None:
     today = datetime.now(UTC)
@@ -117,7 +117,7 @@ def test_a_day_that_can_not_be_made_now_holds_up_nobody_else(
     settings: dict[str, Any] = {"first_day": (today - timedelta(days=5)).date(), "retention_days": 1}
     with running_api(database_url, **settings) as url, psycopg.connect(database_url) as other:
         client = make_client(url, "ingest")
-        # As ANALYZE, a new index or a detaching hold it: inserts go on, a new partition must wait.
+        # ANALYZE and CREATE INDEX take this lock too. Inserts continue, but a new partition has to wait.
         other.execute("LOCK TABLE exp.events IN SHARE UPDATE EXCLUSIVE MODE")
         sent = [event("a"), event("b", timestamp=old), event("c")]
         answer = client.post("/api/v1/events/batch", json={"events": sent})

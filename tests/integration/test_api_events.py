@@ -1,4 +1,4 @@
-"""Events over HTTP: stored once, judged one by one in a batch, flagged, without credentials; and histories in bulk."""
+"""Events over HTTP: stored once, validated one by one in a batch, flagged, without credentials. Also storing histories in bulk."""
 
 import json
 import threading
@@ -34,19 +34,19 @@ def event(**changes: Any) -> dict[str, Any]:
     return {**base, **changes}
 
 
-def test_an_event_is_stored_as_it_came(api: Api) -> None:
+def test_event_is_stored_unchanged(api: Api) -> None:
     run_id, variants = make_run(api.connection, "planner")
     refs = [{"experiment_id": str(run_id), "variant_id": str(variants["control"])}]
     sent = event(experiments=refs)
     response = api.client.post("/api/v1/events", json=sent)
     assert (response.status_code, response.json()) == (200, {"event_id": sent["event_id"], "status": "accepted"})
-    ((event_id, kind, unit, experiments, context, metrics, payload, timestamp, flags),) = api.rows(STORED)
-    assert (str(event_id), kind, unit, experiments) == (sent["event_id"], "plan_accepted", "h1", refs)
+    ((event_id, event_type, unit, experiments, context, metrics, payload, timestamp, flags),) = api.rows(STORED)
+    assert (str(event_id), event_type, unit, experiments) == (sent["event_id"], "plan_accepted", "h1", refs)
     assert (context, metrics, payload) == (sent["context"], sent["metrics"], sent["payload"])
     assert (timestamp, flags) == (datetime.fromisoformat(sent["timestamp"]), [])
 
 
-def test_the_same_event_again_is_accepted_and_stored_once(api: Api) -> None:
+def test_repeated_event_is_accepted_and_stored_once(api: Api) -> None:
     sent = event()
     for _ in range(3):
         assert api.client.post("/api/v1/events", json=sent).status_code == 200
@@ -61,7 +61,7 @@ def test_the_same_event_again_is_accepted_and_stored_once(api: Api) -> None:
     assert api.rows(COUNT) == [(3,)]
 
 
-def test_racing_batches_that_share_events_store_each_once(api: Api) -> None:
+def test_concurrent_batches_store_shared_events_once(api: Api) -> None:
     shared = [event(unit_id=f"h{n}") for n in range(60)]
     statuses: list[int] = []
 
@@ -78,7 +78,7 @@ def test_racing_batches_that_share_events_store_each_once(api: Api) -> None:
     assert api.rows(COUNT) == [(60,)]
 
 
-def test_a_batch_reports_each_event_on_its_own(api: Api) -> None:
+def test_batch_reports_each_invalid_event(api: Api) -> None:
     good = [event(), event()]
     bad = [
         event(unit_id=""),
@@ -92,7 +92,7 @@ def test_a_batch_reports_each_event_on_its_own(api: Api) -> None:
     assert answer.json() == {
         "accepted": 2,
         "rejected": 5,
-        "event_ids": [one["event_id"] for one in good],
+        "event_ids": [sent["event_id"] for sent in good],
         "errors": [
             {"index": 1, "error": "invalid_unit_id"},
             {"index": 2, "error": "timestamp_in_future"},
@@ -108,7 +108,7 @@ def test_a_batch_reports_each_event_on_its_own(api: Api) -> None:
     assert api.metric("events_batch_size_sum") == 7
 
 
-def test_all_refused_is_400(api: Api) -> None:
+def test_batch_without_a_valid_event_is_400(api: Api) -> None:
     answer = api.client.post("/api/v1/events/batch", json={"events": [event(unit_id=""), event(metrics={"a": "b"})]})
     assert answer.status_code == 400
     body = answer.json()
@@ -130,19 +130,19 @@ def test_all_refused_is_400(api: Api) -> None:
         ({"events": [{}] * 1001}, "too_many_events"),
     ],
 )
-def test_what_is_no_batch_is_refused_whole(api: Api, batch: Any, error: str) -> None:
+def test_invalid_batch_is_400(api: Api, batch: Any, error: str) -> None:
     answer = api.client.post("/api/v1/events/batch", json=batch)
     assert (answer.status_code, answer.json()["details"]) == (400, [{"field": "events", "error": error}])
 
 
-def test_sizes_are_limited(api: Api) -> None:
+def test_too_large_bodies_are_413(api: Api) -> None:
     large = event(payload={"a": "x" * 1_048_576})
     answer = api.client.post("/api/v1/events", json=large)
     assert (answer.status_code, answer.json()["error"]) == (413, "payload_too_large")
     assert api.client.post("/api/v1/events/batch", json={"events": [large]}).status_code == 413
 
     def chunks() -> Any:
-        # Without a Content-Length, as a client that streams.
+        # Without a Content-Length, like a client that streams.
         for _ in range(11):
             yield b" " * 1_048_576
 
@@ -151,15 +151,15 @@ def test_sizes_are_limited(api: Api) -> None:
     assert api.rows(COUNT) == [(0,)]
 
 
-def test_a_thousand_events_are_one_request(api: Api) -> None:
+def test_batch_of_a_thousand_events_is_stored(api: Api) -> None:
     events = [event(unit_id=f"h{n}") for n in range(1000)]
     answer = api.client.post("/api/v1/events/batch", json={"events": events})
     assert answer.json()["accepted"] == 1000
-    assert answer.json()["event_ids"] == [one["event_id"] for one in events]
+    assert answer.json()["event_ids"] == [sent["event_id"] for sent in events]
     assert api.rows(COUNT) == [(1000,)]
 
 
-def test_flags_and_credentials(api: Api) -> None:
+def test_event_is_flagged_and_credentials_are_removed(api: Api) -> None:
     late = (datetime.now(UTC) - timedelta(days=8)).isoformat()
     sent = event(
         event_type="plan_rejected",
@@ -174,18 +174,18 @@ def test_flags_and_credentials(api: Api) -> None:
     assert flags == ["no_policy_version_id", "late", "no_rejection_reason", "unknown_experiment", "unknown_variant"]
 
 
-def test_history_has_its_place_and_a_day_without_a_partition_loses_nothing(api: Api) -> None:
+def test_old_events_and_events_of_a_day_without_partition_are_stored(api: Api) -> None:
     today = datetime.now(UTC)
     assert api.client.post("/api/v1/events", json=event(timestamp="2008-02-29T10:00:00+01:00")).status_code == 200
     assert api.rows("SELECT tableoid::regclass::text FROM exp.events") == [("exp.events_history",)]
-    # As if the process had slept for days: nobody made today's partition.
+    # As if the process had been suspended for days and today's partition did not exist.
     api.connection.execute(f"DROP TABLE exp.events_{today:%Y%m%d}")
     for path, body in (("/api/v1/events", event()), ("/api/v1/events/batch", {"events": [event(), event()]})):
         assert api.client.post(path, json=body).status_code == 200
     assert api.rows(COUNT) == [(4,)]
 
 
-def test_partitions_are_there_from_the_start(api: Api) -> None:
+def test_partitions_exist_from_the_start(api: Api) -> None:
     days = [datetime.now(UTC) + timedelta(days=ahead) for ahead in range(3)]
     names = {
         name
@@ -196,20 +196,22 @@ def test_partitions_are_there_from_the_start(api: Api) -> None:
     assert names == {"exp.events_history", *(f"exp.events_{day:%Y%m%d}" for day in days)}
 
 
-def test_the_databases_own_first_day_wins(database_url: str, make_client: Callable[..., httpx.Client]) -> None:
-    """A process whose settings say otherwise, or nothing, still finds a partition for every event."""
+def test_first_day_of_the_database_overrides_the_setting(
+    database_url: str, make_client: Callable[..., httpx.Client]
+) -> None:
+    """A process with another first day, or none, still has a partition for every event."""
     first = (datetime.now(UTC) - timedelta(days=5)).date()
     assert make_partitions(database_url, first, 0) == 1 + 6
     with running_api(database_url, first_day=first - timedelta(days=30)) as url:
         assert make_client(url, "ingest").post("/api/v1/events", json=event()).status_code == 200
 
 
-def test_days_that_retention_dropped_are_not_made_anew_but_for_their_events(database_url: str) -> None:
+def test_days_dropped_by_retention_are_recreated_only_for_their_events(database_url: str) -> None:
     today = datetime.now(UTC).date()
     first, late = today - timedelta(days=20), today - timedelta(days=10)
     assert make_partitions(database_url, first, 0, keep_days=3) == 1 + 4
     with psycopg.connect(database_url, autocommit=True) as connection:
-        # Somebody put a day's table aside by hand.
+        # A table with the name of the day's partition exists already.
         connection.execute(f"CREATE TABLE exp.events_{late:%Y%m%d} (LIKE exp.events)")
         assert make_partitions(database_url, first, 0, keep_days=3) == 0
         assert make_partitions(database_url, first, 0, days=[late], keep_days=3) == 1
@@ -218,7 +220,7 @@ def test_days_that_retention_dropped_are_not_made_anew_but_for_their_events(data
     assert rows == [(f"exp.events_{late:%Y%m%d}_2",)]
 
 
-def test_many_events_of_our_own_are_stored_in_bulk_and_once(database_url: str) -> None:
+def test_bulk_events_are_stored_once(database_url: str) -> None:
     make_partitions(database_url, datetime.now(UTC).date(), 2)
     start = datetime(2025, 1, 1, tzinfo=UTC)
     run, variant = uuid4(), uuid4()
@@ -243,16 +245,16 @@ def test_many_events_of_our_own_are_stored_in_bulk_and_once(database_url: str) -
     assert (rows[1][6], rows[1][8]) == (None, ["no_experiment_context", "no_plan_id"])
 
 
-def test_bulk_storing_is_utf8_whatever_the_client_speaks(database_url: str) -> None:
+def test_bulk_storing_uses_utf8_with_any_client_encoding(database_url: str) -> None:
     make_partitions(database_url, datetime.now(UTC).date(), 2)
     with psycopg.connect(database_url, client_encoding="latin1") as connection:
         assert store_events(connection, [event(unit_id="Müller", payload={"plan_id": "é"})]) == 1
     with psycopg.connect(database_url) as connection:
-        found = connection.execute("SELECT unit_id, payload FROM exp.events").fetchall()
-    assert found == [("Müller", {"plan_id": "é"})]
+        stored = connection.execute("SELECT unit_id, payload FROM exp.events").fetchall()
+    assert stored == [("Müller", {"plan_id": "é"})]
 
 
-def test_bulk_storing_is_the_callers_transaction(database_url: str) -> None:
+def test_bulk_storing_happens_in_the_callers_transaction(database_url: str) -> None:
     make_partitions(database_url, datetime.now(UTC).date(), 2)
     with psycopg.connect(database_url) as connection:
         assert store_events(connection, [event()]) == 1
@@ -265,7 +267,7 @@ def test_bulk_storing_is_the_callers_transaction(database_url: str) -> None:
         assert connection.execute(COUNT).fetchall() == [(0,)]
 
 
-def test_a_refused_event_stores_nothing(api: Api) -> None:
+def test_invalid_event_is_400_and_not_stored(api: Api) -> None:
     answer = api.client.post("/api/v1/events", content=json.dumps(event(unit_type="planet")))
     assert answer.status_code == 400
     assert answer.json()["details"] == [{"field": "unit_type", "error": "invalid_unit_type"}]

@@ -1,4 +1,4 @@
-"""API keys in a real database: rotation with and without grace, both secrets revoked together, and an audit log without secrets."""
+"""API keys in a real database: rotation with and without grace, revocation of both secrets, and an audit log without secrets."""
 
 import asyncio
 from collections.abc import Iterator
@@ -26,42 +26,44 @@ HOUR = timedelta(hours=1)
 
 @pytest.fixture
 def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to a database of this test's own."""
+    """A connection to this test's database."""
     with psycopg.connect(database_url, autocommit=True) as opened:
         yield opened
 
 
-def found(url: str, *plaintexts: str) -> list[ApiKey | None]:
-    """What a service finds for each of these keys."""
+def find_keys(url: str, *plaintexts: str) -> list[ApiKey | None]:
+    """The API key that a service finds for each plaintext."""
 
-    async def ask() -> list[ApiKey | None]:
+    async def find() -> list[ApiKey | None]:
         connection = await asyncpg.connect(url)
         try:
             return [await find_api_key(connection, plaintext) for plaintext in plaintexts]
         finally:
             await connection.close()
 
-    return asyncio.run(ask())
+    return asyncio.run(find())
 
 
 def works(url: str, *plaintexts: str) -> list[bool]:
-    return [key is not None for key in found(url, *plaintexts)]
+    return [key is not None for key in find_keys(url, *plaintexts)]
 
 
-def test_without_grace_the_old_key_ends_at_once(connection: psycopg.Connection[Any], database_url: str) -> None:
-    made, old = make_api_key(connection, "shop", ["assign", "read"], change=BY)
+def test_old_key_stops_working_at_once_without_grace(connection: psycopg.Connection[Any], database_url: str) -> None:
+    created, old = make_api_key(connection, "shop", ["assign", "read"], change=BY)
     rotated, new = rotate_api_key(connection, "shop", change=BY)
     assert works(database_url, old, new) == [False, True]
-    assert (rotated, rotated.previous_until) == (made, None)
-    assert new != old and new.rpartition("_")[0] == old.rpartition("_")[0], "the same row, so the key starts the same"
-    kept = connection.execute("SELECT previous_salt, previous_hash, previous_until FROM exp.api_keys").fetchone()
-    assert kept == (None, None, None), "a hash that nothing can match is not kept"
+    assert (rotated, rotated.previous_until) == (created, None)
+    assert new != old and new.rpartition("_")[0] == old.rpartition("_")[0], (
+        "the row is the same, so both keys have the same prefix"
+    )
+    previous = connection.execute("SELECT previous_salt, previous_hash, previous_until FROM exp.api_keys").fetchone()
+    assert previous == (None, None, None), "an expired hash is not kept"
 
 
-def test_with_grace_both_work_until_it_is_over(connection: psycopg.Connection[Any], database_url: str) -> None:
+def test_both_keys_work_until_the_grace_ends(connection: psycopg.Connection[Any], database_url: str) -> None:
     _, old = make_api_key(connection, "shop", ["assign"], change=BY)
     rotated, new = rotate_api_key(connection, "shop", HOUR, change=BY)
-    by_old, by_new = found(database_url, old, new)
+    by_old, by_new = find_keys(database_url, old, new)
     assert by_old == by_new == rotated
     assert rotated.previous_until is not None
     assert abs(rotated.previous_until - datetime.now(UTC) - HOUR) < timedelta(minutes=1)
@@ -72,7 +74,9 @@ def test_with_grace_both_work_until_it_is_over(connection: psycopg.Connection[An
     assert [key.previous_until for key in list_api_keys(connection)] == [None]
 
 
-def test_of_three_secrets_two_work_at_most(connection: psycopg.Connection[Any], database_url: str) -> None:
+def test_at_most_two_secrets_work_after_several_rotations(
+    connection: psycopg.Connection[Any], database_url: str
+) -> None:
     _, first = make_api_key(connection, "shop", ["assign"], change=BY)
     _, second = rotate_api_key(connection, "shop", HOUR, change=BY)
     _, third = rotate_api_key(connection, "shop", HOUR, change=BY)
@@ -81,7 +85,7 @@ def test_of_three_secrets_two_work_at_most(connection: psycopg.Connection[Any], 
     assert works(database_url, second, third, fourth) == [False, False, True]
 
 
-def test_revoking_ends_both(connection: psycopg.Connection[Any], database_url: str) -> None:
+def test_revoking_disables_both_secrets(connection: psycopg.Connection[Any], database_url: str) -> None:
     _, old = make_api_key(connection, "shop", ["assign"], change=BY)
     _, new = rotate_api_key(connection, "shop", HOUR, change=BY)
     assert revoke_api_key(connection, "shop", change=BY)
@@ -89,7 +93,7 @@ def test_revoking_ends_both(connection: psycopg.Connection[Any], database_url: s
     assert not revoke_api_key(connection, "shop", change=BY)
 
 
-def test_a_key_without_an_old_secret_is_not_opened_by_nothing(
+def test_zero_secret_does_not_match_a_key_without_an_old_secret(
     connection: psycopg.Connection[Any], database_url: str
 ) -> None:
     _, plaintext = make_api_key(connection, "shop", ["assign"], change=BY)
@@ -98,7 +102,9 @@ def test_a_key_without_an_old_secret_is_not_opened_by_nothing(
     assert works(database_url, f"lc_{parsed[0].hex}_{'0' * 64}", f"lc_{'0' * 32}_{'0' * 64}") == [False, False]
 
 
-def test_what_can_not_be_rotated_is_refused(connection: psycopg.Connection[Any], database_url: str) -> None:
+def test_rotation_fails_for_unknown_and_revoked_keys_and_invalid_grace(
+    connection: psycopg.Connection[Any], database_url: str
+) -> None:
     with pytest.raises(LifecycleError, match="There is no API key named shop: `lifecycle keys list` shows them"):
         rotate_api_key(connection, "shop", change=BY)
     _, old = make_api_key(connection, "shop", ["assign"], change=BY)
@@ -111,17 +117,17 @@ def test_what_can_not_be_rotated_is_refused(connection: psycopg.Connection[Any],
         rotate_api_key(connection, "shop", change=BY)
 
 
-def test_every_change_is_audited_without_a_secret(connection: psycopg.Connection[Any]) -> None:
-    made, old = make_api_key(connection, "shop", ["read", "assign"], change=BY)
+def test_audit_log_has_every_change_and_no_secret(connection: psycopg.Connection[Any]) -> None:
+    created, old = make_api_key(connection, "shop", ["read", "assign"], change=BY)
     _, new = rotate_api_key(connection, "shop", HOUR, change=BY)
     revoke_api_key(connection, "shop", change=BY)
     revoke_api_key(connection, "shop", change=BY)
     rows = connection.execute("SELECT actor, action, subject, after FROM exp.audit_log ORDER BY id").fetchall()
     assert [row[:3] for row in rows] == [
-        ("test", f"api_key.{what}", "API key shop") for what in ("created", "rotated", "revoked")
+        ("test", f"api_key.{action}", "API key shop") for action in ("created", "rotated", "revoked")
     ]
-    assert rows[0][3] == {"id": str(made.id), "scopes": ["assign", "read"]}
-    everything = str(connection.execute("SELECT to_jsonb(l)::text FROM exp.audit_log l").fetchall())
+    assert rows[0][3] == {"id": str(created.id), "scopes": ["assign", "read"]}
+    audit_log = str(connection.execute("SELECT to_jsonb(l)::text FROM exp.audit_log l").fetchall())
     stored = connection.execute("SELECT encode(hash, 'hex'), encode(salt, 'hex') FROM exp.api_keys").fetchall()[0]
     for secret in (old.rpartition("_")[2], new.rpartition("_")[2], *stored):
-        assert secret not in everything
+        assert secret not in audit_log

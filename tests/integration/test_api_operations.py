@@ -1,4 +1,4 @@
-"""The API's process as whoever runs it sees it: its log, its traces, its page, and what keeps it from starting."""
+"""Operation of the API process: its log, its traces, its page /docs, and invalid settings at the start."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ ASK = {"unit_type": "user", "unit_id": "u", "requested_experiments": []}
 
 @dataclass
 class Process:
-    """A running `python -m serving`, and what it wrote once it has ended."""
+    """A running `python -m serving`. `stderr` is complete once it has ended."""
 
     url: str
     stderr: str = ""
@@ -38,12 +38,12 @@ class Process:
 
 @contextlib.contextmanager
 def serving(database_url: str, home: Path, **variables: str) -> Iterator[Process]:
-    """A process that is ready; it is ended by SIGTERM."""
+    """A process that is ready. SIGTERM ends it."""
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     environment = {
         **inherited, "DATABASE_URL": database_url, "LIFECYCLE_HOME": str(home), "LIFECYCLE_API_PORT": str(port),
-        # A first day of today: a partition a day for nine weeks would take seconds.
+        # The first day is today: daily partitions for nine weeks would take seconds.
         "LIFECYCLE_FIRST_DAY": str(datetime.now(UTC).date()), **variables,
     }  # fmt: skip
     running = Process(f"http://127.0.0.1:{port}")
@@ -64,28 +64,28 @@ def serving(database_url: str, home: Path, **variables: str) -> Iterator[Process
         process.communicate()
 
 
-def key(database_url: str) -> dict[str, str]:
-    """The header of a key that may ask for assignments."""
+def authorization(database_url: str) -> dict[str, str]:
+    """The header Authorization with a key that has the scope `assign`."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         return {"Authorization": f"Bearer {make_api_key(connection, 'web', ['assign'])[1]}"}
 
 
-def test_every_line_of_the_log_is_an_object(database_url: str, home: Path) -> None:
-    header = key(database_url)
-    asked = {**header, "X-Request-ID": "mine-7"}
+def test_every_log_line_is_a_json_object(database_url: str, home: Path) -> None:
+    header = authorization(database_url)
+    headers = {**header, "X-Request-ID": "mine-7"}
     with serving(database_url, home, LIFECYCLE_API_ACCESS_LOG="true", LIFECYCLE_PORTS="1") as process:
-        httpx.post(f"{process.url}/api/v1/assignments?token=abc", json=ASK, headers=asked).raise_for_status()
+        httpx.post(f"{process.url}/api/v1/assignments?token=abc", json=ASK, headers=headers).raise_for_status()
     records: list[dict[str, Any]] = [json.loads(line) for line in process.stderr.splitlines()]
     assert all({"time", "level", "logger", "message"} <= record.keys() for record in records)
     assert {"uvicorn.error", "serving"} <= {record["logger"] for record in records}
-    said = {record["message"] for record in records if record["level"] == "WARNING"}
-    assert said == {"LIFECYCLE_PORTS is no setting: did you mean LIFECYCLE_PG_PORT?"}
+    (warning,) = {record["message"] for record in records if record["level"] == "WARNING"}
+    assert "LIFECYCLE_PORTS" in warning and "LIFECYCLE_PG_PORT" in warning
     (line,) = [record for record in records if record.get("path") == "/api/v1/assignments"]
     assert (line["method"], line["status"], line["request_id"]) == ("POST", 200, "mine-7")
     assert "abc" not in process.stderr and header["Authorization"].rsplit("_", 1)[1] not in process.stderr
 
 
-def test_a_mistake_of_ours_is_logged_with_the_id_that_the_client_was_told(
+def test_internal_error_is_logged_with_the_request_id_of_the_response(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from serving.http.logs import JsonLines
@@ -94,7 +94,7 @@ def test_a_mistake_of_ours_is_logged_with_the_id_that_the_client_was_told(
         raise RuntimeError("a secret of the house")
 
     formatter, lines = JsonLines(), []
-    # uvicorn logs it in the request's task, where the id is known: formatted there, as a handler does.
+    # The id is known only in the request's task, so the record is formatted there, as a handler does it.
     monkeypatch.setattr(caplog.handler, "emit", lambda record: lines.append(formatter.format(record)))
     monkeypatch.setattr("serving.http.auth.parse_api_key", broken)
     answer = api.client.post("/api/v1/assignments", json=ASK, headers={"X-Request-ID": "mine-8"})
@@ -103,12 +103,12 @@ def test_a_mistake_of_ours_is_logged_with_the_id_that_the_client_was_told(
     assert record["request_id"] == "mine-8" and "a secret of the house" in record["exception"]
 
 
-def test_spans_of_requests_arrive_before_the_process_ends(database_url: str, home: Path) -> None:
+def test_spans_arrive_before_the_process_ends(database_url: str, home: Path) -> None:
     with otlp_receiver() as receiver:
-        # The batch waits longer than the test: what arrives was sent by the end of the process.
+        # The delay is longer than the test, so only the shutdown can have sent the spans.
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_BSP_SCHEDULE_DELAY": "600000"}
         with serving(database_url, home, **variables) as process:
-            headers = {**key(database_url), "traceparent": f"00-{PARENT}-b7ad6b7169203331-01"}
+            headers = {**authorization(database_url), "traceparent": f"00-{PARENT}-b7ad6b7169203331-01"}
             answer = httpx.post(f"{process.url}/api/v1/assignments", json=ASK, headers=headers)
             assert answer.status_code == 200
             httpx.get(f"{process.url}/nothing/at/all")
@@ -116,22 +116,22 @@ def test_spans_of_requests_arrive_before_the_process_ends(database_url: str, hom
             assert receiver.spans == []
     assert sorted(span.name for _, span in receiver.spans) == ["GET", "POST /api/v1/assignments"]
     span = receiver.named("POST /api/v1/assignments")
-    found = attributes(list(span.attributes))
+    span_attributes = attributes(list(span.attributes))
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (PARENT, "b7ad6b7169203331")
-    assert (found["http.status_code"], found["request_id"]) == (200, answer.headers["x-request-id"])
+    assert (span_attributes["http.status_code"], span_attributes["request_id"]) == (200, answer.headers["x-request-id"])
     assert {service["service.name"] for service, _ in receiver.spans} == {"lifecycle-api"}
     assert headers["Authorization"] not in str(receiver.spans)
 
 
-def test_the_page_of_the_api_is_whole(api: Api) -> None:
+def test_docs_page_of_the_api_is_complete(api: Api) -> None:
     page = api.client.get("/docs")
     assert page.status_code == 200 and "://" not in page.text
     assert api.client.get("/redoc").status_code == 404
-    shown, kept = api.client.get("/docs/openapi.json").json(), api.client.get("/openapi.json").json()
-    assert shown["openapi"].startswith("3.0.") and kept["openapi"].startswith("3.1.")
-    assert shown["paths"].keys() == kept["paths"].keys() >= {"/api/v1/assignments", "/api/v1/events/batch"}
-    assert "/docs" not in kept["paths"]
-    assert '"null"' not in json.dumps(shown)
+    converted, original = api.client.get("/docs/openapi.json").json(), api.client.get("/openapi.json").json()
+    assert converted["openapi"].startswith("3.0.") and original["openapi"].startswith("3.1.")
+    assert converted["paths"].keys() == original["paths"].keys() >= {"/api/v1/assignments", "/api/v1/events/batch"}
+    assert "/docs" not in original["paths"]
+    assert '"null"' not in json.dumps(converted)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_page_of_the_api_is_whole(api: Api) -> None:
         ("REDIS_URL", "http://cache"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_one_sentence(home: Path, name: str, value: str) -> None:
+def test_start_fails_with_one_sentence_when_a_setting_is_invalid(home: Path, name: str, value: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "serving"],
         env={**os.environ, "LIFECYCLE_HOME": str(home), "DATABASE_URL": "postgresql://nowhere", name: value},

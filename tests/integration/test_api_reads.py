@@ -1,4 +1,4 @@
-"""Reading what is configured: experiments, a unit's assignment without enrolling it, the policy version in production."""
+"""Read-only routes: experiments, a unit's assignment without enrolment, a policy's version in production."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -11,7 +11,7 @@ from api_support import Api, make_run
 pytest_plugins = ["api_service"]
 
 
-def test_experiments_and_their_runs(api: Api) -> None:
+def test_experiments_are_listed_with_their_runs(api: Api) -> None:
     make_run(api.connection, "cards", status="completed")
     run_id, variants = make_run(api.connection, "cards", run=2, targeting="context.platform == 'ios'")
     make_run(api.connection, "theme", status="draft", unit_type="user")
@@ -20,9 +20,9 @@ def test_experiments_and_their_runs(api: Api) -> None:
         ("cards", 2, "active"),
         ("theme", 1, "draft"),
     ]
-    one = api.client.get("/api/v1/experiments/cards").json()
-    assert [run["run"] for run in one["runs"]] == [1, 2]
-    answering = one["answering"]
+    cards = api.client.get("/api/v1/experiments/cards").json()
+    assert [run["run"] for run in cards["runs"]] == [1, 2]
+    answering = cards["answering"]
     assert (answering["experiment_id"], answering["targeting"], answering["epoch"]) == (
         str(run_id),
         "context.platform == 'ios'",
@@ -40,19 +40,19 @@ def test_experiments_and_their_runs(api: Api) -> None:
     assert (missing.status_code, missing.json()["error"]) == (404, "not_found")
 
 
-def test_a_unit_is_looked_up_without_being_enrolled(api: Api) -> None:
-    _, _variants = make_run(api.connection, "cards")
+def test_unit_is_looked_up_without_enrolment(api: Api) -> None:
+    make_run(api.connection, "cards")
     path = "/api/v1/experiments/cards/assignments/h1"
     before = api.client.get(path).json()
     assert (before["reason"], before["enrolled"], before["stored"]) == ("not_enrolled", False, None)
     assert api.rows("SELECT count(*) FROM exp.assignments") == [(0,)]
-    given = api.assigned("h1", "cards")
+    assignment = api.assigned("h1", "cards")
     after = api.client.get(path).json()
-    assert (after["variant_name"], after["reason"], after["enrolled"]) == (given["variant_name"], "assigned", True)
-    assert before["variant_name"] == given["variant_name"]
+    assert (after["variant_name"], after["reason"], after["enrolled"]) == (assignment["variant_name"], "assigned", True)
+    assert before["variant_name"] == assignment["variant_name"]
     stored = after["stored"]
     assert (stored["variant_id"], stored["epoch"], Decimal(stored["propensity"])) == (
-        given["variant_id"],
+        assignment["variant_id"],
         1,
         Decimal("0.5"),
     )
@@ -63,21 +63,21 @@ def test_a_unit_is_looked_up_without_being_enrolled(api: Api) -> None:
         assert (answer.status_code, answer.json()["error"]) == (400, "validation_error"), bad
 
 
-def test_odd_names_and_ids_are_found(api: Api) -> None:
+def test_unusual_names_and_ids_are_found(api: Api) -> None:
     make_run(api.connection, "Ünï cödé & co?")
     make_run(api.connection, "cards")
     for unit in ("50% of/h#1", "a/b", "/", "../x", "a?b", " ", "\ufffd"):
-        given = api.assigned(unit, "cards")
-        found = api.client.get(f"/api/v1/experiments/cards/assignments/{quote(unit, safe='')}")
-        assert (found.status_code, found.json()["unit_id"]) == (200, unit), found.text
-        assert found.json()["stored"]["variant_id"] == given["variant_id"]
+        assignment = api.assigned(unit, "cards")
+        response = api.client.get(f"/api/v1/experiments/cards/assignments/{quote(unit, safe='')}")
+        assert (response.status_code, response.json()["unit_id"]) == (200, unit), response.text
+        assert response.json()["stored"]["variant_id"] == assignment["variant_id"]
     broken = api.client.get("/api/v1/experiments/cards/assignments/%ff%fe")
     assert (broken.status_code, broken.json()["details"][0]["error"]) == (400, "invalid_unit_id")
-    found = api.client.get("/api/v1/experiments/%C3%9Cn%C3%AF%20c%C3%B6d%C3%A9%20%26%20co%3F").json()
-    assert found["name"] == "Ünï cödé & co?"
+    experiment = api.client.get("/api/v1/experiments/%C3%9Cn%C3%AF%20c%C3%B6d%C3%A9%20%26%20co%3F").json()
+    assert experiment["name"] == "Ünï cödé & co?"
 
 
-def test_a_context_can_be_looked_with(api: Api) -> None:
+def test_lookup_uses_the_context_of_the_query(api: Api) -> None:
     make_run(api.connection, "cards", targeting="context.platform == 'ios'")
     path = "/api/v1/experiments/cards/assignments/h1"
     assert api.client.get(path).json()["reason"] == "not_targeted"
@@ -90,10 +90,10 @@ def test_a_context_can_be_looked_with(api: Api) -> None:
         )
 
 
-def test_the_policy_version_in_production(api: Api, make_client: Callable[..., httpx.Client]) -> None:
+def test_policy_shows_its_version_in_production(api: Api, make_client: Callable[..., httpx.Client]) -> None:
     policy, version = uuid4(), uuid4()
-    add = "INSERT INTO exp.policies (id, name) VALUES (%s, 'planner_policy')"
-    api.connection.execute(add, (policy,))
+    insert_policy = "INSERT INTO exp.policies (id, name) VALUES (%s, 'planner_policy')"
+    api.connection.execute(insert_policy, (policy,))
     assert api.client.get("/api/v1/policies/planner_policy").status_code == 404
     api.connection.execute(
         "INSERT INTO exp.policy_versions (id, policy_id, version, mlflow_model_name, mlflow_model_version, config_defaults) "
@@ -117,7 +117,7 @@ def test_the_policy_version_in_production(api: Api, make_client: Callable[..., h
     }
 
 
-def test_who_may_read(api: Api, make_client: Callable[..., httpx.Client]) -> None:
+def test_reading_requires_a_scope(api: Api, make_client: Callable[..., httpx.Client]) -> None:
     make_run(api.connection, "cards")
     url = str(api.client.base_url)
     paths = ("/api/v1/experiments", "/api/v1/experiments/cards", "/api/v1/experiments/cards/assignments/h1")

@@ -1,4 +1,4 @@
-"""Redis: limits and stored assignments shared by instances; a dead one costs speed, not answers."""
+"""Redis: instances share limits and stored assignments. Without it the API is slower and still answers."""
 
 import asyncio
 import shutil
@@ -16,13 +16,19 @@ import redis
 from api_support import Api, make_run, running_api
 from conftest import free_port
 
+from serving.http.best_effort_redis import BestEffortRedis
 from serving.http.limits import Limits
-from serving.http.redis_link import RedisLink
 
 pytest_plugins = ["api_service"]
 
 
-RUBBISH: tuple[str | bytes, ...] = ("", "rubbish", "a:b:c", "00000000-0000-0000-0000-000000000000:x", b"\xff\xfe:\x00")
+INVALID_VALUES: tuple[str | bytes, ...] = (
+    "",
+    "rubbish",
+    "a:b:c",
+    "00000000-0000-0000-0000-000000000000:x",
+    b"\xff\xfe:\x00",
+)
 
 
 class RedisServer:
@@ -58,7 +64,7 @@ class RedisServer:
         return redis.Redis.from_url(self.url, decode_responses=True)
 
     def hang(self) -> None:
-        """It goes on accepting, and answers nobody."""
+        """It still accepts connections but no longer answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -85,7 +91,7 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-def test_stored_assignments_are_shared(
+def test_instances_share_stored_assignments(
     server: RedisServer,
     database_url: str,
     connection: psycopg.Connection[Any],
@@ -93,27 +99,27 @@ def test_stored_assignments_are_shared(
 ) -> None:
     run_id, _ = make_run(connection, "planner")
     settings = {"redis_url": server.url, "experiments_refresh_seconds": 0.5}
-    with running_api(database_url, **settings) as one, running_api(database_url, **settings) as two:
-        first = Api(make_client(one, "assign"), connection, database_url)
-        second = Api(make_client(two, "assign"), connection, database_url)
-        given = first.assigned("h1", "planner")
+    with running_api(database_url, **settings) as one_url, running_api(database_url, **settings) as other_url:
+        first = Api(make_client(one_url, "assign"), connection, database_url)
+        second = Api(make_client(other_url, "assign"), connection, database_url)
+        assignment = first.assigned("h1", "planner")
         key = f"assignment:{run_id}:h1"
         deadline = time.monotonic() + 5
         while (value := server.client().get(key)) is None:
             assert time.monotonic() < deadline
-        assert str(value).startswith(given["variant_id"])
+        assert str(value).startswith(assignment["variant_id"])
         assert 3_500_000 < int(str(server.client().pttl(key))) <= 3_600_000
-        assert second.assigned("h1", "planner") == given
+        assert second.assigned("h1", "planner") == assignment
         assert (second.metric("cache_hits_total"), second.metric("cache_misses_total")) == (1, 0)
-        # A change of the experiment drops what was kept with it.
+        # A change of the experiment invalidates the entry.
         connection.execute("UPDATE exp.experiments SET status = 'paused'")
         deadline = time.monotonic() + 5
         while second.metric("cache_misses_total") == 0:
-            assert second.assigned("h1", "planner") == given
+            assert second.assigned("h1", "planner") == assignment
             assert time.monotonic() < deadline
 
 
-def test_rubbish_in_redis_is_not_believed(
+def test_invalid_values_in_redis_are_ignored(
     server: RedisServer,
     database_url: str,
     connection: psycopg.Connection[Any],
@@ -122,13 +128,13 @@ def test_rubbish_in_redis_is_not_believed(
     run_id, _ = make_run(connection, "planner")
     with running_api(database_url, redis_url=server.url) as url:
         api = Api(make_client(url, "assign"), connection, database_url)
-        for unit, value in enumerate([*RUBBISH, f"{run_id}:"]):
+        for unit, value in enumerate([*INVALID_VALUES, f"{run_id}:"]):
             server.client().set(f"assignment:{run_id}:h{unit}", value)
             assert api.assigned(f"h{unit}", "planner")["enrolled"] is True
-    assert connection.execute("SELECT count(*) FROM exp.assignments").fetchone() == (len(RUBBISH) + 1,)
+    assert connection.execute("SELECT count(*) FROM exp.assignments").fetchone() == (len(INVALID_VALUES) + 1,)
 
 
-def test_limits_count_together(
+def test_instances_share_the_limit_of_a_unit(
     server: RedisServer,
     database_url: str,
     connection: psycopg.Connection[Any],
@@ -136,8 +142,8 @@ def test_limits_count_together(
 ) -> None:
     body = {"unit_type": "household", "unit_id": "h1", "requested_experiments": []}
     settings = {"redis_url": server.url, "rate_limit_unit_per_minute": 10}
-    with running_api(database_url, **settings) as one, running_api(database_url, **settings) as two:
-        clients = [make_client(one, "assign"), make_client(two, "assign")]
+    with running_api(database_url, **settings) as one_url, running_api(database_url, **settings) as other_url:
+        clients = [make_client(one_url, "assign"), make_client(other_url, "assign")]
         statuses = [clients[n % 2].post("/api/v1/assignments", json=body).status_code for n in range(14)]
         assert statuses == [200] * 10 + [429] * 4
         refused = clients[0].post("/api/v1/assignments", json=body)
@@ -145,9 +151,9 @@ def test_limits_count_together(
         assert refused.headers["retry-after"] == str(refused.json()["retry_after"])
 
 
-@pytest.mark.parametrize("away", ["stop", "hang"])
-def test_a_dead_redis_costs_speed_and_no_answer(
-    away: str,
+@pytest.mark.parametrize("failure", ["stop", "hang"])
+def test_api_answers_without_redis(
+    failure: str,
     server: RedisServer,
     database_url: str,
     connection: psycopg.Connection[Any],
@@ -156,14 +162,14 @@ def test_a_dead_redis_costs_speed_and_no_answer(
     make_run(connection, "planner")
     with running_api(database_url, redis_url=server.url, rate_limit_unit_per_minute=20) as url:
         api = Api(make_client(url, "assign"), connection, database_url)
-        given = api.assigned("h1", "planner")
-        getattr(server, away)()
+        assignment = api.assigned("h1", "planner")
+        getattr(server, failure)()
         began = time.monotonic()
-        assert [api.assigned("h1", "planner") for _ in range(10)] == [given] * 10
+        assert [api.assigned("h1", "planner") for _ in range(10)] == [assignment] * 10
         assert api.assigned("h2", "planner")["enrolled"] is True
-        # A tenth of a second for the first who finds out, not for each.
+        # Only the first request that notices the failure waits a tenth of a second.
         assert time.monotonic() - began < 3
-        # Each counts for itself meanwhile.
+        # In the meantime each instance counts for itself.
         body = {"unit_type": "household", "unit_id": "h3", "requested_experiments": []}
         assert 429 in {api.client.post("/api/v1/assignments", json=body).status_code for _ in range(40)}
         server.stop()
@@ -176,25 +182,25 @@ def test_a_dead_redis_costs_speed_and_no_answer(
             assert time.monotonic() < deadline
 
 
-@pytest.mark.parametrize("address", ["localhost:6379", "redis://user:p@ss/word@host:6379/0", "http://cache"])
-def test_an_address_that_is_none_is_told_at_the_start(database_url: str, address: str) -> None:
-    with pytest.raises(ValueError, match="REDIS_URL") as refused, running_api(database_url, redis_url=address):
+@pytest.mark.parametrize("url", ["localhost:6379", "redis://user:p@ss/word@host:6379/0", "http://cache"])
+def test_start_fails_when_the_redis_url_is_invalid(database_url: str, url: str) -> None:
+    with pytest.raises(ValueError, match="REDIS_URL") as raised, running_api(database_url, redis_url=url):
         pass
-    assert "ss" not in str(refused.value).replace("address", "")
+    assert "ss" not in str(raised.value)
 
 
-def test_a_units_events_are_counted_together(server: RedisServer) -> None:
-    async def counted() -> list[dict[str, int]]:
-        links = [RedisLink(server.url), RedisLink(server.url)]
-        one, other = (Limits(0, 0, link, 10) for link in links)
-        found = []
+def test_instances_share_the_event_limit_of_a_unit(server: RedisServer) -> None:
+    async def excess_counts() -> list[dict[str, int]]:
+        clients = [BestEffortRedis(server.url), BestEffortRedis(server.url)]
+        one, other = (Limits(0, 0, client, 10) for client in clients)
+        excess = []
         for limits, count in ((one, 8), (other, 8), (one, 3)):
-            found.append(await limits.too_many(limits.unit_events, {"busy": count, "quiet": 1}))
+            excess.append(await limits.too_many(limits.unit_events, {"busy": count, "quiet": 1}))
         server.stop()
-        # Without Redis each counts for itself again.
-        found.append(await one.too_many(one.unit_events, {"busy": 12, "quiet": 1}))
-        for link in links:
-            await link.close()
-        return found
+        # Without Redis each instance counts for itself.
+        excess.append(await one.too_many(one.unit_events, {"busy": 12, "quiet": 1}))
+        for client in clients:
+            await client.close()
+        return excess
 
-    assert asyncio.run(counted()) == [{}, {"busy": 6}, {"busy": 3}, {"busy": 2}]
+    assert asyncio.run(excess_counts()) == [{}, {"busy": 6}, {"busy": 3}, {"busy": 2}]

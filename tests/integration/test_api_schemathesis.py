@@ -1,4 +1,4 @@
-"""Schemathesis against our own OpenAPI document: what it describes is what the API does, for valid and for invalid requests alike."""
+"""Schemathesis checks that the API behaves as its OpenAPI document says, for valid and invalid requests."""
 
 import subprocess
 import sys
@@ -29,24 +29,24 @@ def run_schemathesis(url: str, key: str, *options: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
-def test_the_api_does_what_its_document_says(database_url: str) -> None:
+def test_api_conforms_to_its_openapi_document(database_url: str) -> None:
     assert version("schemathesis") == SCHEMATHESIS_VERSION
     with psycopg.connect(database_url, autocommit=True) as connection:
         _, key = make_api_key(connection, "schemathesis", ["assign", "ingest", "admin", "read"])
         make_run(connection, "planner", targeting="context.platform == 'ios'")
     unlimited = {"rate_limit_unit_per_minute": 0, "rate_limit_key_per_minute": 0, "experiments_refresh_seconds": 0.5}
     with running_api(database_url, api_key_cache_seconds=5, **unlimited) as url:
-        ran = run_schemathesis(url, key, "--max-examples", "50")
-    assert ran.returncode == 0, ran.stdout
-    assert "12 selected / 12 total" in ran.stdout
+        result = run_schemathesis(url, key, "--max-examples", "50")
+    assert result.returncode == 0, result.stdout
+    assert "12 selected / 12 total" in result.stdout
 
 
-def test_a_document_that_leaves_something_out_is_noticed(
+def test_schemathesis_notices_an_undocumented_response(
     database_url: str, make_client: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.openapi._ALL", ("413",))
     with running_api(database_url) as url:
         key = make_client(url, "assign").headers["authorization"].removeprefix("Bearer ")
-        ran = run_schemathesis(url, key, "--max-examples", "5", "--include-path", "/api/v1/assignments")
-    assert ran.returncode == 1
-    assert "Undocumented" in ran.stdout
+        result = run_schemathesis(url, key, "--max-examples", "5", "--include-path", "/api/v1/assignments")
+    assert result.returncode == 1
+    assert "Undocumented" in result.stdout

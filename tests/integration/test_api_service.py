@@ -1,4 +1,4 @@
-"""What surrounds the two services: keys and scopes, health, error shapes, OpenAPI, and the process itself."""
+"""What both services share: keys and scopes, health, error bodies, OpenAPI, and the process itself."""
 
 import json
 import os
@@ -28,9 +28,9 @@ EVENT: tuple[str, dict[str, Any]] = ("/api/v1/events", {})
 BATCH: tuple[str, dict[str, Any]] = ("/api/v1/events/batch", {})
 
 
-def test_each_route_wants_its_scope(api: Api, make_client: Callable[..., httpx.Client]) -> None:
+def test_each_route_requires_its_scope(api: Api, make_client: Callable[..., httpx.Client]) -> None:
     base = str(api.client.base_url)
-    assigning, ingesting, reading = (make_client(base, scope) for scope in ("assign", "ingest", "read"))
+    assign_client, ingest_client, read_client = (make_client(base, scope) for scope in ("assign", "ingest", "read"))
     for path, body in (ASSIGN, EVENT, BATCH):
         for headers in (
             {},
@@ -41,24 +41,24 @@ def test_each_route_wants_its_scope(api: Api, make_client: Callable[..., httpx.C
             answer = httpx.post(base + path, json=body, headers=headers)
             assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")
             assert answer.headers["www-authenticate"] == "Bearer"
-        answer = reading.post(path, json=body)
+        answer = read_client.post(path, json=body)
         assert (answer.status_code, answer.json()["error"]) == (403, "forbidden")
-    assert assigning.post(ASSIGN[0], json=ASSIGN[1]).status_code == 200
-    assert assigning.post(EVENT[0], json=EVENT[1]).status_code == 403
-    assert ingesting.post(ASSIGN[0], json=ASSIGN[1]).status_code == 403
-    assert ingesting.post(EVENT[0], json=EVENT[1]).status_code == 400
+    assert assign_client.post(ASSIGN[0], json=ASSIGN[1]).status_code == 200
+    assert assign_client.post(EVENT[0], json=EVENT[1]).status_code == 403
+    assert ingest_client.post(ASSIGN[0], json=ASSIGN[1]).status_code == 403
+    assert ingest_client.post(EVENT[0], json=EVENT[1]).status_code == 400
 
 
-def test_a_key_is_shown_once_kept_hashed_listed_and_revoked(api: Api) -> None:
-    made, plaintext = make_api_key(api.connection, "web", ["ingest", "assign"])
-    assert made.scopes == {"assign", "ingest"}
+def test_key_is_stored_hashed_listed_and_revoked(api: Api) -> None:
+    created, plaintext = make_api_key(api.connection, "web", ["ingest", "assign"])
+    assert created.scopes == {"assign", "ingest"}
     parsed = parse_api_key(plaintext)
     assert parsed is not None
-    assert parsed[0] == made.id
+    assert parsed[0] == created.id
     ((salt, digest),) = api.rows("SELECT salt, hash FROM exp.api_keys WHERE name = 'web'")
     assert parsed[1] not in (bytes(salt), bytes(digest))
     assert plaintext not in str(api.rows("SELECT k::text FROM exp.api_keys k"))
-    assert made in list_api_keys(api.connection)
+    assert created in list_api_keys(api.connection)
 
     def ask(key: str) -> int:
         return httpx.post(
@@ -66,28 +66,28 @@ def test_a_key_is_shown_once_kept_hashed_listed_and_revoked(api: Api) -> None:
         ).status_code
 
     swapped = plaintext[:-1] + ("0" if plaintext[-1] != "0" else "1")
-    assert (ask(plaintext), ask(swapped), ask(plaintext.replace(made.id.hex, uuid4().hex))) == (200, 401, 401)
+    assert (ask(plaintext), ask(swapped), ask(plaintext.replace(created.id.hex, uuid4().hex))) == (200, 401, 401)
     assert revoke_api_key(api.connection, "web") is True
     assert revoke_api_key(api.connection, "web") is False
     assert ask(plaintext) == 401
 
 
 @pytest.mark.parametrize(
-    ("name", "scopes", "said"),
+    ("name", "scopes", "words"),
     [("", ["read"], "1 to 255"), ("x" * 256, ["read"], "1 to 255"), ("a", [], "got none"), ("a", ["root"], "got root")],
 )
-def test_a_key_that_can_not_be_made(api: Api, name: str, scopes: list[str], said: str) -> None:
-    with pytest.raises(LifecycleError, match=said):
+def test_invalid_key_is_not_created(api: Api, name: str, scopes: list[str], words: str) -> None:
+    with pytest.raises(LifecycleError, match=words):
         make_api_key(api.connection, name, scopes)
 
 
-def test_a_name_is_taken_once(api: Api) -> None:
+def test_key_name_is_unique(api: Api) -> None:
     make_api_key(api.connection, "twice", ["read"])
     with pytest.raises(LifecycleError, match="named twice already"):
         make_api_key(api.connection, "twice", ["read"])
 
 
-def test_a_checked_key_is_trusted_for_as_long_as_is_set(database_url: str) -> None:
+def test_checked_key_is_trusted_for_the_configured_time(database_url: str) -> None:
     with (
         running_api(database_url, api_key_cache_seconds=0.5) as url,
         psycopg.connect(database_url, autocommit=True) as connection,
@@ -102,7 +102,7 @@ def test_a_checked_key_is_trusted_for_as_long_as_is_set(database_url: str) -> No
             time.sleep(0.05)
 
 
-def test_readiness_tells_a_missing_migration_from_a_missing_database(
+def test_readiness_distinguishes_a_missing_migration_from_a_missing_database(
     postgres_server: str, database_url: str, make_client: Callable[..., httpx.Client]
 ) -> None:
     name = f"empty_{uuid4().hex[:8]}"
@@ -141,7 +141,7 @@ def test_readiness_tells_a_missing_migration_from_a_missing_database(
         assert "wrong" not in answer.text and "nobody" not in answer.text
 
 
-def test_errors_have_one_shape(api: Api) -> None:
+def test_errors_have_one_format(api: Api) -> None:
     for method, path, status, error in (
         ("GET", "/nothing", 404, "not_found"),
         ("GET", "/api/v1/assignments", 405, "method_not_allowed"),
@@ -155,13 +155,13 @@ def test_errors_have_one_shape(api: Api) -> None:
         assert answer.headers["x-request-id"]
 
 
-def test_a_mistake_of_ours_is_a_500_without_its_traceback(
+def test_internal_error_is_a_500_without_traceback(
     database_url: str, make_client: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: Any) -> None:
         raise RuntimeError("a secret of the house")
 
-    monkeypatch.setattr("serving.assignments.deciding.judge_run", broken)
+    monkeypatch.setattr("serving.assignments.assigner.judge_run", broken)
     body = {"unit_type": "user", "unit_id": "u", "requested_experiments": ["any"]}
     with running_api(database_url) as url:
         answer = make_client(url, "assign").post(ASSIGN[0], json=body, headers={"X-Request-ID": "mine-7"})
@@ -196,13 +196,13 @@ def test_openapi_describes_the_hot_routes(api: Api) -> None:
 
 
 def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Follows a reference, and fails when it leads nowhere."""
+    """The schema that a reference points to. Fails if it does not exist."""
     if "$ref" in schema:
         return dict(document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]])
     return schema
 
 
-def test_the_metrics_of_the_specification_are_there(api: Api) -> None:
+def test_all_metrics_of_the_specification_exist(api: Api) -> None:
     text = api.client.get("/metrics").text
     for name in (
         "assignment_requests_total", "assignment_latency_seconds", "cache_hits_total", "cache_misses_total", "new_assignments_total",
@@ -211,7 +211,7 @@ def test_the_metrics_of_the_specification_are_there(api: Api) -> None:
         assert f"# TYPE {name} " in text, name
 
 
-def test_the_process_starts_serves_and_ends(database_url: str, home: Path) -> None:
+def test_process_starts_serves_and_ends(database_url: str, home: Path) -> None:
     unused_port = free_port()
     environment = {
         **os.environ, "DATABASE_URL": database_url, "LIFECYCLE_HOME": str(home), "LIFECYCLE_API_PORT": str(unused_port),
@@ -234,7 +234,7 @@ def test_the_process_starts_serves_and_ends(database_url: str, home: Path) -> No
         process.wait()
 
 
-def test_without_a_database_the_process_says_so_in_one_sentence(home: Path) -> None:
+def test_process_fails_with_one_sentence_without_a_database(home: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     done = subprocess.run(
         [sys.executable, "-m", "serving"],
@@ -248,45 +248,48 @@ def test_without_a_database_the_process_says_so_in_one_sentence(home: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_duplicate_keys_and_odd_spacing_are_plain_json(api: Api) -> None:
+def test_duplicate_keys_and_whitespace_are_valid_json(api: Api) -> None:
     body = b' {"unit_type":"user","unit_id":"a","unit_id":"b","requested_experiments":["x"]} '
     answer = api.client.post(ASSIGN[0], content=body)
     assert answer.status_code == 200
     assert json.loads(answer.text)["skipped_experiments"] == [{"experiment_name": "x", "reason": "not_found"}]
 
 
-@pytest.mark.parametrize(("services", "kept", "gone"), [
+@pytest.mark.parametrize(("services", "present", "absent"), [
     ("assignments", "/api/v1/assignments", "/api/v1/events"),
     ("events", "/api/v1/events", "/api/v1/assignments"),
 ])  # fmt: skip
-def test_the_two_services_can_be_run_apart(
-    database_url: str, make_client: Callable[..., httpx.Client], services: str, kept: str, gone: str
+def test_services_can_run_separately(
+    database_url: str, make_client: Callable[..., httpx.Client], services: str, present: str, absent: str
 ) -> None:
     with running_api(database_url, api_services=services) as url:
         client = make_client(url, "assign", "ingest")
-        assert client.post(kept, json={}).status_code == 400
-        assert client.post(gone, json={}).status_code == 404
+        assert client.post(present, json={}).status_code == 400
+        assert client.post(absent, json={}).status_code == 404
         paths = client.get("/openapi.json").json()["paths"]
-        assert kept in paths and gone not in paths
+        assert present in paths and absent not in paths
         assert client.get("/readyz").status_code == 200
 
 
-def test_what_the_page_fills_in_works_as_it_stands(api: Api) -> None:
+def test_examples_of_the_docs_page_work_unchanged(api: Api) -> None:
     make_run(api.connection, "recipe_cards", unit_type="user")
     document = api.client.get("/docs/openapi.json").json()
     tried = 0
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             assert "`" not in operation["summary"]
-            values = {each["name"]: each["example"] for each in operation["parameters"] if each["in"] == "path"}
+            path_parameters = [parameter for parameter in operation["parameters"] if parameter["in"] == "path"]
+            values = {parameter["name"]: parameter["example"] for parameter in path_parameters}
             schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
             body = None if schema is None else resolved(document, schema)["example"]
             answer = api.client.request(method, path.format(**values), json=body)
-            # No policy has a version in production here.
+            # In this test no policy has a version in production.
             assert answer.status_code == (404 if "/policies/" in path else 200), (path, answer.text)
             tried += 1
             if path.endswith("/assignments"):
-                assert [each["experiment_name"] for each in answer.json()["assignments"]] == ["recipe_cards"]
+                assert [assignment["experiment_name"] for assignment in answer.json()["assignments"]] == [
+                    "recipe_cards"
+                ]
     assert tried == 12
     assert "503" in document["paths"]["/readyz"]["get"]["responses"]
     assert "enrols nobody unless X-Enroll: true" in document["paths"]["/ofrep/v1/evaluate/flags"]["post"]["summary"]

@@ -1,4 +1,4 @@
-"""Who gets an experiment at all: targeting rules, layers with a holdout, overrides for looking at a variant, and peeking."""
+"""Which units get an experiment: targeting rules, layers with a holdout, overrides for testers, and peeking."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,17 +21,17 @@ def make_layer(api: Api, holdout: str = "0") -> UUID:
     return layer_id
 
 
-def test_a_rule_lets_in_whom_it_holds_for(api: Api) -> None:
+def test_rule_enrols_only_matching_units(api: Api) -> None:
     make_run(api.connection, "cards", targeting='context.platform == "ios" && unit_type == "household"')
     assert api.assigned("h1", "cards", context=IOS)["enrolled"] is True
     assert api.skipped("h2", "cards", context={"platform": "android"}) == "not_targeted"
     assert api.skipped("h3", "cards") == "not_targeted"
     assert api.rows(ROWS) == [("h1",)]
-    # Who is stored stays, whatever is sent along later.
+    # A stored unit stays enrolled, whatever its later context.
     assert api.assigned("h1", "cards")["enrolled"] is True
 
 
-def test_a_rule_that_cannot_judge_lets_nobody_in_and_says_so(api: Api) -> None:
+def test_rule_that_cannot_be_evaluated_is_a_targeting_error(api: Api) -> None:
     make_run(api.connection, "cards", targeting="context.age > 18")
     make_run(api.connection, "past_sync", targeting="this is ( no rule")
     assert api.skipped("h1", "cards", context={"age": "nineteen"}) == "targeting_error"
@@ -40,7 +40,7 @@ def test_a_rule_that_cannot_judge_lets_nobody_in_and_says_so(api: Api) -> None:
     assert api.rows(ROWS) == [("h1",)]
 
 
-def test_a_unit_is_in_at_most_one_experiment_of_a_layer(api: Api) -> None:
+def test_unit_is_in_at_most_one_experiment_of_a_layer(api: Api) -> None:
     layer = make_layer(api, holdout="0.1")
     make_run(api.connection, "first", layer_id=layer, layer_from=1000, layer_to=5000)
     make_run(api.connection, "second", layer_id=layer, layer_from=5000, layer_to=9000)
@@ -53,19 +53,19 @@ def test_a_unit_is_in_at_most_one_experiment_of_a_layer(api: Api) -> None:
             "holdout" if bucket < 1000 else "first" if bucket < 5000 else "second" if bucket < 9000 else "nothing"
         )
         seen[expected] += 1
-        assert [one["experiment_name"] for one in answer["assignments"]] == [expected] * (
+        assert [assignment["experiment_name"] for assignment in answer["assignments"]] == [expected] * (
             expected in ("first", "second")
         )
-        reasons = {one["experiment_name"]: one["reason"] for one in answer["skipped_experiments"]}
-        why = "holdout" if expected == "holdout" else "layer_excluded"
-        assert reasons == {name: why for name in ("first", "second") if name != expected}
+        reasons = {skipped["experiment_name"]: skipped["reason"] for skipped in answer["skipped_experiments"]}
+        reason = "holdout" if expected == "holdout" else "layer_excluded"
+        assert reasons == {name: reason for name in ("first", "second") if name != expected}
     assert all(seen.values())
     assert api.rows("SELECT max(n) FROM (SELECT count(*) AS n FROM exp.assignments GROUP BY unit_id) AS counts") == [
         (1,)
     ]
 
 
-def test_an_override_is_answered_and_never_stored(api: Api) -> None:
+def test_override_is_served_and_never_stored(api: Api) -> None:
     _, variants = make_run(
         api.connection,
         "cards",
@@ -84,7 +84,7 @@ def test_an_override_is_answered_and_never_stored(api: Api) -> None:
     assert api.rows(ROWS) == []
 
 
-def test_an_override_wins_over_the_row_and_leaves_it(api: Api) -> None:
+def test_override_takes_precedence_over_the_row_and_keeps_it(api: Api) -> None:
     run_id, _ = make_run(api.connection, "cards")
     first = api.assigned("h1", "cards")
     other = "treatment" if first["variant_name"] == "control" else "control"
@@ -96,14 +96,14 @@ def test_an_override_wins_over_the_row_and_leaves_it(api: Api) -> None:
     assert api.assigned("h1", "cards") == first
 
 
-def test_peeking_shows_what_a_unit_would_get_and_stores_nothing(api: Api) -> None:
+def test_request_without_enrolment_shows_the_variant_and_stores_nothing(api: Api) -> None:
     make_run(api.connection, "cards")
-    seen = api.assigned("h1", "cards", enroll=False)
-    assert (seen["enrolled"], seen["reason"]) == (False, "not_enrolled")
+    peeked = api.assigned("h1", "cards", enroll=False)
+    assert (peeked["enrolled"], peeked["reason"]) == (False, "not_enrolled")
     assert api.rows(ROWS) == []
-    got = api.assigned("h1", "cards")
-    assert (got["variant_name"], got["enrolled"]) == (seen["variant_name"], True)
-    assert api.assigned("h1", "cards", enroll=False) == got
+    assigned = api.assigned("h1", "cards")
+    assert (assigned["variant_name"], assigned["enrolled"]) == (peeked["variant_name"], True)
+    assert api.assigned("h1", "cards", enroll=False) == assigned
     refused = api.client.post(
         "/api/v1/assignments",
         json={"unit_type": "user", "unit_id": "u", "requested_experiments": [], "enroll": "no"},
@@ -114,17 +114,17 @@ def test_peeking_shows_what_a_unit_would_get_and_stores_nothing(api: Api) -> Non
 @pytest.mark.parametrize(
     "columns", [{"layer_from": 5, "layer_to": 5}, {"layer_from": 0, "layer_to": 10_001}, {"layer_from": 1}]
 )
-def test_the_schema_refuses_ranges_that_are_none(api: Api, columns: dict[str, Any]) -> None:
+def test_schema_rejects_invalid_layer_ranges(api: Api, columns: dict[str, Any]) -> None:
     layer = make_layer(api)
     with pytest.raises(Exception, match="experiments_layer_range_check"):
         make_run(api.connection, "cards", layer_id=layer, **columns)
 
 
-def test_a_wide_context_is_judged_by_no_rule_and_holds_up_nobody(api: Api) -> None:
+def test_context_with_too_many_values_is_a_targeting_error(api: Api) -> None:
     names = [f"e{n}" for n in range(20)]
     for name in names:
         make_run(api.connection, name, targeting="has(context.x) || true")
     wide: dict[str, Any] = {f"k{n}": {} for n in range(50_000)}
     skipped = api.assign("h1", *names, context=wide)["skipped_experiments"]
-    assert [one["reason"] for one in skipped] == ["targeting_error"] * 20
+    assert [experiment["reason"] for experiment in skipped] == ["targeting_error"] * 20
     assert len(api.assign("h1", *names, context={"x": 1})["assignments"]) == 20

@@ -1,4 +1,4 @@
-"""Traces: nothing is imported where none are asked for, what keeps them off is one sentence, and what a span says."""
+"""Traces: nothing is imported when tracing is off, a configuration error is one sentence, and spans have the right content."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from serving.http.tracing import flush, traced
 
 PARENT = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{PARENT}-b7ad6b7169203331-01"
-NOT_ASKED_FOR = [
+TRACING_OFF = [
     {},
     {"OTEL_EXPORTER_OTLP_ENDPOINT": " "},
     {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_SDK_DISABLED": "TRUE"},
@@ -28,13 +28,13 @@ NOT_ASKED_FOR = [
 
 
 class Route:
-    """What FastAPI leaves in a scope."""
+    """The route that FastAPI puts into a scope."""
 
     path_format = "/things/{name}"
 
 
 async def answering(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers 200, 404 for what it doesn't know; notes what it got."""
+    """Answers 200, or 404 for unknown paths, and records its scope."""
     scope["request_id"] = "r-1"
     scope["seen"] = {**scope}
     status = 404 if scope["path"].startswith("/nothing") else 200
@@ -48,7 +48,7 @@ async def answering(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def ask(app: ASGIApp, path: str, headers: list[tuple[bytes, bytes]] | None = None) -> httpx.Response:
-    """One request."""
+    """The response to one request."""
 
     async def once() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
@@ -59,22 +59,22 @@ def ask(app: ASGIApp, path: str, headers: list[tuple[bytes, bytes]] | None = Non
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    """A collector that the environment names."""
+    """A running collector. The environment points to it."""
     with otlp_receiver() as running:
         set_only(monkeypatch, {"OTEL_EXPORTER_OTLP_ENDPOINT": running.url})
         yield running
 
 
 def set_only(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    """No other variable of OpenTelemetry."""
+    """Set these variables and remove all other variables of OpenTelemetry."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("variables", NOT_ASKED_FOR)
-def test_without_an_endpoint_it_is_the_same_application(
+@pytest.mark.parametrize("variables", TRACING_OFF)
+def test_application_is_not_wrapped_when_tracing_is_off(
     variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_only(monkeypatch, variables)
@@ -86,11 +86,11 @@ def test_without_an_endpoint_it_is_the_same_application(
     ("module", "packages"),
     [
         ("serving.http.tracing", ("opentelemetry",)),
-        # FastAPI brings the API package, which does nothing by itself, and redis imports the SDK where it is installed.
+        # FastAPI imports the API package, which does nothing by itself, and redis imports the SDK if it is installed.
         ("serving.__main__", ("opentelemetry.exporter", "opentelemetry.instrumentation", "opentelemetry.proto")),
     ],
 )
-def test_without_an_endpoint_nothing_is_imported(module: str, packages: tuple[str, ...]) -> None:
+def test_nothing_is_imported_when_tracing_is_off(module: str, packages: tuple[str, ...]) -> None:
     script = (
         f"import sys, {module}; from serving.http.tracing import traced, flush\n"
         "app = object(); assert traced(app) is app; flush(app)\n"
@@ -103,32 +103,35 @@ def test_without_an_endpoint_nothing_is_imported(module: str, packages: tuple[st
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "words"),
     [
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT is collector:4318, and must"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"},
+            "OTEL_EXPORTER_OTLP_ENDPOINT is collector:4318, which is not an http:// or",
+        ),
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
-            "OTEL_EXPORTER_OTLP_PROTOCOL is grpc, and only http/protobuf is sent",
+            "OTEL_EXPORTER_OTLP_PROTOCOL is grpc, but only http/protobuf is supported",
         ),
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_MAX_QUEUE_SIZE": "-1"},
-            "OpenTelemetry refuses its settings",
+            "OpenTelemetry rejects its settings",
         ),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(
-    variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_invalid_variable_is_one_warning_and_tracing_stays_off(
+    variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     set_only(monkeypatch, variables)
     assert traced(answering) is answering
     (record,) = [record for record in caplog.records if record.name == "serving.http.tracing"]
-    assert said in record.getMessage() and "\n" not in record.getMessage() and record.exc_info is None
+    assert words in record.getMessage() and "\n" not in record.getMessage() and record.exc_info is None
 
 
 @pytest.mark.parametrize(
     "missing", ["opentelemetry.instrumentation.asgi", "opentelemetry.exporter.otlp.proto.http.trace_exporter"]
 )
-def test_without_the_extra_the_sentence_says_how_to_install_it(
+def test_warning_says_how_to_install_when_the_extra_is_missing(
     missing: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
@@ -137,7 +140,7 @@ def test_without_the_extra_the_sentence_says_how_to_install_it(
     assert "`pip install -e '.[otel]' -c constraints.txt`" in record.getMessage() and missing in record.getMessage()
 
 
-def test_a_request_is_a_span_of_its_callers_trace(receiver: Receiver) -> None:
+def test_span_belongs_to_the_trace_of_the_caller(receiver: Receiver) -> None:
     app = traced(answering)
     ask(app, "/api/v1/assignments", [(b"traceparent", TRACEPARENT.encode())])
     flush(app)
@@ -149,11 +152,11 @@ def test_a_request_is_a_span_of_its_callers_trace(receiver: Receiver) -> None:
         PARENT,
         TRACEPARENT.split("-")[2],
     )
-    found = attributes(list(span.attributes))
-    assert (found["http.status_code"], found["request_id"]) == (200, "r-1")
+    span_attributes = attributes(list(span.attributes))
+    assert (span_attributes["http.status_code"], span_attributes["request_id"]) == (200, "r-1")
 
 
-def test_a_request_without_a_caller_begins_a_trace(receiver: Receiver) -> None:
+def test_request_without_a_trace_starts_one(receiver: Receiver) -> None:
     app = traced(answering)
     ask(app, "/api/v1/events")
     ask(app, "/api/v1/events")
@@ -162,7 +165,7 @@ def test_a_request_without_a_caller_begins_a_trace(receiver: Receiver) -> None:
     assert len(traces) == 2 and all(not span.parent_span_id for _, span in receiver.spans)
 
 
-def test_the_service_is_called_what_the_variable_says(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_name_comes_from_the_variable(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "dinner")
     app = traced(answering)
     ask(app, "/api/v1/events")
@@ -170,7 +173,7 @@ def test_the_service_is_called_what_the_variable_says(receiver: Receiver, monkey
     assert receiver.spans[0][0]["service.name"] == "dinner"
 
 
-def test_names_are_few(receiver: Receiver) -> None:
+def test_span_name_is_the_path_template(receiver: Receiver) -> None:
     app = traced(answering)
     for path in ("/things/1", "/things/2", "/nothing/1", "/nothing/2", "/flags/a", "/flags/b", *tracing.UNTRACED):
         ask(app, path)
@@ -179,7 +182,7 @@ def test_names_are_few(receiver: Receiver) -> None:
     assert sorted(span.name for _, span in receiver.spans) == sorted([*names, *names])
 
 
-def test_secrets_and_queries_stay_out_and_the_application_gets_them(
+def test_secrets_and_query_reach_the_application_and_not_the_span(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST", ".*")
@@ -193,14 +196,14 @@ def test_secrets_and_queries_stay_out_and_the_application_gets_them(
     assert "hunter2" not in str(span) and "abc" not in str(span)
 
 
-def test_bytes_that_are_no_text_do_not_fail_the_request(receiver: Receiver) -> None:
+def test_undecodable_headers_do_not_fail_the_request(receiver: Receiver) -> None:
     app = traced(answering)
     assert ask(app, "/api/v1/events", [(b"user-agent", b"\xff\\"), (b"traceparent", b"\xff\\")]).status_code == 200
     flush(app)
     assert receiver.named("POST /api/v1/events")
 
 
-def test_the_end_of_the_lifespan_sends_what_waits(receiver: Receiver) -> None:
+def test_pending_spans_are_sent_at_the_end_of_the_lifespan(receiver: Receiver) -> None:
     events: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -214,7 +217,7 @@ def test_the_end_of_the_lifespan_sends_what_waits(receiver: Receiver) -> None:
     assert receiver.spans == []
 
     async def send(message: Any) -> None:
-        # The spans are there before the server hears that it may end.
+        # The spans arrive before the server learns that the shutdown is complete.
         events.append(f"{message['type']} {len(receiver.spans)}")
 
     async def receive() -> Any:
@@ -227,7 +230,7 @@ def test_the_end_of_the_lifespan_sends_what_waits(receiver: Receiver) -> None:
     assert events == ["lifespan.shutdown.complete 1"]
 
 
-def test_a_dead_collector_does_not_hold_up_the_end(
+def test_dead_collector_does_not_delay_the_shutdown(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     released = threading.Event()

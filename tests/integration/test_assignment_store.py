@@ -1,4 +1,4 @@
-"""Reading and storing rows together: racing writers agree, nothing outdated is stored, each unit of a group gets its own row."""
+"""Reading and storing rows together: concurrent writers agree, outdated decisions are not stored, each unit gets its own row."""
 
 import asyncio
 from decimal import Decimal
@@ -16,7 +16,7 @@ ROWS = "SELECT unit_id FROM exp.assignments"
 
 
 @pytest.mark.parametrize("store_first", [True, False])
-def test_racing_writers_with_overlapping_keys_never_deadlock(api: Api, store_first: bool) -> None:
+def test_concurrent_writers_with_overlapping_keys_agree_and_never_deadlock(api: Api, store_first: bool) -> None:
     run_id, variants = make_run(api.connection, "planner")
     units = [f"u{n}" for n in range(40)]
 
@@ -35,8 +35,8 @@ def test_racing_writers_with_overlapping_keys_never_deadlock(api: Api, store_fir
                 )
                 for n, connection in enumerate(connections)
             ]
-            found = await asyncio.gather(*writers)
-            return [[row.variant_id for row in each[:: 1 if n % 2 else -1] if row] for n, each in enumerate(found)]
+            results = await asyncio.gather(*writers)
+            return [[row.variant_id for row in rows[:: 1 if n % 2 else -1] if row] for n, rows in enumerate(results)]
         finally:
             for connection in connections:
                 await connection.close()
@@ -58,7 +58,7 @@ def test_racing_writers_with_overlapping_keys_never_deadlock(api: Api, store_fir
     ],
 )
 @pytest.mark.parametrize("store_first", [True, False])
-def test_nothing_is_stored_that_was_decided_before_a_change(api: Api, change: str, store_first: bool) -> None:
+def test_decision_from_before_a_change_is_not_stored(api: Api, change: str, store_first: bool) -> None:
     run_id, variants = make_run(api.connection, "planner")
     decided = [Arm(run_id, variants["control"], 1, Decimal("0.5"))]
     api.connection.execute(change)
@@ -75,7 +75,7 @@ def test_nothing_is_stored_that_was_decided_before_a_change(api: Api, change: st
 
 
 @pytest.mark.parametrize("store_first", [True, False])
-def test_a_group_finds_its_rows_and_stores_the_others(api: Api, store_first: bool) -> None:
+def test_group_reads_existing_rows_and_stores_the_others(api: Api, store_first: bool) -> None:
     run_id, variants = make_run(api.connection, "planner")
     other_id, others = make_run(api.connection, "other")
     arms = [

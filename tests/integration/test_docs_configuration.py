@@ -7,7 +7,7 @@ from docs_support import snippets
 from sync_support import Files
 
 from experimentation.assignments.bucketing import BUCKETS, bucket_of
-from experimentation.assignments.targeting import Asker, Targeting
+from experimentation.assignments.targeting import Targeting, TargetingInput
 from experimentation.runs.layers import find_layer
 
 pytest_plugins = ["sync_support"]
@@ -35,7 +35,7 @@ def test_the_files_of_the_page_are_applied(files: Files) -> None:
 @pytest.mark.parametrize("rule", snippets(PAGE, "cel")[0].splitlines())
 def test_the_rules_of_the_page_say_yes_and_no(rule: str) -> None:
     targeting = Targeting(rule)
-    assert targeting.holds(Asker("user", CONTEXT)) is True
+    assert targeting.holds(TargetingInput("user", CONTEXT)) is True
     other: dict[str, Any] = {
         "platform": "web",
         "region": "east",
@@ -44,8 +44,8 @@ def test_the_rules_of_the_page_say_yes_and_no(rule: str) -> None:
         "app_version": "3",
         "tags": [],
     }
-    assert targeting.holds(Asker("user", other)) is False
-    assert targeting.holds(Asker("user", {})) is False
+    assert targeting.holds(TargetingInput("user", other)) is False
+    assert targeting.holds(TargetingInput("user", {})) is False
 
 
 def test_the_first_buckets_are_the_holdout_that_the_page_says(files: Files) -> None:

@@ -231,10 +231,10 @@ def test_an_added_variants_epoch_keeps_the_rule(connection: psycopg.Connection[A
 
 
 def test_a_rule_that_can_not_be_used_is_refused(connection: psycopg.Connection[Any]) -> None:
-    with pytest.raises(ExperimentationError, match=r"The targeting of one can't be used: it names x, and a rule knows"):
+    with pytest.raises(ExperimentationError, match=r"The targeting of one can't be used: it uses x"):
         made(connection, "one", targeting="x == 1")
     run = made(connection, "one")
-    with pytest.raises(ExperimentationError, match=r"The targeting of one run 1 can't be used: it says 1, and"):
+    with pytest.raises(ExperimentationError, match=r"The targeting of one run 1 can't be used: it returns 1;"):
         changed(connection, run, targeting="1")
 
 

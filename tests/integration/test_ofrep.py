@@ -1,4 +1,4 @@
-"""OFREP 0.3.0: the OpenFeature provider works against it unchanged, and every answer is what the protocol's own document says."""
+"""OFREP 0.3.0: the official OpenFeature provider works unchanged, and every answer conforms to the protocol's OpenAPI document."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -33,11 +33,11 @@ def protocol() -> dict[str, Any]:
     path = SHARED_DATA / "ofrep" / "openapi.yaml"
     if not Path(path).exists():
         pytest.skip(f"OFREP's OpenAPI document is not at {path}")
-    read = dict(yaml.safe_load(path.read_text()))
-    # `codeDefaultFlag` lets everything through, so that with `oneOf` the document refuses its own examples: any of them will do.
-    alternatives = read["components"]["schemas"]["evaluationSuccess"]["allOf"][1]
+    document = dict(yaml.safe_load(path.read_text()))
+    # `codeDefaultFlag` matches everything, so `oneOf` rejects the document's own examples. `anyOf` accepts them.
+    alternatives = document["components"]["schemas"]["evaluationSuccess"]["allOf"][1]
     alternatives["anyOf"] = alternatives.pop("oneOf")
-    return read
+    return document
 
 
 def conforms(protocol: dict[str, Any], name: str, body: Any) -> None:
@@ -53,27 +53,27 @@ def client(api: Api) -> Iterator[OpenFeatureClient]:
     openfeature.clear_providers()
 
 
-WHO = EvaluationContext("h1", {"platform": "ios"})
+CONTEXT = EvaluationContext("h1", {"platform": "ios"})
 
 
-def test_the_provider_gets_values_of_every_type(api: Api, client: OpenFeatureClient) -> None:
+def test_provider_gets_values_of_every_type(api: Api, client: OpenFeatureClient) -> None:
     for name, value in {
         "boolean": True, "string": "blue", "integer": 7, "float": 0.25, "object": {"a": [1, None]}, "list": [1, "two"],
     }.items():  # fmt: skip
         make_run(api.connection, name, variants=always({"value": value}))
     make_run(api.connection, "config", variants=always({"feature_enabled": True, "size": 3}))
-    assert client.get_boolean_value("boolean", False, WHO) is True
-    assert client.get_string_value("string", "red", WHO) == "blue"
-    assert client.get_integer_value("integer", 0, WHO) == 7
-    assert client.get_float_value("float", 0.0, WHO) == 0.25
-    assert client.get_object_value("object", {}, WHO) == {"a": [1, None]}
-    assert client.get_object_value("list", [], WHO) == [1, "two"]
-    assert client.get_object_value("config", {}, WHO) == {"feature_enabled": True, "size": 3}
+    assert client.get_boolean_value("boolean", False, CONTEXT) is True
+    assert client.get_string_value("string", "red", CONTEXT) == "blue"
+    assert client.get_integer_value("integer", 0, CONTEXT) == 7
+    assert client.get_float_value("float", 0.0, CONTEXT) == 0.25
+    assert client.get_object_value("object", {}, CONTEXT) == {"a": [1, None]}
+    assert client.get_object_value("list", [], CONTEXT) == [1, "two"]
+    assert client.get_object_value("config", {}, CONTEXT) == {"feature_enabled": True, "size": 3}
 
 
-def test_the_provider_is_told_reason_variant_and_metadata(api: Api, client: OpenFeatureClient) -> None:
+def test_provider_gets_reason_variant_and_metadata(api: Api, client: OpenFeatureClient) -> None:
     run_id, variants = make_run(api.connection, "cards", overrides={"qa": "treatment"})
-    details = client.get_object_details("cards", {}, WHO)
+    details = client.get_object_details("cards", {}, CONTEXT)
     assert (details.reason, details.error_code) == (Reason.SPLIT, None)
     assert details.flag_metadata == {
         "reason": "assigned", "enrolled": True, "experiment_id": str(run_id), "run": 1, "variant_id": str(variants[details.variant]),
@@ -83,40 +83,40 @@ def test_the_provider_is_told_reason_variant_and_metadata(api: Api, client: Open
     api.connection.execute(
         "UPDATE exp.experiments SET status = 'completed', shipped_variant_id = %s", (variants["control"],)
     )
-    shipped = client.get_object_details("cards", {}, WHO)
+    shipped = client.get_object_details("cards", {}, CONTEXT)
     assert (shipped.reason, shipped.variant, shipped.value) == (Reason.STATIC, "control", {"blue": True})
 
 
-def test_the_default_of_the_code_where_there_is_no_answer(api: Api, client: OpenFeatureClient) -> None:
+def test_provider_uses_the_default_when_there_is_no_variant(api: Api, client: OpenFeatureClient) -> None:
     make_run(api.connection, "paused", status="paused", variants=always({"value": "new"}))
     make_run(api.connection, "targeted", variants=always({"value": "new"}), targeting="context.platform == 'web'")
     for name, reason in (("paused", "paused"), ("targeted", "not_targeted")):
-        details = client.get_string_details(name, "of the code", WHO)
+        details = client.get_string_details(name, "of the code", CONTEXT)
         assert (details.value, details.reason, details.error_code) == ("of the code", Reason.DISABLED, None)
         assert details.flag_metadata["reason"] == reason
 
 
-def test_the_provider_gets_the_right_error_codes(api: Api, client: OpenFeatureClient) -> None:
+def test_provider_gets_the_right_error_codes(api: Api, client: OpenFeatureClient) -> None:
     make_run(api.connection, "cards", variants=always({"value": "new"}))
     make_run(api.connection, "old", variants=always({"value": "new"}), targeting="context.platform > 3")
 
-    def code(name: str, who: EvaluationContext) -> ErrorCode | None:
-        details = client.get_string_details(name, "default", who)
+    def code(name: str, context: EvaluationContext) -> ErrorCode | None:
+        details = client.get_string_details(name, "default", context)
         assert details.value == "default"
         return details.error_code
 
-    assert code("nobody", WHO) == ErrorCode.FLAG_NOT_FOUND
+    assert code("nobody", CONTEXT) == ErrorCode.FLAG_NOT_FOUND
     assert code("cards", EvaluationContext(None, {"platform": "ios"})) == ErrorCode.TARGETING_KEY_MISSING
     assert code("cards", EvaluationContext("x" * 256)) == ErrorCode.INVALID_CONTEXT
     assert code("cards", EvaluationContext("u1", {"unitType": "user"})) == ErrorCode.INVALID_CONTEXT
-    assert code("old", WHO) == ErrorCode.INVALID_CONTEXT
-    assert client.get_boolean_details("cards", False, WHO).error_code == ErrorCode.TYPE_MISMATCH
+    assert code("old", CONTEXT) == ErrorCode.INVALID_CONTEXT
+    assert client.get_boolean_details("cards", False, CONTEXT).error_code == ErrorCode.TYPE_MISMATCH
     openfeature.set_provider(OFREPProvider(str(api.client.base_url)))
-    assert client.get_string_details("cards", "default", WHO).error_code == ErrorCode.GENERAL
+    assert client.get_string_details("cards", "default", CONTEXT).error_code == ErrorCode.GENERAL
     assert api.rows(ROWS) == [("h1",)]
 
 
-def test_answers_are_what_the_protocol_says(api: Api, protocol: dict[str, Any]) -> None:
+def test_answers_conform_to_the_protocol(api: Api, protocol: dict[str, Any]) -> None:
     make_run(api.connection, "cards")
     make_run(api.connection, "paused", status="paused")
     make_run(api.connection, "broken", targeting="context.platform > 3")
@@ -154,7 +154,9 @@ def test_answers_are_what_the_protocol_says(api: Api, protocol: dict[str, Any]) 
         (b'{"context": {"targetingKey": "h1", "unitType": "planet"}}', "INVALID_CONTEXT"),
     ],
 )
-def test_what_can_not_be_read(api: Api, protocol: dict[str, Any], content: bytes, code: str) -> None:
+def test_invalid_body_is_400_with_the_error_code_of_the_protocol(
+    api: Api, protocol: dict[str, Any], content: bytes, code: str
+) -> None:
     make_run(api.connection, "cards")
     for path, schema in ((FLAG + "cards", "evaluationFailure"), (FLAGS, "bulkEvaluationFailure")):
         answer = api.client.post(path, content=content)
@@ -163,7 +165,7 @@ def test_what_can_not_be_read(api: Api, protocol: dict[str, Any], content: bytes
     assert api.rows(ROWS) == []
 
 
-def test_all_flags_at_once_enrol_nobody_unless_asked(api: Api) -> None:
+def test_evaluating_all_flags_enrols_only_with_the_header(api: Api) -> None:
     make_run(api.connection, "cards")
     make_run(api.connection, "theme", unit_type="user")
     make_run(api.connection, "draft", status="draft")
@@ -181,12 +183,12 @@ def test_all_flags_at_once_enrol_nobody_unless_asked(api: Api) -> None:
     assert api.rows(ROWS) == [("h1",)]
 
 
-def test_an_unchanged_answer_is_not_sent_again(api: Api) -> None:
+def test_unchanged_answer_is_304(api: Api) -> None:
     make_run(api.connection, "cards")
     body = {"context": {"targetingKey": "h1"}}
     first = api.client.post(FLAGS, json=body)
-    for asked in (first.headers["etag"], f"W/{first.headers['etag']}", f'"x", {first.headers["etag"]}'):
-        again = api.client.post(FLAGS, json=body, headers={"If-None-Match": asked})
+    for if_none_match in (first.headers["etag"], f"W/{first.headers['etag']}", f'"x", {first.headers["etag"]}'):
+        again = api.client.post(FLAGS, json=body, headers={"If-None-Match": if_none_match})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
     api.connection.execute("UPDATE exp.experiments SET status = 'paused'")
     changed = api.client.post(FLAGS, json=body, headers={"If-None-Match": first.headers["etag"]})
@@ -194,7 +196,7 @@ def test_an_unchanged_answer_is_not_sent_again(api: Api) -> None:
     assert changed.headers["etag"] != first.headers["etag"]
 
 
-def test_keys_and_limits_hold_here_too(database_url: str, api: Api, make_client: Callable[..., httpx.Client]) -> None:
+def test_keys_and_limits_apply_to_ofrep(database_url: str, api: Api, make_client: Callable[..., httpx.Client]) -> None:
     make_run(api.connection, "cards")
     body = {"context": {"targetingKey": "h1"}}
     key = api.client.headers["authorization"].removeprefix("Bearer ")
@@ -209,7 +211,7 @@ def test_keys_and_limits_hold_here_too(database_url: str, api: Api, make_client:
         assert json.loads(client.post(FLAG + "cards", json=body).content)["error"] == "rate_limited"
 
 
-def test_refusals_are_counted(api: Api) -> None:
+def test_failed_requests_are_counted(api: Api) -> None:
     for path in (FLAG + "nobody", FLAGS):
         api.client.post(path, json={"context": {"targetingKey": "h1" if path != FLAGS else ""}})
     assert api.metric('assignment_requests_total{experiment="other",status="not_found"}') == 1

@@ -1,4 +1,4 @@
-"""Supervised processes, with real ones: ready, dying, too slow, ended with their children, and left behind by a killed supervisor."""
+"""The supervisor, with real processes: ready, dying, too slow, ended with their children, left behind by a killed supervisor."""
 
 import os
 import signal
@@ -19,37 +19,37 @@ from orchestration.local.home import prepare
 from orchestration.local.probes import answers, logged
 from orchestration.local.processes import Record, Service, Supervisor, end_processes, log_tail, records, write_record
 
-# A server that has a child in a session of its own, as a run has that starts a training.
+# A server that has a child in its own session, like a run that starts a training.
 SERVER = """
 import http.server, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 print("child", child.pid, flush=True)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
 """
-DEAF = """
+IGNORES_SIGNALS = """
 import signal, time
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
-print("deaf", flush=True)
+print("ignoring signals", flush=True)
 time.sleep(600)
 """
 
 
 def server(port: int, name: str = "server", **options: object) -> Service:
-    """A service that listens."""
+    """A service that listens on a port."""
     command = (sys.executable, "-c", SERVER, str(port))
     url = f"http://127.0.0.1:{port}/"
     return Service(name, "The server", command, answers(url), url, port, "LIFECYCLE_API_PORT", **options)  # type: ignore[arg-type]
 
 
 def script(text: str, ready: Callable[[], bool] = lambda: False, **options: object) -> Service:
-    """A service that is a few lines of Python."""
+    """A service from a few lines of Python."""
     return Service("script", "The script", (sys.executable, "-c", text), ready, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def free_tcp_port() -> int:
-    """A port that nothing listens on."""
+    """A free port."""
     return unused_ports(1)[0]
 
 
@@ -57,19 +57,19 @@ def free_tcp_port() -> int:
 def supervisor(home: Path) -> Iterator[Supervisor]:
     """A supervisor whose children end with the test."""
     prepare(settings())
-    made = Supervisor(home, {**os.environ, "LIFECYCLE_HOME": str(home)}, say=lambda _sentence: None)
-    yield made
-    made.stop()
-    made.forget()
+    supervisor = Supervisor(home, {**os.environ, "LIFECYCLE_HOME": str(home)}, say=lambda _sentence: None)
+    yield supervisor
+    supervisor.stop()
+    supervisor.forget()
 
 
 def child_of(supervisor: Supervisor, name: str = "server") -> psutil.Process:
-    """The process that the server started by itself."""
+    """The child process of the server."""
     wait_until(lambda: bool(log_tail(supervisor.log_file(name))), "the server's log")
     return psutil.Process(int(log_tail(supervisor.log_file(name))[0].split()[1]))
 
 
-def test_a_service_is_ready_recorded_and_ended_with_its_child(
+def test_service_is_ready_recorded_and_ended_with_its_child(
     supervisor: Supervisor, home: Path, free_tcp_port: int
 ) -> None:
     supervisor.launch([server(free_tcp_port)])
@@ -82,12 +82,12 @@ def test_a_service_is_ready_recorded_and_ended_with_its_child(
 
     supervisor.stop()
     assert not record.alive and gone(child)
-    assert records(home) == [record], "what was not cleared up after is still known"
+    assert records(home) == [record], "the record stays until forget() removes it"
     supervisor.forget()
     assert records(home) == []
 
 
-def test_a_port_in_use_names_the_setting_and_starts_nothing(supervisor: Supervisor, home: Path) -> None:
+def test_launch_fails_with_the_setting_when_the_port_is_in_use(supervisor: Supervisor, home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
@@ -97,22 +97,22 @@ def test_a_port_in_use_names_the_setting_and_starts_nothing(supervisor: Supervis
     assert records(home) == []
 
 
-def test_a_service_that_dies_is_told_with_the_end_of_its_log(supervisor: Supervisor) -> None:
+def test_dead_service_is_reported_with_the_end_of_its_log(supervisor: Supervisor) -> None:
     supervisor.launch([script("import sys; print('a word'); sys.exit('the reason')")])
     with pytest.raises(
         LifecycleError, match=r"^The script ended with exit code 1\. Its whole log: .*script\.log"
-    ) as caught:
+    ) as raised:
         supervisor.wait_ready()
-    assert str(caught.value).endswith("  | a word\n  | the reason")
+    assert str(raised.value).endswith("  | a word\n  | the reason")
 
 
-def test_a_service_that_never_gets_ready_has_a_deadline(supervisor: Supervisor) -> None:
+def test_service_that_is_never_ready_fails_at_its_deadline(supervisor: Supervisor) -> None:
     supervisor.launch([script("import time; time.sleep(600)", deadline_seconds=0.3)])
     with pytest.raises(LifecycleError, match=r"^The script was not ready within 0 s\."):
         supervisor.wait_ready()
 
 
-def test_a_service_waits_for_its_predecessor(supervisor: Supervisor, home: Path, free_tcp_port: int) -> None:
+def test_service_waits_for_its_predecessor(supervisor: Supervisor, home: Path, free_tcp_port: int) -> None:
     first = script(
         "import time; time.sleep(0.5); print('up', flush=True); time.sleep(600)",
         logged(home / "logs" / "script.log", "up"),
@@ -123,8 +123,8 @@ def test_a_service_waits_for_its_predecessor(supervisor: Supervisor, home: Path,
     assert supervisor.ready("script")
 
 
-def test_a_service_that_ignores_signals_is_ended_by_force(supervisor: Supervisor, home: Path) -> None:
-    supervisor.launch([script(DEAF, logged(home / "logs" / "script.log", "deaf"))])
+def test_service_that_ignores_signals_is_killed(supervisor: Supervisor, home: Path) -> None:
+    supervisor.launch([script(IGNORES_SIGNALS, logged(home / "logs" / "script.log", "ignoring signals"))])
     supervisor.wait_ready()
     [record] = records(home)
     started = time.monotonic()
@@ -132,9 +132,9 @@ def test_a_service_that_ignores_signals_is_ended_by_force(supervisor: Supervisor
     assert not record.alive and time.monotonic() - started < 5
 
 
-def test_a_dead_service_is_started_again_three_times(supervisor: Supervisor, home: Path, free_tcp_port: int) -> None:
-    said: list[str] = []
-    supervisor.say = said.append
+def test_dead_service_is_restarted_three_times(supervisor: Supervisor, home: Path, free_tcp_port: int) -> None:
+    messages: list[str] = []
+    supervisor.say = messages.append
     supervisor.launch([server(free_tcp_port)])
     supervisor.wait_ready()
 
@@ -147,37 +147,37 @@ def test_a_dead_service_is_started_again_three_times(supervisor: Supervisor, hom
         child = child_of(supervisor)
         os.kill(before.pid, signal.SIGKILL)
         wait_until(lambda: tended() and records(home)[0].pid != before.pid, "a new process")  # noqa: B023
-        assert gone(child), "the dead server's own child was left running"
-        assert "The server ended by signal 9." in said[-1] and f"({attempt} of 3)" in said[-1]
+        assert gone(child), "the dead server's child is still running"
+        assert "The server ended by signal 9." in messages[-1] and f"({attempt} of 3)" in messages[-1]
         supervisor.wait_ready()
 
     os.kill(records(home)[0].pid, signal.SIGKILL)
     with pytest.raises(LifecycleError, match="started 4 times"):
-        wait_until(lambda: not tended(), "the end of patience")
+        wait_until(lambda: not tended(), "giving up")
 
 
-def test_what_a_killed_supervisor_left_is_found_and_ended(home: Path, free_tcp_port: int) -> None:
+def test_processes_of_a_killed_supervisor_are_found_and_ended(home: Path, free_tcp_port: int) -> None:
     prepare(settings())
-    left = _left_behind(home, free_tcp_port)
-    assert left.alive
-    children = psutil.Process(left.pid).children()
+    record = _left_behind(home, free_tcp_port)
+    assert record.alive
+    children = psutil.Process(record.pid).children()
 
     assert end_processes(records(home)) == 2
-    assert not left.alive and all(gone(child) for child in children) and len(children) == 1
+    assert not record.alive and all(gone(child) for child in children) and len(children) == 1
 
 
-def test_a_session_whose_leader_died_is_still_ended(home: Path, free_tcp_port: int) -> None:
+def test_session_is_ended_when_its_leader_is_dead(home: Path, free_tcp_port: int) -> None:
     prepare(settings())
-    left = _left_behind(home, free_tcp_port)
-    [child] = psutil.Process(left.pid).children()
-    os.kill(left.pid, signal.SIGKILL)
-    wait_until(lambda: not left.alive, "the leader's end")
+    record = _left_behind(home, free_tcp_port)
+    [child] = psutil.Process(record.pid).children()
+    os.kill(record.pid, signal.SIGKILL)
+    wait_until(lambda: not record.alive, "the leader's end")
 
     assert end_processes(records(home)) == 1
     assert gone(child)
 
 
-def test_a_process_number_that_another_program_has_now_is_left_alone(home: Path) -> None:
+def test_process_with_a_reused_pid_is_left_alone(home: Path) -> None:
     prepare(settings())
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True) as stranger:
         record = Record("server", "The server", stranger.pid, "a token", "2026-01-05T00:00:00+00:00", None, "")
@@ -188,7 +188,7 @@ def test_a_process_number_that_another_program_has_now_is_left_alone(home: Path)
         stranger.kill()
 
 
-def test_a_broken_record_is_removed(home: Path) -> None:
+def test_broken_record_is_removed(home: Path) -> None:
     prepare(settings())
     (home / "run" / "server.json").write_text('{"name": "ser')
     assert records(home) == []
@@ -196,7 +196,7 @@ def test_a_broken_record_is_removed(home: Path) -> None:
 
 
 def _left_behind(home: Path, port: int) -> Record:
-    """Start a server from another process that is killed at once after; returns its record."""
+    """Start a server from a process that is then killed. Returns the server's record."""
     text = f"""
 import os, signal, sys
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}

@@ -1,4 +1,4 @@
-"""The page /docs comes from this machine alone, and shows what the API says of itself."""
+"""The page /docs loads nothing from the internet and shows the API's own OpenAPI document."""
 
 import asyncio
 import re
@@ -13,18 +13,18 @@ from serving.pages.api_docs import ASSETS, add_docs, as_3_0
 
 def app() -> FastAPI:
     """An application with one operation."""
-    made = FastAPI(title="tea", docs_url=None, redoc_url=None)
+    application = FastAPI(title="tea", docs_url=None, redoc_url=None)
 
-    @made.get("/tea")
+    @application.get("/tea")
     async def tea(cups: int | None = None) -> dict[str, str | None]:
         return {}
 
-    add_docs(made)
-    return made
+    add_docs(application)
+    return application
 
 
 def get(path: str) -> httpx.Response:
-    """One answer of it."""
+    """The response to one GET request."""
 
     async def once() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app()), base_url="http://api") as client:
@@ -33,7 +33,7 @@ def get(path: str) -> httpx.Response:
     return asyncio.run(once())
 
 
-def test_the_page_asks_nobody_else() -> None:
+def test_page_refers_to_no_other_host() -> None:
     page = get("/docs")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert "://" not in page.text and not re.search(r"""["'(=]//""", page.text)
@@ -42,9 +42,9 @@ def test_the_page_asks_nobody_else() -> None:
     assert "default-src 'none'" in policy and "http" not in policy
 
 
-def test_everything_that_the_page_names_is_there() -> None:
-    named = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", get("/docs").text)
-    paths = {f"/{source or url}" for source, url in named}
+def test_page_refers_only_to_existing_files() -> None:
+    references = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", get("/docs").text)
+    paths = {f"/{source or url}" for source, url in references}
     assert paths == {"/docs/openapi.json", *(f"/docs/assets/{name}" for name in ASSETS)}
     for path in paths:
         answer = get(path)
@@ -53,21 +53,21 @@ def test_everything_that_the_page_names_is_there() -> None:
     assert kinds == {"text/javascript", "text/css", "image/png"}
 
 
-def test_styles_load_nothing_from_elsewhere() -> None:
-    loaded = re.findall(r"url\(([^)]*)\)|@import ([^;]*)", get("/docs/assets/swagger-ui.css").text)
-    assert loaded and all(url.strip("\"'").startswith("data:") for url, _imported in loaded)
+def test_styles_refer_to_no_other_host() -> None:
+    references = re.findall(r"url\(([^)]*)\)|@import ([^;]*)", get("/docs/assets/swagger-ui.css").text)
+    assert references and all(url.strip("\"'").startswith("data:") for url, _imported in references)
 
 
 @pytest.mark.parametrize("path", ["/redoc", "/docs/assets/index.html", "/docs/assets/../assets/swagger-ui.js"])
-def test_nothing_more_is_served(path: str) -> None:
+def test_other_files_are_not_served(path: str) -> None:
     assert get(path).status_code == 404
 
 
-def test_the_page_reads_a_document_of_3_0_and_the_api_keeps_3_1() -> None:
-    shown, kept = get("/docs/openapi.json").json(), get("/openapi.json").json()
-    assert (shown["openapi"][:3], kept["openapi"][:3]) == ("3.0", "3.1")
-    assert set(shown["paths"]) == set(kept["paths"]) == {"/tea"}
-    assert shown["paths"]["/tea"]["get"]["parameters"][0]["schema"] == {
+def test_page_uses_openapi_3_0_and_the_api_keeps_3_1() -> None:
+    converted, original = get("/docs/openapi.json").json(), get("/openapi.json").json()
+    assert (converted["openapi"][:3], original["openapi"][:3]) == ("3.0", "3.1")
+    assert set(converted["paths"]) == set(original["paths"]) == {"/tea"}
+    assert converted["paths"]["/tea"]["get"]["parameters"][0]["schema"] == {
         "type": "integer", "nullable": True, "title": "Cups",
     }  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_the_page_reads_a_document_of_3_0_and_the_api_keeps_3_1() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_3_1_says_otherwise_is_rewritten(schema: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_schema_of_3_1_is_converted_to_3_0(schema: dict[str, Any], expected: dict[str, Any]) -> None:
     document = {"openapi": "3.1.0", "components": {"schemas": {"A": schema}}}
     assert as_3_0(document) == {"openapi": "3.0.3", "components": {"schemas": {"A": expected}}}
     assert document["openapi"] == "3.1.0" and document["components"] == {"schemas": {"A": schema}}

@@ -1,4 +1,4 @@
-"""A record is one line, whatever a stranger sent; it has the request's id, and no secrets."""
+"""A log record is one line whatever a client sends, has the request's id, and contains no secrets."""
 
 import asyncio
 import io
@@ -23,9 +23,9 @@ Lines = Callable[[Literal["json", "text"]], io.StringIO]
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
-    """Configures logging for a format, and gives what stderr gets; everything is put back afterwards."""
+    """Configures logging for a format and returns the text that stderr gets. Restores the configuration afterwards."""
     names = (None, *logs.UVICORN_LOGGERS, "py.warnings")
-    before = [(one := logging.getLogger(name), one.handlers[:], one.level, one.propagate) for name in names]
+    before = [(logger := logging.getLogger(name), logger.handlers[:], logger.level, logger.propagate) for name in names]
     stream = io.StringIO()
 
     def configure(kind: Literal["json", "text"]) -> io.StringIO:
@@ -34,7 +34,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
         return stream
 
     client = logging.getLogger("httpx")
-    monkeypatch.setattr(client, "disabled", True)  # it logs what the tests ask
+    monkeypatch.setattr(client, "disabled", True)  # it logs the requests of these tests
     yield configure
     logging.captureWarnings(False)
     for logger, handlers, level, propagate in before:
@@ -47,7 +47,7 @@ def records(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_a_record_is_an_object_with_its_moment_in_utc(logged: Lines) -> None:
+def test_json_record_is_an_object_with_its_time_in_utc(logged: Lines) -> None:
     stream = logged("json")
     logging.getLogger("serving.http.database").warning("No %s today", "café", extra={"tries": 3, "level": "nonsense"})
     (record,) = records(stream)
@@ -56,7 +56,7 @@ def test_a_record_is_an_object_with_its_moment_in_utc(logged: Lines) -> None:
     assert record == {"level": "WARNING", "logger": "serving.http.database", "message": "No café today", "tries": 3}
 
 
-def test_the_id_of_the_request_is_that_of_the_task(logged: Lines) -> None:
+def test_record_has_the_request_id_of_its_task(logged: Lines) -> None:
     stream = logged("json")
 
     async def request(name: str) -> None:
@@ -69,12 +69,12 @@ def test_the_id_of_the_request_is_that_of_the_task(logged: Lines) -> None:
 
     asyncio.run(both())
     logging.getLogger("x").info("outside")
-    found = {record["message"]: record.get("request_id") for record in records(stream)}
-    assert found == {"in a": "a", "in b": "b", "outside": None}
+    request_ids = {record["message"]: record.get("request_id") for record in records(stream)}
+    assert request_ids == {"in a": "a", "in b": "b", "outside": None}
     assert "request_id" not in records(stream)[-1]
 
 
-def test_an_exception_stays_in_its_record(logged: Lines) -> None:
+def test_json_record_contains_its_exception(logged: Lines) -> None:
     stream = logged("json")
     try:
         raise ValueError("two\nlines")
@@ -85,7 +85,7 @@ def test_an_exception_stays_in_its_record(logged: Lines) -> None:
     assert record["exception"].startswith("Traceback") and "exc_info" not in record
 
 
-def test_an_exception_in_text_is_indented(logged: Lines) -> None:
+def test_text_record_indents_its_exception(logged: Lines) -> None:
     stream = logged("text")
     try:
         raise ValueError("two\n2026-01-01T00:00:00Z ERROR root forged")
@@ -98,7 +98,9 @@ def test_an_exception_in_text_is_indented(logged: Lines) -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("mark", ["\n", "\r\n", "\x1b[2K", "\u2028", "\x85", "\x00", "\u202e"])
-def test_nobody_writes_a_second_line(logged: Lines, kind: Literal["json", "text"], mark: str) -> None:
+def test_record_is_one_line_when_message_has_control_characters(
+    logged: Lines, kind: Literal["json", "text"], mark: str
+) -> None:
     stream = logged(kind)
     logging.getLogger("x").info("path /a%s2026-01-01T00:00:00Z ERROR root forged", mark)
     written = stream.getvalue()
@@ -108,7 +110,7 @@ def test_nobody_writes_a_second_line(logged: Lines, kind: Literal["json", "text"
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize(
-    ("said", "secret"),
+    ("message", "secret"),
     [
         (f"key {KEY} is odd", "5e5e"),
         ("header Authorization: Bearer abcdefghijklmnop.qrst", "abcdefghijklmnop"),
@@ -116,25 +118,25 @@ def test_nobody_writes_a_second_line(logged: Lines, kind: Literal["json", "text"
         ("can't reach redis://:hunter2@cache:6379/0", "hunter2"),
     ],
 )
-def test_secrets_are_hidden(logged: Lines, kind: Literal["json", "text"], said: str, secret: str) -> None:
+def test_secrets_are_hidden(logged: Lines, kind: Literal["json", "text"], message: str, secret: str) -> None:
     stream = logged(kind)
     try:
-        raise RuntimeError(said)
+        raise RuntimeError(message)
     except RuntimeError:
-        logging.getLogger("x").exception(said)
+        logging.getLogger("x").exception(message)
     assert secret not in stream.getvalue()
-    assert stream.getvalue().count(logs.HIDDEN) == (3 if said in stream.getvalue() else 2)
+    assert stream.getvalue().count(logs.HIDDEN) == (3 if message in stream.getvalue() else 2)
 
 
-def test_words_that_are_no_secrets_stay(logged: Lines) -> None:
+def test_ordinary_words_are_not_hidden(logged: Lines) -> None:
     stream = logged("text")
-    said = "basic authentication is off; bearer keys at http://127.0.0.1:8000/docs, ask joe@example.org"
-    logging.getLogger("x").info(said)
-    assert said in stream.getvalue()
+    message = "basic authentication is off; bearer keys at http://127.0.0.1:8000/docs, ask joe@example.org"
+    logging.getLogger("x").info(message)
+    assert message in stream.getvalue()
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_uvicorn_and_warnings_write_the_same_way(logged: Lines, kind: Literal["json", "text"]) -> None:
+def test_uvicorn_and_warnings_use_the_same_format(logged: Lines, kind: Literal["json", "text"]) -> None:
     for name in logs.UVICORN_LOGGERS:
         logging.getLogger(name).handlers[:] = [logging.StreamHandler(io.StringIO())]
         logging.getLogger(name).propagate = False
@@ -167,7 +169,7 @@ def ask(app: ASGIApp, path: str) -> None:
     asyncio.run(once())
 
 
-def test_a_request_is_a_line_without_query_and_headers(logged: Lines) -> None:
+def test_access_log_has_no_query_and_no_headers(logged: Lines) -> None:
     stream = logged("json")
     ask(logs.AccessLog(answering), "/tea?token=abc")
     (record,) = records(stream)
@@ -178,14 +180,14 @@ def test_a_request_is_a_line_without_query_and_headers(logged: Lines) -> None:
     assert "abc" not in stream.getvalue() and "lc_" not in stream.getvalue()
 
 
-def test_a_request_that_breaks_is_a_500(logged: Lines) -> None:
+def test_access_log_reports_500_when_the_application_fails(logged: Lines) -> None:
     stream = logged("json")
     ask(logs.AccessLog(answering), "/broken")
     (record,) = records(stream)
     assert (record["status"], record["request_id"]) == (500, "r-1")
 
 
-def test_a_request_without_an_answer_is_told_apart(logged: Lines) -> None:
+def test_access_log_reports_no_status_without_an_answer(logged: Lines) -> None:
     stream = logged("json")
     scope: Scope = {"type": "http", "method": "POST", "path": "/left", "headers": []}
 
@@ -198,14 +200,14 @@ def test_a_request_without_an_answer_is_told_apart(logged: Lines) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_path_with_a_newline_is_one_line(logged: Lines, kind: Literal["json", "text"]) -> None:
+def test_access_log_is_one_line_when_the_path_has_a_newline(logged: Lines, kind: Literal["json", "text"]) -> None:
     stream = logged(kind)
     ask(logs.AccessLog(answering), "/a%0A2026-01-01T00:00:00Z%20ERROR%20root%20forged" + "x" * 10_000)
     (line,) = stream.getvalue().splitlines()
     assert "/a\\n2026-01-01" in line and len(line) < 2_000
 
 
-def test_what_is_no_request_passes(logged: Lines) -> None:
+def test_access_log_ignores_connections_other_than_http(logged: Lines) -> None:
     stream = logged("json")
     seen: list[str] = []
 

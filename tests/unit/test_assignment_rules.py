@@ -1,4 +1,4 @@
-"""Each rule of the table, and that the first which holds answers."""
+"""Each assignment rule, and that the first one that applies decides."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,19 +10,19 @@ import pytest
 
 from experimentation.assignments.bucketing import bucket_of
 from experimentation.assignments.rules import (
-    Catalogue,
     Decision,
+    ServedExperiments,
     ServedLayer,
     ServedRun,
     ServedVariant,
-    StaleCatalogueError,
+    StaleExperimentsError,
     complete_config,
     judge_new,
     judge_run,
     judge_stored,
     peeked,
 )
-from experimentation.assignments.targeting import Asker, Targeting
+from experimentation.assignments.targeting import Targeting, TargetingInput
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 CONTROL = ServedVariant(uuid4(), "control", "control", Decimal("0.1"), {"params": {"a": 1}})
@@ -42,7 +42,7 @@ def decide(
     if early is not None:
         return early
     assert run is not None
-    return judge_new(run, unit_id, Asker(unit_type, context)) if stored is None else judge_stored(run, stored)
+    return judge_new(run, unit_id, TargetingInput(unit_type, context)) if stored is None else judge_stored(run, stored)
 
 
 def unit_in(run: ServedRun, low: int, high: int) -> str:
@@ -50,31 +50,31 @@ def unit_in(run: ServedRun, low: int, high: int) -> str:
     return next(unit for unit in (f"u{n}" for n in range(100_000)) if low <= bucket_of(run.id, unit) < high)
 
 
-def test_an_unknown_name_is_not_found() -> None:
+def test_unknown_name_is_not_found() -> None:
     assert decide(None) == Decision("not_found")
 
 
-def test_another_unit_type_mismatches_before_anything_else() -> None:
+def test_unit_type_mismatch_comes_before_all_other_rules() -> None:
     for status in ("draft", "active", "paused", "completed"):
         run = replace(RUN, status=status, shipped_variant_id=TREATMENT.id)
         assert decide(run, unit_type="user", stored=CONTROL.id) == Decision("unit_type_mismatch")
 
 
-def test_a_draft_is_not_active() -> None:
+def test_draft_is_not_active() -> None:
     assert decide(replace(RUN, status="draft")) == Decision("not_active")
 
 
-def test_a_shipped_variant_is_for_every_unit_also_for_stored_ones() -> None:
+def test_shipped_variant_is_served_to_new_and_stored_units() -> None:
     over = replace(RUN, status="completed", shipped_variant_id=TREATMENT.id, end_at=NOW - timedelta(days=1))
     for stored in (None, CONTROL.id, TREATMENT.id):
         assert decide(over, stored=stored) == Decision("shipped", TREATMENT)
 
 
-def test_completed_without_a_shipped_variant_is_not_active() -> None:
+def test_completed_run_without_shipped_variant_is_not_active() -> None:
     assert decide(replace(RUN, status="completed"), stored=CONTROL.id) == Decision("not_active")
 
 
-def test_the_window_skips_stored_units_too() -> None:
+def test_window_applies_to_stored_units_too() -> None:
     second = timedelta(seconds=1)
     for stored in (None, CONTROL.id):
         assert decide(replace(RUN, start_at=NOW + second), stored=stored) == Decision("not_started")
@@ -82,16 +82,16 @@ def test_the_window_skips_stored_units_too() -> None:
     assert decide(replace(RUN, start_at=NOW, end_at=NOW), stored=CONTROL.id).enrolled
 
 
-def test_a_withdrawn_variant_gives_control_outside_of_the_experiment() -> None:
-    gone = replace(TREATMENT, withdrawn=True)
-    run = replace(RUN, variants=(CONTROL, REST, gone))
+def test_withdrawn_variant_serves_control_without_enrolment() -> None:
+    withdrawn = replace(TREATMENT, withdrawn=True)
+    run = replace(RUN, variants=(CONTROL, REST, withdrawn))
     assert decide(run, stored=TREATMENT.id) == Decision("withdrawn", CONTROL)
     assert decide(replace(run, status="paused"), stored=TREATMENT.id) == Decision("withdrawn", CONTROL)
-    # A new unit that falls on it gets the same, and no row.
+    # A new unit whose bucket falls on it gets the same, and no row.
     assert decide(run, unit_in(run, 9000, 10_000)) == Decision("withdrawn", CONTROL)
 
 
-def test_a_stored_unit_keeps_its_variant_whatever_the_allocations_are() -> None:
+def test_stored_unit_keeps_its_variant_when_allocations_change() -> None:
     moved = replace(
         RUN, variants=(replace(CONTROL, allocation=Decimal(1)), REST, replace(TREATMENT, allocation=Decimal(0)))
     )
@@ -101,54 +101,54 @@ def test_a_stored_unit_keeps_its_variant_whatever_the_allocations_are() -> None:
         assert (decision.variant, decision.enrolled, decision.new) == (moved.variants[2], True, False)
 
 
-def test_paused_takes_no_new_unit() -> None:
+def test_paused_run_enrols_no_new_unit() -> None:
     for low, high in ((0, 1000), (1000, 9000), (9000, 10_000)):
         paused = replace(RUN, status="paused")
         assert decide(paused, unit_in(RUN, low, high)) == Decision("paused")
 
 
-def test_the_remainder_is_served_and_not_stored() -> None:
+def test_remainder_is_served_and_not_stored() -> None:
     assert decide(RUN, unit_in(RUN, 1000, 9000)) == Decision("remainder", REST, enrolled=False, new=False)
 
 
 @pytest.mark.parametrize(("low", "high", "variant"), [(0, 1000, CONTROL), (9000, 10_000, TREATMENT)])
-def test_a_new_unit_is_computed_and_answers_as_it_will_when_stored(low: int, high: int, variant: ServedVariant) -> None:
+def test_new_unit_gets_the_same_answer_as_after_it_is_stored(low: int, high: int, variant: ServedVariant) -> None:
     unit = unit_in(RUN, low, high)
     first, again = decide(RUN, unit), decide(RUN, unit, stored=variant.id)
     assert (first.variant, first.enrolled, first.new) == (variant, True, True)
     assert (again.variant, again.enrolled, again.reason) == (first.variant, first.enrolled, first.reason)
 
 
-def test_a_stored_variant_that_is_not_known_yet_asks_for_a_newer_catalogue() -> None:
-    with pytest.raises(StaleCatalogueError):
+def test_unknown_stored_variant_raises_stale_experiments_error() -> None:
+    with pytest.raises(StaleExperimentsError):
         decide(RUN, stored=uuid4())
 
 
-def test_an_archived_policy_version_is_never_served() -> None:
+def test_archived_policy_version_is_never_served() -> None:
     archived = replace(RUN, variants=(CONTROL, REST, replace(TREATMENT, servable=False)))
     assert decide(archived, stored=TREATMENT.id) == Decision("withdrawn", CONTROL)
     assert decide(replace(archived, status="completed", shipped_variant_id=TREATMENT.id)) == Decision("not_active")
-    nothing = replace(archived, variants=(replace(CONTROL, servable=False), REST, archived.variants[2]))
-    assert decide(nothing, stored=TREATMENT.id) == Decision("not_active")
+    nothing_servable = replace(archived, variants=(replace(CONTROL, servable=False), REST, archived.variants[2]))
+    assert decide(nothing_servable, stored=TREATMENT.id) == Decision("not_active")
 
 
-def test_a_run_without_allocations_or_epoch_enrols_nobody() -> None:
+def test_run_without_allocations_or_epoch_enrols_no_unit() -> None:
     empty = replace(RUN, variants=tuple(replace(variant, allocation=Decimal(0)) for variant in RUN.variants))
     assert decide(empty) == Decision("not_active")
     assert decide(replace(RUN, epoch=0), unit_in(RUN, 0, 1000)) == Decision("not_active")
 
 
-def test_the_latest_started_run_answers_and_a_draft_only_where_none_started() -> None:
+def test_latest_started_run_answers_and_a_draft_only_if_no_run_started() -> None:
     first = replace(RUN, status="completed", shipped_variant_id=CONTROL.id)
     second = replace(RUN, id=uuid4(), run=2)
     draft = replace(RUN, id=uuid4(), run=3, status="draft")
     other = replace(RUN, id=uuid4(), name="other", status="draft")
-    catalogue = Catalogue.of([draft, second, other, first])
-    assert catalogue.runs == {"planner": second, "other": other}
-    assert set(catalogue.by_id) == {first.id, second.id, draft.id, other.id}
+    experiments = ServedExperiments.of([draft, second, other, first])
+    assert experiments.runs == {"planner": second, "other": other}
+    assert set(experiments.by_id) == {first.id, second.id, draft.id, other.id}
 
 
-def test_a_complete_config_overlays_the_defaults_and_names_the_model() -> None:
+def test_complete_config_overrides_the_defaults_and_names_the_model() -> None:
     config = {"policy_version_id": "p", "params": {"a": 1}, "note": "x"}
     assert complete_config(config, {"a": 0, "b": 2}, "planner_model", "4") == {
         "policy_version_id": "p",
@@ -164,37 +164,37 @@ IOS = Targeting('context.platform == "ios"')
 LAYER = ServedLayer.of(uuid4(), Decimal("0.1"), 1000, 6000)
 
 
-def test_an_override_comes_before_the_window_the_row_and_a_pause_and_after_the_end() -> None:
-    looked_at = replace(RUN, overrides={"qa": "treatment"}, start_at=NOW + timedelta(days=1))
+def test_override_comes_before_window_row_and_pause_and_after_completion() -> None:
+    overridden = replace(RUN, overrides={"qa": "treatment"}, start_at=NOW + timedelta(days=1))
     override = Decision("override", TREATMENT)
-    assert decide(looked_at, "qa") == override
-    assert decide(looked_at, "h1") == Decision("not_started")
+    assert decide(overridden, "qa") == override
+    assert decide(overridden, "h1") == Decision("not_started")
     for status in ("active", "paused"):
         assert decide(replace(RUN, status=status, overrides={"qa": "treatment"}), "qa", stored=CONTROL.id) == override
-    assert decide(replace(looked_at, status="draft"), "qa") == Decision("not_active")
-    over = replace(looked_at, status="completed", shipped_variant_id=CONTROL.id)
+    assert decide(replace(overridden, status="draft"), "qa") == Decision("not_active")
+    over = replace(overridden, status="completed", shipped_variant_id=CONTROL.id)
     assert decide(over, "qa") == Decision("shipped", CONTROL)
-    assert decide(looked_at, "qa", unit_type="user") == Decision("unit_type_mismatch")
+    assert decide(overridden, "qa", unit_type="user") == Decision("unit_type_mismatch")
 
 
-def test_an_override_to_what_cannot_be_served_is_none() -> None:
-    gone = replace(TREATMENT, servable=False)
-    run = replace(RUN, variants=(CONTROL, REST, gone), overrides={"qa": "treatment", "qb": "no_such"})
+def test_override_to_an_unservable_variant_is_ignored() -> None:
+    archived = replace(TREATMENT, servable=False)
+    run = replace(RUN, variants=(CONTROL, REST, archived), overrides={"qa": "treatment", "qb": "no_such"})
     for unit in ("qa", "qb"):
         assert decide(run, unit, stored=CONTROL.id).variant == CONTROL
 
 
-def test_layer_and_targeting_are_judged_for_new_units_before_the_bucket() -> None:
+def test_layer_and_targeting_apply_to_new_units_only() -> None:
     run = replace(RUN, layer=LAYER, targeting=IOS)
     for unit in (f"u{n}" for n in range(400)):
         bucket = bucket_of(LAYER.id, unit)
-        told = decide(run, unit, context={"platform": "ios"}).reason
+        reason = decide(run, unit, context={"platform": "ios"}).reason
         if bucket < 1000:
-            assert told == "holdout"
+            assert reason == "holdout"
         elif not 1000 <= bucket < 6000:
-            assert told == "layer_excluded"
+            assert reason == "layer_excluded"
         else:
-            assert told in ("assigned", "remainder")
+            assert reason in ("assigned", "remainder")
             assert decide(run, unit, context={"platform": "web"}) == Decision("not_targeted")
             assert decide(run, unit) == Decision("not_targeted")
             assert decide(run, unit, context={"platform": "ios"}) == decide(RUN, unit)
@@ -202,12 +202,12 @@ def test_layer_and_targeting_are_judged_for_new_units_before_the_bucket() -> Non
         assert decide(replace(run, status="paused"), unit) == Decision("paused")
 
 
-def test_a_rule_that_cannot_judge_is_told() -> None:
+def test_rule_that_cannot_be_evaluated_is_a_targeting_error() -> None:
     run = replace(RUN, targeting=Targeting("context.age > 18"))
     assert decide(run, context={"age": "old"}) == Decision("targeting_error")
 
 
-def test_who_peeks_is_shown_what_a_unit_would_get() -> None:
+def test_peeked_decision_shows_the_variant_that_the_unit_would_get() -> None:
     unit = unit_in(RUN, 0, 1000)
     assert peeked(RUN, decide(RUN, unit)) == Decision("not_enrolled", CONTROL)
     for decision in (decide(RUN, unit, stored=CONTROL.id), decide(RUN, unit_in(RUN, 1000, 9000)), Decision("paused")):

@@ -1,4 +1,4 @@
-"""The walk, bit for bit: against digests made by other tools, against a second formulation, and as a distribution."""
+"""Bucketing, bit for bit: against digests from other tools, a second implementation, and the expected distribution."""
 
 import hashlib
 from decimal import Decimal
@@ -36,8 +36,8 @@ def decimals(*allocations: str) -> list[Decimal]:
     return [Decimal(allocation) for allocation in allocations]
 
 
-def walk_again(allocations: list[Decimal], bucket: int) -> int:
-    """The specification a second time: fractions, summed anew for each variant."""
+def reference_walk(allocations: list[Decimal], bucket: int) -> int:
+    """A second implementation of the specification, with fractions that are summed for each variant."""
     for index in range(len(allocations)):
         if sum((Fraction(a) * 10000 for a in allocations[: index + 1]), Fraction(0)) > bucket:
             return index
@@ -45,35 +45,35 @@ def walk_again(allocations: list[Decimal], bucket: int) -> int:
 
 
 @pytest.mark.parametrize(("unit", "digest"), DIGESTS.items())
-def test_buckets_are_those_of_sha256sum(unit: str, digest: str) -> None:
+def test_bucket_matches_sha256sum(unit: str, digest: str) -> None:
     assert bucket_of(RUN, unit) == int(digest, 16) % 10000
 
 
 @given(st.uuids(), st.text(min_size=1, max_size=255))
-def test_a_bucket_is_the_first_eight_bytes_of_the_digest(run: UUID, unit: str) -> None:
+def test_bucket_is_the_first_eight_bytes_of_the_digest(run: UUID, unit: str) -> None:
     key = f"{str(run).lower()}:{unit}".encode()
     assert bucket_of(run, unit) == int(hashlib.sha256(key).hexdigest()[:16], 16) % 10000
 
 
 @st.composite
 def allocations(draw: st.DrawFn) -> list[Decimal]:
-    """Shares of four decimals that sum to at most 1, zeros among them."""
+    """Shares with four decimals that sum to at most 1. Some are zero."""
     cuts = sorted(draw(st.lists(st.integers(0, BUCKETS), min_size=1, max_size=6)))
     return [Decimal(end - start) / BUCKETS for start, end in zip([0, *cuts], [*cuts, cuts[-1]], strict=True)]
 
 
 @given(allocations().filter(any), st.integers(0, BUCKETS - 1))
-def test_the_walk_is_the_one_of_the_specification(shares: list[Decimal], bucket: int) -> None:
-    assert VariantWalk(shares).choose(bucket) == walk_again(shares, bucket)
+def test_walk_matches_the_specification(shares: list[Decimal], bucket: int) -> None:
+    assert VariantWalk(shares).choose(bucket) == reference_walk(shares, bucket)
 
 
-def test_decimals_are_exact_where_floats_are_not() -> None:
+def test_walk_is_exact_where_floats_are_not() -> None:
     # 0.29 × 10000 is 2900 exactly; as binary floats 0.29 + 0.57 is 0.8599999999999999.
     walk = VariantWalk(decimals("0.29", "0.57", "0.14"))
     assert [walk.choose(bucket) for bucket in (0, 2899, 2900, 8599, 8600, 9999)] == [0, 0, 1, 1, 2, 2]
 
 
-def test_the_fallback_is_the_last_variant_with_an_allocation() -> None:
+def test_fallback_is_the_last_variant_with_an_allocation() -> None:
     assert VariantWalk(decimals("0.3", "0.3", "0")).choose(9999) == 1
     with pytest.raises(ValueError, match="None of the 2 variants"):
         VariantWalk(decimals("0", "0.0000"))
@@ -96,8 +96,8 @@ def test_ramping_with_a_remainder_moves_no_enrolled_unit(arms: list[int], bucket
     st.lists(st.tuples(st.integers(0, BUCKETS), st.integers(0, BUCKETS)), min_size=2, max_size=8),
     st.integers(0, BUCKETS - 1),
 )
-def test_arms_that_grow_each_on_its_own_move_no_enrolled_unit(steps: list[tuple[int, int]], bucket: int) -> None:
-    """Control fills the buckets from below and the treatment from above, whatever the steps; the remainder is what is left, even none."""
+def test_arms_that_grow_independently_move_no_enrolled_unit(steps: list[tuple[int, int]], bucket: int) -> None:
+    """Control takes buckets from below and treatment from above. The remainder is the rest, which may be empty."""
     control = treatment = 0
     enrolled: int | None = None
     for more_control, more_treatment in steps:
@@ -115,8 +115,8 @@ def buckets(units: int) -> list[int]:
 
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())
-def test_units_are_spread_as_allocated(split: list[str]) -> None:
-    """χ² over 100,000 units; the bound is exceeded by chance once in 10,000 times, and the units are always the same."""
+def test_units_are_distributed_as_allocated(split: list[str]) -> None:
+    """χ² over 100,000 fixed units. A correct implementation exceeds the bound once in 10,000 times by chance."""
     units = 100_000
     shares = decimals(*split)
     walk, counts = VariantWalk(shares), [0] * len(shares)

@@ -92,12 +92,12 @@ def test_a_rule_may_take_several_lines(tmp_path: Path) -> None:
          "experiments that are not completed must not overlap."),
         ("name: plan_page, from: 500", "name: plan_pages, from: 500", "9: cards is in the layer plan_pages, which `layers` of this file "
          "does not list."),
-        ('context.platform == "ios"', "context.platform ==", "10: The targeting of cards can't be used: it is no CEL expression "
+        ('context.platform == "ios"', "context.platform ==", "10: The targeting of cards can't be used: it is not a valid CEL expression "
          "(1:20: Syntax error: mismatched input '<EOF>')."),
-        ('context.platform == "ios"', 'platform == "ios"', "10: The targeting of cards can't be used: it names platform, and a rule "
-         "knows only unit_type and context."),
-        ('context.platform == "ios"', "lower(context.platform)", "10: The targeting of cards can't be used: it calls lower, which CEL "
-         "does not have."),
+        ('context.platform == "ios"', 'platform == "ios"', "10: The targeting of cards can't be used: it uses platform; a rule can "
+         "only use unit_type and context."),
+        ('context.platform == "ios"', "lower(context.platform)", "10: The targeting of cards can't be used: it calls lower, which is "
+         "not a CEL function."),
         ('context.platform == "ios"', "yes", "10: The targeting of cards must be text, not yes or no: put it in quotes."),
         ('context.platform == "ios"', '"context.a == \\"\\0\\""', "10: The targeting of cards holds a character that PostgreSQL "
          "can't keep: NUL, or half of one."),

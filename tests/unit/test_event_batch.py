@@ -1,4 +1,4 @@
-"""What one batch leaves behind in memory."""
+"""Memory that a batch leaves behind."""
 
 import gc
 import json
@@ -13,7 +13,7 @@ GOOD = {"event_type": "exposure", "unit_type": "user", "unit_id": "u", "timestam
 
 
 @pytest.mark.parametrize("bad", [{"unit_id": ""}, {"event_type": "no"}, {"timestamp": "never"}, {"experiments": [7]}])
-def test_a_batch_with_refused_events_goes_when_it_is_answered(bad: dict[str, object]) -> None:
+def test_batch_with_rejected_events_is_freed_without_a_garbage_collection(bad: dict[str, object]) -> None:
     body = json.dumps({"events": [GOOD, {**GOOD, **bad}]}).encode()
     gc.disable()
     gc.freeze()  # what is there already; walking it would take half a second
@@ -21,7 +21,7 @@ def test_a_batch_with_refused_events_goes_when_it_is_answered(bad: dict[str, obj
         batch = _Batch(body, NOW)
         assert batch.answer()[0] == 207
         del batch
-        # Its body of up to 10 MB would stay until a collection, which is rare.
+        # Otherwise its body of up to 10 MB would stay in memory until the next collection, which is rare.
         assert gc.collect() == 0
     finally:
         gc.unfreeze()

@@ -1,4 +1,4 @@
-"""The small parts that the hot path is made of: bounded memory, limits, grouping, metrics."""
+"""The small parts of the hot path: cache, limits, grouping and metrics."""
 
 import asyncio
 import gc
@@ -16,14 +16,14 @@ from experimentation.assignments.rules import ServedRun, ServedVariant
 from serving.assignments.unit_cache import UnitCache
 from serving.http.grouping import Grouped, OverloadedError
 from serving.http.limits import BoundedMemory, Limits
-from serving.http.measures import AssignmentMeasures
+from serving.http.metrics import AssignmentMetrics
 
 VARIANT = ServedVariant(uuid4(), "control", "control", Decimal(1), {})
 RUN = ServedRun(uuid4(), "planner", 1, "active", "user", (VARIANT,), fingerprint="before")
 DECISION = RUN.as_stored[0]
 
 
-def test_the_cache_is_bounded_in_entries_and_time() -> None:
+def test_unit_cache_drops_entries_beyond_its_size_and_age() -> None:
     now = [0.0]
     units = UnitCache(2, 10, lambda: now[0])
     for unit in "abc":
@@ -40,7 +40,7 @@ def test_the_cache_is_bounded_in_entries_and_time() -> None:
     assert len(off) == 0
 
 
-def test_a_change_of_the_run_drops_its_entries() -> None:
+def test_unit_cache_drops_entries_when_the_run_changes() -> None:
     units = UnitCache(10, 10)
     units.put("a", RUN, 0)
     changed = replace(RUN, status="paused", fingerprint="after")
@@ -48,7 +48,7 @@ def test_a_change_of_the_run_drops_its_entries() -> None:
     assert units.get("a", RUN) is None
 
 
-def test_a_window_lets_so_many_through_and_then_tells_how_long_to_wait() -> None:
+def test_window_counts_until_it_expires() -> None:
     now = [1000.0]
     memory = BoundedMemory(clock=lambda: now[0])
     assert [memory.incr("a", 60) for _ in range(3)] == [1, 2, 3]
@@ -60,8 +60,8 @@ def test_a_window_lets_so_many_through_and_then_tells_how_long_to_wait() -> None
     assert memory.get("a") == 0
 
 
-def test_counters_are_bounded_and_the_oldest_window_ends_first() -> None:
-    memory = BoundedMemory(most=2)
+def test_bounded_memory_drops_the_oldest_window_when_full() -> None:
+    memory = BoundedMemory(max_counters=2)
     memory.incr("a", 60)
     memory.incr("b", 60)
     memory.incr("a", 60)
@@ -71,7 +71,7 @@ def test_counters_are_bounded_and_the_oldest_window_ends_first() -> None:
     assert memory.get("b") == 0
 
 
-def test_limits_are_apart_and_zero_is_off() -> None:
+def test_limits_count_separately_and_zero_switches_off() -> None:
     limits = Limits(2, 0, None)
     key = limits.unit.key("user/u1")
     assert [limits.wait(limits.unit, key) > 0 for _ in range(3)] == [False, False, True]
@@ -80,18 +80,18 @@ def test_limits_are_apart_and_zero_is_off() -> None:
     assert [limits.wait(limits.api_key, limits.api_key.key("k")) for _ in range(50)] == [0] * 50
 
 
-def test_many_units_do_not_push_a_key_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_units_do_not_displace_the_counter_of_a_key() -> None:
     limits = Limits(1_000_000, 50, None)
     key = limits.api_key.key("k")
     waits = []
     for number in range(150_000):
-        limits.unit.over(limits.unit.key(f"user/{number}"))
+        limits.unit.exceeded(limits.unit.key(f"user/{number}"))
         if number % 1_500 == 0:
             waits.append(limits.wait(limits.api_key, key))
     assert [wait > 0 for wait in waits] == [False] * 50 + [True] * 50
 
 
-def test_who_comes_when_too_many_wait_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_is_rejected_at_once_when_queue_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.http.grouping.MAX_WAITING", 3)
 
     async def ask_all() -> list[int | BaseException]:
@@ -103,7 +103,7 @@ def test_who_comes_when_too_many_wait_is_told_at_once(monkeypatch: pytest.Monkey
 
         grouped: Grouped[int, int] = Grouped(work, in_flight=1)
         first = asyncio.create_task(grouped.ask(0))
-        while not grouped.under_way:
+        while not grouped.groups_in_flight:
             await asyncio.sleep(0)
         others = [asyncio.create_task(grouped.ask(n)) for n in range(1, 5)]
         await asyncio.sleep(0)
@@ -115,7 +115,7 @@ def test_who_comes_when_too_many_wait_is_told_at_once(monkeypatch: pytest.Monkey
     assert isinstance(answers[4], OverloadedError)
 
 
-def test_whoever_asks_meanwhile_goes_along_with_the_next_call() -> None:
+def test_concurrent_items_are_sent_in_few_groups() -> None:
     groups: list[int] = []
 
     async def work(asks: Sequence[int]) -> list[int]:
@@ -136,8 +136,8 @@ def test_whoever_asks_meanwhile_goes_along_with_the_next_call() -> None:
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
-def test_who_asks_again_the_moment_it_is_answered_is_answered_again(in_flight: int) -> None:
-    """All callers are woken by one group's end and ask again before anything else runs: nobody must be left behind."""
+def test_caller_that_asks_again_at_once_gets_an_answer(in_flight: int) -> None:
+    """The end of one group wakes all callers, and they ask again before anything else runs. None of them may wait forever."""
 
     async def work(asks: Sequence[int]) -> list[int]:
         await asyncio.sleep(0)
@@ -154,7 +154,7 @@ def test_who_asks_again_the_moment_it_is_answered_is_answered_again(in_flight: i
     assert asyncio.run(ask_all()) == 20 * sum(range(8))
 
 
-def test_each_of_a_group_hears_of_its_failure_and_the_next_goes_on() -> None:
+def test_failure_reaches_all_callers_of_a_group_and_the_next_group_runs() -> None:
     async def work(asks: Sequence[int]) -> list[int]:
         if 0 in asks:
             raise ValueError("not this one")
@@ -163,13 +163,13 @@ def test_each_of_a_group_hears_of_its_failure_and_the_next_goes_on() -> None:
     async def ask_all() -> list[int | BaseException]:
         grouped: Grouped[int, int] = Grouped(work)
         failed = await asyncio.gather(*(grouped.ask(n) for n in range(3)), return_exceptions=True)
-        assert all(isinstance(each, ValueError) for each in failed)
+        assert all(isinstance(error, ValueError) for error in failed)
         return list(await asyncio.gather(*(grouped.ask(n) for n in range(1, 4)), return_exceptions=True))
 
     assert asyncio.run(ask_all()) == [1, 2, 3]
 
 
-def test_who_leaves_does_not_take_the_others_along() -> None:
+def test_cancelled_caller_does_not_cancel_the_others() -> None:
     started = asyncio.Event()
 
     async def ask_all() -> tuple[bool, int]:
@@ -191,15 +191,15 @@ def test_who_leaves_does_not_take_the_others_along() -> None:
     assert asyncio.run(ask_all()) == (True, 2)
 
 
-def test_prometheus_reads_what_assignments_count() -> None:
-    measures = AssignmentMeasures()
+def test_prometheus_can_read_the_assignment_metrics() -> None:
+    metrics = AssignmentMetrics()
     registry = CollectorRegistry()
-    registry.register(measures)
+    registry.register(metrics)
     for seconds in (0.0005, 0.001, 0.03, 9.0):
-        measures.count_request("assigned", "planner")
-        measures.observe_latency("planner", seconds)
-    measures.count_new("planner")
-    measures.hits, measures.misses = 3, 1
+        metrics.count_request("assigned", "planner")
+        metrics.observe_latency("planner", seconds)
+    metrics.count_new("planner")
+    metrics.hits, metrics.misses = 3, 1
     samples = {
         (sample.name, *sorted(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(generate_latest(registry).decode())
@@ -218,18 +218,18 @@ def test_prometheus_reads_what_assignments_count() -> None:
 
 
 class Large:
-    """What is asked for; an object, so that a weak reference can tell whether it is gone."""
+    """An item that supports weak references, so that the test can see whether it is freed."""
 
 
-def test_asks_that_failed_are_not_kept_by_what_they_raised() -> None:
-    asked: list[weakref.ref[Large]] = []
+def test_failed_items_are_not_kept_alive_by_their_exceptions() -> None:
+    references: list[weakref.ref[Large]] = []
 
     async def work(_: Sequence[Large]) -> Sequence[None]:
         raise ValueError
 
     async def ask(grouped: Grouped[Large, None]) -> None:
         large = Large()
-        asked.append(weakref.ref(large))
+        references.append(weakref.ref(large))
         with pytest.raises(ValueError):
             await grouped.ask(large)
 
@@ -241,6 +241,6 @@ def test_asks_that_failed_are_not_kept_by_what_they_raised() -> None:
     gc.disable()
     try:
         asyncio.run(several())
-        assert [reference() for reference in asked] == [None] * 15
+        assert [reference() for reference in references] == [None] * 15
     finally:
         gc.enable()

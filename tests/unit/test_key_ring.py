@@ -1,4 +1,4 @@
-"""The short memory of checked keys."""
+"""The cache of checked API keys."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,7 @@ from serving.http.limits import Limits
 
 
 class NoDatabase:
-    """A database in name only: who looks a key up is answered by the test."""
+    """A stand-in without a server: the test answers the key lookups."""
 
     away = False
 
@@ -28,12 +28,12 @@ class NoDatabase:
         return await operation()
 
 
-def test_of_many_who_wait_for_a_key_the_first_ones_ask_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = 0
+def test_concurrent_requests_with_one_key_share_few_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    lookups = 0
 
     async def find(_connection: Any, _plaintext: str) -> Any:
-        nonlocal asked
-        asked += 1
+        nonlocal lookups
+        lookups += 1
         await asyncio.sleep(0)
         return key
 
@@ -41,9 +41,9 @@ def test_of_many_who_wait_for_a_key_the_first_ones_ask_for_all(monkeypatch: pyte
     monkeypatch.setattr(auth, "find_api_key", find)
     monkeypatch.setattr(auth, "parse_api_key", lambda plaintext: plaintext)
 
-    async def many() -> list[ApiKey]:
+    async def authorize_many() -> list[ApiKey]:
         ring = KeyRing(NoDatabase(), 5, 60, Limits(0, 0, None))  # type: ignore[arg-type]
-        return await asyncio.gather(*(ring.let_in(b"Bearer lk_a", "ingest") for _ in range(50)))
+        return await asyncio.gather(*(ring.authorize(b"Bearer lk_a", "ingest") for _ in range(50)))
 
-    assert asyncio.run(many()) == [key] * 50
-    assert asked <= MAX_LOOKUPS
+    assert asyncio.run(authorize_many()) == [key] * 50
+    assert lookups <= MAX_LOOKUPS

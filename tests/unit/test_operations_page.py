@@ -5,7 +5,7 @@ import re
 from foundation.settings import PROJECT_ROOT
 from serving import health
 from serving.http import tracing
-from serving.http.measures import Measures
+from serving.http.metrics import Metrics
 
 PAGE = (PROJECT_ROOT / "docs" / "operations.md").read_text()
 
@@ -18,13 +18,13 @@ def rows(heading: str) -> set[str]:
 
 def test_every_metric_is_there_and_no_other() -> None:
     counted = {
-        f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in Measures().registry.collect()
+        f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in Metrics().registry.collect()
     }
     assert counted and rows("Metrics") == counted
 
 
 def test_every_error_of_readiness_is_there() -> None:
-    errors = {error for error, _ in health._SCHEMA.values()} | {"database_unreachable", health._REFUSES[0]}
+    errors = {error for error, _ in health._SCHEMA.values()} | {"database_unreachable", health._DATABASE_REJECTS[0]}
     assert errors <= rows("Health")
 
 

@@ -1,10 +1,10 @@
-"""Targeting rules in CEL: what is refused when it is written, and what a rule says of a context."""
+"""Targeting rules in CEL: which rules are rejected, and what a valid rule returns for a context."""
 
 from typing import Any
 
 import pytest
 
-from experimentation.assignments.targeting import MAX_RULE, MAX_VALUES, Asker, Targeting, TargetingError
+from experimentation.assignments.targeting import MAX_RULE, MAX_VALUES, Targeting, TargetingError, TargetingInput
 
 
 @pytest.mark.parametrize(
@@ -29,41 +29,41 @@ from experimentation.assignments.targeting import MAX_RULE, MAX_VALUES, Asker, T
         ("context.tags[5] == 1", {"tags": []}, None),
     ],
 )
-def test_what_a_rule_says(rule: str, context: dict[str, Any], holds: bool | None) -> None:
-    assert Targeting(rule).holds(Asker("user", context)) is holds
+def test_rule_matches_context(rule: str, context: dict[str, Any], holds: bool | None) -> None:
+    assert Targeting(rule).holds(TargetingInput("user", context)) is holds
 
 
 @pytest.mark.parametrize(
     ("rule", "why"),
     [
-        ("context.platform ==", "it is no CEL expression"),
-        ("(((", "it is no CEL expression"),
-        ("(" * MAX_RULE, "it is no CEL expression"),
-        ("", "it is no CEL expression"),
-        ("unit_id == 'h1'", "it names unit_id, and a rule knows only unit_type and context"),
-        ("platform == 'ios'", "it names platform"),
-        ("has(context.a) && lookup(context.a)", "it calls lookup, which CEL does not have"),
-        ("1 + 1", "it says 2, and a rule must say true or false"),
-        ("'ios'", "it says 'ios'"),
+        ("context.platform ==", "not a valid CEL expression"),
+        ("(((", "not a valid CEL expression"),
+        ("(" * MAX_RULE, "not a valid CEL expression"),
+        ("", "not a valid CEL expression"),
+        ("unit_id == 'h1'", "it uses unit_id; a rule can only use unit_type and context"),
+        ("platform == 'ios'", "it uses platform"),
+        ("has(context.a) && lookup(context.a)", "it calls lookup"),
+        ("1 + 1", "it returns 2; a rule must return true or false"),
+        ("'ios'", "it returns 'ios'"),
         ("'a'.matches('[')", "it can't be evaluated"),
-        ("context.a.matches(context.b)", "the pattern of `matches` must stand in the rule as text"),
-        ("true || " * MAX_RULE + "true", "characters, and at most 2,000 are allowed"),
+        ("context.a.matches(context.b)", "the pattern of `matches` must be a string literal"),
+        ("true || " * MAX_RULE + "true", "at most 2,000 are allowed"),
     ],
 )
-def test_a_rule_that_cannot_work_is_refused(rule: str, why: str) -> None:
-    with pytest.raises(TargetingError) as refused:
+def test_invalid_rule_raises_targeting_error(rule: str, why: str) -> None:
+    with pytest.raises(TargetingError) as raised:
         Targeting(rule)
-    assert why in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert why in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("wide", [{"a": [1] * MAX_VALUES}, {str(n): {} for n in range(MAX_VALUES)}])
-def test_a_context_of_too_many_values_is_judged_by_no_rule(wide: dict[str, Any]) -> None:
+def test_rule_is_not_evaluated_when_context_has_too_many_values(wide: dict[str, Any]) -> None:
     rule = Targeting("has(context.a) || true")
-    assert rule.holds(Asker("user", wide)) is None
-    assert rule.holds(Asker("user", {"a": [1] * (MAX_VALUES - 2)})) is True
+    assert rule.holds(TargetingInput("user", wide)) is None
+    assert rule.holds(TargetingInput("user", {"a": [1] * (MAX_VALUES - 2)})) is True
 
 
-def test_an_asker_serves_many_rules() -> None:
-    asker = Asker("user", {"n": 3})
-    assert [Targeting(f"context.n > {n}").holds(asker) for n in range(5)] == [True, True, True, False, False]
+def test_targeting_input_can_be_used_for_many_rules() -> None:
+    targeting_input = TargetingInput("user", {"n": 3})
+    assert [Targeting(f"context.n > {n}").holds(targeting_input) for n in range(5)] == [True, True, True, False, False]

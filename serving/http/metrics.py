@@ -1,4 +1,4 @@
-"""What the API counts for Prometheus."""
+"""The API's Prometheus metrics."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -16,55 +16,55 @@ _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Latencies:
-    """A histogram of seconds for each label, as plain numbers."""
+    """A histogram of seconds per label, as plain numbers."""
 
     def __init__(self) -> None:
-        """Empty."""
-        # For each label: how many in each bucket, the last being all that took longer, and the sum of seconds.
-        self._seen: dict[str, tuple[list[int], list[float]]] = {}
+        """Has no observations yet."""
+        # For each label: the count of each bucket, the last one without upper bound, and the sum of seconds.
+        self._histograms: dict[str, tuple[list[int], list[float]]] = {}
 
     def observe(self, label: str, seconds: float, times: int = 1) -> None:
-        """So many that took `seconds`."""
-        seen = self._seen.get(label)
-        if seen is None:
-            seen = self._seen[label] = [0] * (len(_SECONDS) + 1), [0.0]
-        seen[0][bisect_left(_SECONDS, seconds)] += times
-        seen[1][0] += seconds * times
+        """Count `times` observations of `seconds`."""
+        histogram = self._histograms.get(label)
+        if histogram is None:
+            histogram = self._histograms[label] = [0] * (len(_SECONDS) + 1), [0.0]
+        histogram[0][bisect_left(_SECONDS, seconds)] += times
+        histogram[1][0] += seconds * times
 
     def metric(self, name: str, documentation: str, label: str) -> Metric:
-        """As Prometheus has it."""
+        """The histogram in Prometheus' form."""
         family = HistogramMetricFamily(name, documentation, labels=[label])
         upper = [*(str(float(end)) for end in _SECONDS), "+Inf"]
-        for value, (counts, total) in self._seen.items():
+        for value, (counts, total) in self._histograms.items():
             family.add_metric([value], list(zip(upper, accumulate(counts), strict=True)), total[0])
         return family
 
 
-class AssignmentMeasures(Collector):
-    """What each assignment counts, as plain numbers that Prometheus is given when it asks: its own counters take a lock each."""
+class AssignmentMetrics(Collector):
+    """The metrics of assignments, as plain numbers until Prometheus collects them: each of its own counters takes a lock."""
 
     def __init__(self) -> None:
-        """All at zero."""
+        """Starts at zero."""
         self.hits = self.misses = 0
         self._requests: dict[tuple[str, str], int] = {}
         self._new: dict[str, int] = {}
         self._latencies = Latencies()
 
     def count_request(self, status: str, experiment: str) -> None:
-        """One experiment asked for; `status` is the reason of its answer, or the error of the whole request."""
+        """Count one requested experiment. `status`: the reason of its answer, or the error of the whole request."""
         key = (status, experiment)
         self._requests[key] = self._requests.get(key, 0) + 1
 
     def count_new(self, experiment: str) -> None:
-        """One unit enrolled."""
+        """Count one newly enrolled unit."""
         self._new[experiment] = self._new.get(experiment, 0) + 1
 
     def observe_latency(self, experiment: str, seconds: float) -> None:
-        """The time of one answer."""
+        """Record the seconds that one answer took."""
         self._latencies.observe(experiment, seconds)
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
+        """The current metrics."""
         requests = CounterMetricFamily(
             "assignment_requests", "Experiments asked for, by outcome.", labels=["status", "experiment"]
         )
@@ -80,11 +80,11 @@ class AssignmentMeasures(Collector):
         yield new
 
 
-class EventMeasures(Collector):
-    """What each event counts, and what waits somewhere. What is not known, such as a queue that could not be asked for, is left out."""
+class EventMetrics(Collector):
+    """The metrics of events and of their queues. An unknown value, such as a queue that could not be counted, is left out."""
 
     def __init__(self) -> None:
-        """All at zero; nothing is known of what waits."""
+        """Starts at zero, with unknown queues."""
         self._received: dict[tuple[str, str], int] = {}
         self._refused: dict[str, int] = {}
         self._latencies = Latencies()
@@ -94,21 +94,21 @@ class EventMeasures(Collector):
         self.dead_letters: int | None = None
 
     def count_received(self, event_type: str, status: str, count: int = 1) -> None:
-        """So many events of a type: accepted, spooled, dead_letter, rejected or failed."""
+        """Count events of a type. `status`: accepted, spooled, dead_letter, rejected or failed."""
         key = (event_label(event_type), status)
         self._received[key] = self._received.get(key, 0) + count
 
     def count_refused(self, error: str, event_type: str = OTHER) -> None:
-        """One event that is not valid, or one too many, by its first error; the type of an event that is not valid is not known."""
+        """Count one rejected event by its first error. The type of an invalid event is unknown."""
         self.count_received(event_type, "rejected")
         self._refused[error] = self._refused.get(error, 0) + 1
 
     def observe_latency(self, event_type: str, seconds: float, events: int = 1) -> None:
-        """The time of an answer to a request with so many events of a type."""
+        """Record the seconds of an answer to a request with `events` events of the type."""
         self._latencies.observe(event_label(event_type), seconds, events)
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
+        """The current metrics."""
         received = CounterMetricFamily("events_received", "Events by outcome.", labels=["event_type", "status"])
         for labels, count in self._received.items():
             received.add_metric(labels, count)
@@ -135,21 +135,21 @@ class EventMeasures(Collector):
             yield gauge
 
 
-class Measures:
-    """The metrics of one application, in a registry of its own, so that two applications in a process don't collide."""
+class Metrics:
+    """The metrics of one application, in their own registry, so that two applications in one process don't collide."""
 
     def __init__(self) -> None:
-        """All at zero."""
+        """Starts at zero."""
         self.registry = CollectorRegistry()
-        self.assignments = AssignmentMeasures()
-        self.events = EventMeasures()
+        self.assignments = AssignmentMetrics()
+        self.events = EventMetrics()
         self.registry.register(self.assignments)
         self.registry.register(self.events)
         self.registry.register(self.events.batch_size)
 
 
 def event_label(event_type: str) -> str:
-    """A bounded label: anyone can invent a `custom.` type."""
+    """A label from a bounded set, because clients can invent `custom.` types."""
     if event_type in EVENT_TYPES:
         return event_type
     return "custom" if event_type.startswith("custom.") else OTHER

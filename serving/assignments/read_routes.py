@@ -1,4 +1,4 @@
-"""Reading what is configured: experiments, what a unit has or would get, and the policy version in production. Nothing is changed."""
+"""Read-only routes: experiments, the variant that a unit has or would get, and a policy's version in production."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from fastapi import APIRouter, Path, Query, Request
 from eventlog.validation import MAX_UNIT_ID, FieldError
 from experimentation.assignments.rules import ServedRun, complete_config
 from experimentation.assignments.store import find_assignment, find_production_version
-from experimentation.assignments.targeting import Asker
+from experimentation.assignments.targeting import TargetingInput
 from experimentation.runs.run import UnitType
-from serving.assignments.catalogue import CatalogueCache
-from serving.assignments.deciding import Assigner, Question
+from serving.assignments.assigner import Assigner, Question
+from serving.assignments.experiments_cache import ExperimentsCache
 from serving.http.auth import KeyRing
 from serving.http.database import Database
 from serving.http.errors import not_found, validation_error
-from serving.openapi import refusals
+from serving.openapi import error_responses
 
 Name = Annotated[str, Path(description="The experiment's name.", max_length=255)]
 UnitId = Annotated[str, Path(description="The unit's id.", min_length=1, max_length=MAX_UNIT_ID)]
@@ -29,7 +29,7 @@ UnitId = Annotated[str, Path(description="The unit's id.", min_length=1, max_len
 
 @dataclass(frozen=True)
 class VariantView:
-    """One variant in walking order. `config` is what a client gets."""
+    """One variant. `config` is what a client gets."""
 
     variant_id: UUID
     name: str
@@ -41,7 +41,7 @@ class VariantView:
 
 @dataclass(frozen=True)
 class LayerView:
-    """The buckets of its layer that a run may enrol: from `first` on and before `end`; those below `holdout` get no experiment of it."""
+    """The buckets of the layer that a run may enrol: `first` ≤ bucket < `end`. Buckets below `holdout` get no experiment of the layer."""
 
     layer_id: UUID
     holdout: int
@@ -51,7 +51,7 @@ class LayerView:
 
 @dataclass(frozen=True)
 class RunView:
-    """One run of an experiment; `epoch` is the number of the current allocations, 0 before the first."""
+    """One run of an experiment, its variants in the order of bucketing. `epoch` counts changes of allocations; 0 before the first."""
 
     experiment_id: UUID
     name: str
@@ -70,7 +70,7 @@ class RunView:
 
 @dataclass(frozen=True)
 class ExperimentView:
-    """An experiment: the run that answers for its name, and every run there is, the first one first."""
+    """An experiment: the run that answers for its name, and all runs, oldest first."""
 
     name: str
     answering: RunView
@@ -86,7 +86,7 @@ class Experiments:
 
 @dataclass(frozen=True)
 class StoredView:
-    """A unit's row: enrolled once and for ever."""
+    """A unit's stored row. It never changes."""
 
     variant_id: UUID
     epoch: int
@@ -96,7 +96,7 @@ class StoredView:
 
 @dataclass(frozen=True)
 class UnitView:
-    """What a unit is answered now; `stored` is its row, where it has one."""
+    """The answer that a unit gets now. `stored` is its row, or null if it has none."""
 
     experiment_name: str
     experiment_id: UUID
@@ -111,7 +111,7 @@ class UnitView:
 
 @dataclass(frozen=True)
 class ProductionView:
-    """The version of a policy that units outside of any trial get, with the config that a variant naming it would be answered."""
+    """The version of a policy that units outside any experiment get, with the config of a variant that names it."""
 
     policy: str
     version: int
@@ -120,64 +120,72 @@ class ProductionView:
     config: Mapping[str, Any]
 
 
-def reads_router(keys: KeyRing, database: Database, catalogue: CatalogueCache, assigner: Assigner) -> APIRouter:
-    """The routes, for keys with the scope `read` or `admin`; a policy is also told to who may `assign`."""
-    router = APIRouter(prefix="/api/v1", responses=refusals("401", "403", "429", "503"))
+def read_router(
+    keys: KeyRing, database: Database, experiments_cache: ExperimentsCache, assigner: Assigner
+) -> APIRouter:
+    """The routes, for keys with the scope `read` or `admin`. A key with `assign` can read policies too."""
+    router = APIRouter(prefix="/api/v1", responses=error_responses("401", "403", "429", "503"))
 
-    async def let_in(request: Request, *scopes: str) -> None:
-        await keys.let_in(request.headers.get("authorization", "").encode("latin-1"), *scopes)
+    async def authorize(request: Request, *scopes: str) -> None:
+        await keys.authorize(request.headers.get("authorization", "").encode("latin-1"), *scopes)
 
     async def runs_of(name: str) -> list[ServedRun]:
-        known = await database.retrying(catalogue.current)
-        if name not in known.runs:
-            raise not_found(f"There is no experiment {name}: `GET /api/v1/experiments` lists them.")
-        return sorted((run for run in known.by_id.values() if run.name == name), key=lambda run: run.run)
+        served = await database.retrying(experiments_cache.current)
+        if name not in served.runs:
+            raise not_found(f"There is no experiment {name}. `GET /api/v1/experiments` lists them.")
+        return sorted((run for run in served.by_id.values() if run.name == name), key=lambda run: run.run)
 
     @router.get("/experiments", tags=["experiments"], summary="Every experiment (scope `read`)")
     async def experiments(request: Request) -> Experiments:
-        await let_in(request, "read", "admin")
-        known = await database.retrying(catalogue.current)
-        return Experiments([_run(known.runs[name]) for name in sorted(known.runs)])
+        await authorize(request, "read", "admin")
+        served = await database.retrying(experiments_cache.current)
+        return Experiments([_run(served.runs[name]) for name in sorted(served.runs)])
 
     @router.get(
         "/experiments/{name}",
         tags=["experiments"],
         summary="One experiment with all its runs (scope `read`)",
-        responses=refusals("400", "404"),
+        responses=error_responses("400", "404"),
     )
     async def experiment(request: Request, name: Name) -> ExperimentView:
-        await let_in(request, "read", "admin")
+        await authorize(request, "read", "admin")
         runs = await runs_of(name)
-        answering = (await database.retrying(catalogue.current)).runs[name]
+        answering = (await database.retrying(experiments_cache.current)).runs[name]
         return ExperimentView(name, _run(answering), [_run(run) for run in runs])
 
     @router.get(
         "/experiments/{name}/assignments/{unit_id:path}",
         tags=["experiments"],
-        summary="What a unit has, or would get, without enrolling it (scope `read`)",
-        responses=refusals("400", "404"),
+        summary="The variant that a unit has or would get, without enrolling it (scope `read`)",
+        responses=error_responses("400", "404"),
     )
     async def assignment(
         request: Request,
         name: Name,
         unit_id: UnitId,
-        unit_type: Annotated[UnitType | None, Query(description="Unset: the experiment's own.")] = None,
+        unit_type: Annotated[
+            UnitType | None, Query(description="The unit's type. Default: the experiment's unit type.")
+        ] = None,
         context: Annotated[
-            str | None, Query(description="What targeting rules read, as a JSON object; unset: nothing.")
+            str | None, Query(description="The context for targeting rules, as a JSON object. Default: empty.")
         ] = None,
     ) -> UnitView:
-        await let_in(request, "read", "admin")
+        await authorize(request, "read", "admin")
         if "\0" in unit_id or not _is_utf8(request):
             raise validation_error([FieldError("unit_id", "invalid_unit_id")])
-        sent = _object(context)
+        targeting_context = _context_object(context)
         await runs_of(name)
-        run = (await database.retrying(catalogue.current)).runs[name]
+        run = (await database.retrying(experiments_cache.current)).runs[name]
         question = Question(
-            unit_type or run.unit_type, unit_id, [name], Asker(unit_type or run.unit_type, sent), enroll=False
+            unit_type or run.unit_type,
+            unit_id,
+            [name],
+            TargetingInput(unit_type or run.unit_type, targeting_context),
+            enroll=False,
         )
         (answer,) = await assigner.answers(question)
 
-        async def find() -> StoredView | None:
+        async def find_row() -> StoredView | None:
             async with database.acquire() as connection:
                 row = await find_assignment(connection, run.id, unit_id)
             return None if row is None else StoredView(**row)
@@ -192,27 +200,27 @@ def reads_router(keys: KeyRing, database: Database, catalogue: CatalogueCache, a
             enrolled=answer.decision.enrolled,
             variant_name=None if variant is None else variant.name,
             config=None if variant is None else variant.config,
-            stored=await database.retrying(find),
+            stored=await database.retrying(find_row),
         )
 
     @router.get(
         "/policies/{name}",
         tags=["policies"],
         summary="The version in production (scope `read` or `assign`)",
-        responses=refusals("400", "404"),
+        responses=error_responses("400", "404"),
     )
     async def policy(
         request: Request, name: Annotated[str, Path(description="The policy's name.", max_length=255)]
     ) -> ProductionView:
-        await let_in(request, "read", "admin", "assign")
+        await authorize(request, "read", "admin", "assign")
         if "\0" in name:
             raise not_found("There is no such policy.")
 
-        async def find() -> Mapping[str, Any] | None:
+        async def find_version() -> Mapping[str, Any] | None:
             async with database.acquire() as connection:
                 return await find_production_version(connection, name)
 
-        row = await database.retrying(find)
+        row = await database.retrying(find_version)
         if row is None:
             raise not_found(f"There is no policy {name} with a version in production.")
         config = complete_config(
@@ -227,7 +235,7 @@ def reads_router(keys: KeyRing, database: Database, catalogue: CatalogueCache, a
 
 
 def _is_utf8(request: Request) -> bool:
-    """Whether the path is text: what is not was replaced on the way, so that another unit would be answered."""
+    """Whether the path is valid UTF-8. Invalid bytes were replaced on decoding, so the id would be that of another unit."""
     try:
         unquote_to_bytes(request.scope["raw_path"]).decode()
     except UnicodeDecodeError:
@@ -235,15 +243,15 @@ def _is_utf8(request: Request) -> bool:
     return True
 
 
-def _object(context: str | None) -> dict[str, Any]:
-    """The context of a query. Raises ApiError (400)."""
+def _context_object(context: str | None) -> dict[str, Any]:
+    """The query's context, decoded. Raises ApiError (400)."""
     try:
-        sent = {} if context is None else msgspec.json.decode(context)
+        decoded = {} if context is None else msgspec.json.decode(context)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        sent = None
-    if not isinstance(sent, dict):
+        decoded = None
+    if not isinstance(decoded, dict):
         raise validation_error([FieldError("context", "invalid_context")], "The context must be a JSON object.")
-    return sent
+    return decoded
 
 
 def _run(run: ServedRun) -> RunView:
@@ -262,7 +270,7 @@ def _run(run: ServedRun) -> RunView:
         layer=None if layer is None else LayerView(layer.id, layer.holdout, layer.first, layer.end),
         overrides=run.overrides,
         variants=[
-            VariantView(each.id, each.name, each.role, each.allocation, each.withdrawn, each.config)
-            for each in run.variants
+            VariantView(variant.id, variant.name, variant.role, variant.allocation, variant.withdrawn, variant.config)
+            for variant in run.variants
         ],
     )
