@@ -9,9 +9,9 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from eventlog.dead_letters import add_dead_letter, first_line
+from eventlog.dead_letters import first_line, store_dead_letter
 from eventlog.erased_units import ErasedUnits, read_erased_units
-from eventlog.spool import Segment, SpoolWriter, finish, orphans, read_segment, taken_over
+from eventlog.spool import Segment, SpoolWriter, read_segment, remove_segment, take_over, writer_folders
 from eventlog.validation import Event
 from serving.events.store import REFUSED, EventStore, NoRoomError
 from serving.http.database import TRANSIENT, Database
@@ -70,7 +70,7 @@ class Drainer:
                 await connection.execute("SELECT 1")
             self._database.away = False
             log.info("The database answers again.")
-        for path in await asyncio.to_thread(self._spool.sealed):
+        for path in await asyncio.to_thread(self._spool.seal):
             try:
                 segment = await self._drained(path)
             except FileNotFoundError:
@@ -79,14 +79,14 @@ class Drainer:
                 continue
             # This process wrote to its end: nothing is torn there, so it was damaged since.
             segment.damaged += segment.torn
-            await asyncio.to_thread(self._spool.done, segment)
+            await asyncio.to_thread(self._spool.remove, segment)
 
     async def drain_orphans(self) -> None:
         """Store what processes left that are gone. Raises what `AWAY` names, OSError."""
-        for folder in await asyncio.to_thread(orphans, self._root):
+        for folder in await asyncio.to_thread(writer_folders, self._root):
             with ExitStack() as stack:
-                for path in stack.enter_context(taken_over(folder)) or ():
-                    await asyncio.to_thread(finish, self._root, await self._drained(path))
+                for path in stack.enter_context(take_over(folder)) or ():
+                    await asyncio.to_thread(remove_segment, self._root, await self._drained(path))
 
     async def _drained(self, path: Path) -> Segment:
         """The segment, all of its events stored, known before, erased since, or dead letters."""
@@ -128,7 +128,7 @@ class Drainer:
         said = first_line(error.__cause__ or error)
         log.error("Event %s is a dead letter now: %s", event.event_id, said)
         async with self._database.acquire() as connection:
-            await add_dead_letter(connection, event, said, TRIES)
+            await store_dead_letter(connection, event, said, TRIES)
 
 
 def _read(records: Sequence[bytes], segment: Segment) -> Iterator[Event]:
