@@ -178,7 +178,7 @@ def test_migration_is_refused_when_the_database_is_newer(database_url: str) -> N
         connection.execute("UPDATE exp.alembic_version SET version_num = '9999'")
         assert schema_state(connection) == "newer"
         with pytest.raises(
-            MigrationError, match="schema version 9999, .* versions up to 0003: upgrade the installation"
+            MigrationError, match=r"schema version 9999, .* versions up to 0003: upgrade the installation"
         ):
             migrate(database_url)
         assert connection.execute("SELECT version_num FROM exp.alembic_version").fetchone() == ("9999",)
