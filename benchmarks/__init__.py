@@ -1,1 +1,1 @@
-"""Measuring, not in the wheel: `make bench` gives costs as ratios to a floor, `make soak` counts events while processes are killed."""
+"""Benchmarks, not in the wheel: `make bench` measures speed against a floor, `make soak` counts events while processes are killed."""

@@ -1,4 +1,4 @@
-"""The measurement of archiving an hour of events, beside COPY of the same rows out of PostgreSQL."""
+"""Measuring the archiving of an hour of events against COPY of the same rows out of PostgreSQL."""
 
 import multiprocessing
 import statistics
@@ -16,7 +16,7 @@ HOUR = datetime(2026, 1, 6, 10, tzinfo=UTC)
 GOAL_PER_SECOND = 200_000
 COLUMNS = "id, event_type, unit_type, unit_id, experiments, context, metrics, payload, timestamp, created_at, flags"
 
-# About 500 bytes each, in the order in which they come: up to five seconds late.
+# About 500 bytes each, in order of arrival: up to five seconds late.
 _FILL = """
 INSERT INTO exp.events (id, event_type, unit_type, unit_id, experiments, context, metrics, payload, "timestamp", created_at)
 SELECT md5(n::text)::uuid, (ARRAY['plan_generated', 'plan_accepted', 'exposure', 'meal_swapped'])[1 + n %% 4],
@@ -34,24 +34,24 @@ FROM generate_series(0, %(count)s - 1) AS n,
 
 
 def measure_archive(url: str, folder: Path, count: int, rounds: int, say: Callable[[str], None]) -> list[Figure]:
-    """Archive an hour of `count` made-up events in the empty, migrated database at `url`; medians of `rounds`, a process each."""
+    """Archive an hour of `count` generated events in the empty, migrated database at `url`; medians of `rounds`, each in a new process."""
     from eventlog.partitions import ensure_event_days, ensure_event_partitions
 
     with psycopg.connect(url, autocommit=True) as connection:
         ensure_event_partitions(connection, ARCHIVE_DAY, days_ahead=0, keep_days=1)
         ensure_event_days(connection, [ARCHIVE_DAY])
         connection.execute(_FILL, {"count": count, "start": HOUR})
-        # As autovacuum leaves a table that got no event for a minute.
+        # The state in which autovacuum leaves the table a minute after the last event.
         connection.execute("VACUUM ANALYZE exp.events")
         say(f"archiving an hour of {count:,} events {rounds} times, and COPY of the same rows")
-        done, floors = [], []
+        runs, floors = [], []
         for number in range(rounds):
             connection.execute("TRUNCATE exp.archived_hours")
-            done.append(_in_a_process(url, folder / f"archive{number}"))
+            runs.append(_archive_in_a_process(url, folder / f"archive{number}"))
             floors.append(_copy_out(connection))
-    seconds = statistics.median(took for took, _ in done)
+    seconds = statistics.median(duration for duration, _ in runs)
     floor = statistics.median(floors)
-    peak = max(memory for _, memory in done)
+    peak = max(memory for _, memory in runs)
     say(f"the archiving process took at most {peak:,.0f} MB")
     return [
         Figure(
@@ -65,21 +65,21 @@ def measure_archive(url: str, folder: Path, count: int, rounds: int, say: Callab
     ]
 
 
-def _in_a_process(url: str, folder: Path) -> tuple[float, float]:
+def _archive_in_a_process(url: str, folder: Path) -> tuple[float, float]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(archive_once, (url, str(folder)))
 
 
 def archive_once(url: str, folder: str) -> tuple[float, float]:
-    """Archive the hour into an empty folder: seconds, and the most MB that this process took."""
+    """Archive the hour into an empty folder; returns the seconds it took and the process's peak memory in MB."""
     from eventlog.archive.archiving import archive_hours
     from foundation.object_store import ObjectStore
 
     with psycopg.connect(url) as connection:
         started = time.perf_counter()
         archive_hours(connection, ObjectStore(folder), HOUR, HOUR + timedelta(hours=1))
-        took = time.perf_counter() - started
-    return took, _peak_mb()
+        seconds = time.perf_counter() - started
+    return seconds, _peak_mb()
 
 
 def _peak_mb() -> float:

@@ -1,4 +1,4 @@
-"""The measurements of `POST /api/v1/assignments`: the real API beside a floor on the same server software, in alternating rounds."""
+"""Measuring `POST /api/v1/assignments`: the real API against a floor on the same server software, in alternating rounds."""
 
 import contextlib
 import statistics
@@ -14,7 +14,7 @@ import psycopg
 
 from benchmarks.figures import Figure, Memory
 from benchmarks.load import Load, LoadResult, measure, unit_id
-from benchmarks.servers import Server, environment, running
+from benchmarks.servers import NEVER_REACHED, Server, environment, running
 from experimentation.runs.lifecycle import create_run, start_run
 from experimentation.runs.run import NewVariant
 from foundation.api_keys import make_api_key
@@ -26,8 +26,6 @@ EXPERIMENT = "bench"
 STORED_UNITS = 1_000
 MEMORY = "memory"
 WARM_UP_SECONDS = 0.2
-# Limits are on while it is measured, as in production, and never reached.
-NEVER_REACHED = "1000000000"
 BODY = '{"unit_type":"household","unit_id":"{unit}","requested_experiments":["' + EXPERIMENT + '"]}'
 
 FILL = """
@@ -40,7 +38,7 @@ WHERE v.experiment_id = %(run)s AND v.name = 'control'
 
 @dataclass(frozen=True)
 class Way:
-    """One way through the API: its name on the command line and in words, its floor and goals."""
+    """A path through the API: its name on the command line, its title, its floor and its goals."""
 
     name: str
     title: str
@@ -73,7 +71,7 @@ FLOORS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """What to measure, and for how long."""
 
     names: Collection[str] = NAMES
     rounds: int = 3
@@ -88,26 +86,26 @@ class _Round:
 
 
 class AssignmentBench:
-    """The measurements on one migrated database, with an experiment and a key of their own."""
+    """Measurements on a migrated database, with their own experiment and key."""
 
     def __init__(self, url: str, folder: Path, plan: Plan, say: Callable[[str], None]) -> None:
-        """Makes the experiment and the key in the database at `url`; logs and the children's home go to `folder`."""
+        """Creates the experiment and the key in the database at `url`; logs and the child processes' home go to `folder`."""
         self._url, self._folder, self._plan, self._say = url, folder, plan, say
         self._run_id, key = _prepare(url)
         self._request = request_text(key)
         self._next_unit = 0
 
     def measure(self) -> tuple[list[Figure], Memory | None]:
-        """Every path of the plan. Raises LoadError for an answer that is not 200, BenchError for a server that does not run."""
+        """Measure every path of the plan. Raises LoadError for any answer other than 200, BenchError if a server does not run."""
         figures: list[Figure] = []
         chosen = [path for path in PATHS if path.name in self._plan.names]
         for floor in FLOORS:
             paths = [path for path in chosen if path.floor == floor]
             if paths:
-                figures += self._beside(floor, paths)
+                figures += self._measure_against(floor, paths)
         return figures, self._memory() if MEMORY in self._plan.names else None
 
-    def _beside(self, floor: str, paths: Sequence[Way]) -> list[Figure]:
+    def _measure_against(self, floor: str, paths: Sequence[Way]) -> list[Figure]:
         figures = []
         with contextlib.ExitStack() as stack:
             self._say(f"starting the floor '{floor}' and the API")
@@ -118,8 +116,8 @@ class AssignmentBench:
                 if key not in servers:
                     servers[key] = stack.enter_context(self._api(f"api-{path.name}", path.settings))
                     self._warm(servers[key])
-            self._one(floor_server, paths[0], ours=False, note=f"warming up the floor '{floor}'")
-            # Paths of one number of connections share the floor's rounds.
+            self._run_round(floor_server, paths[0], ours=False, note=f"warming up the floor '{floor}'")
+            # Paths with the same number of connections share the floor's rounds.
             for connections in dict.fromkeys(path.connections for path in paths):
                 group = [path for path in paths if path.connections == connections]
                 floors: list[_Round] = []
@@ -127,7 +125,7 @@ class AssignmentBench:
                 for number in range(1, self._plan.rounds + 1):
                     where = f"round {number} of {self._plan.rounds}"
                     floors.append(
-                        self._one(
+                        self._run_round(
                             floor_server,
                             group[0],
                             ours=False,
@@ -137,11 +135,11 @@ class AssignmentBench:
                     for path in group:
                         server = servers[str(path.settings)]
                         note = f"{where}: {path.title} (process {server.process.pid})"
-                        ours[path.name].append(self._one(server, path, ours=True, note=note))
+                        ours[path.name].append(self._run_round(server, path, ours=True, note=note))
                 figures += [_figure(path, ours[path.name], floors) for path in group]
         return figures
 
-    def _one(self, server: Server, path: Way, *, ours: bool, note: str) -> _Round:
+    def _run_round(self, server: Server, path: Way, *, ours: bool, note: str) -> _Round:
         self._say(note)
         units: dict[str, Any] = {"cycle": STORED_UNITS}
         if path.new_units:
@@ -157,7 +155,7 @@ class AssignmentBench:
         return _Round(result, spent / result.sent * 1e6)
 
     def _warm(self, server: Server) -> None:
-        """Every stored unit twice: stored by the first server, in the memory of each that has one."""
+        """Request every stored unit twice: the first server enrols them, and each server with a cache then has them in memory."""
         measure(Load(server.port, self._request, count=2 * STORED_UNITS, cycle=STORED_UNITS))
 
     def _memory(self) -> Memory:
@@ -188,17 +186,17 @@ class AssignmentBench:
     @contextlib.contextmanager
     def _api(self, name: str, settings: dict[str, str], module: str = "serving") -> Iterator[Server]:
         port = free_port()
-        given = environment(
+        env = environment(
             self._folder / "home",
             self._url,
             api_port=str(port),
-            # A day, not nine weeks, of partitions of events to make at start.
+            # Create partitions of one day, not nine weeks, at the start.
             first_day=datetime.now(UTC).date().isoformat(),
             rate_limit_unit_per_minute=NEVER_REACHED,
             rate_limit_key_per_minute=NEVER_REACHED,
             **settings,
         )
-        with running(name, [module], port, given, self._request, self._folder) as server:
+        with running(name, [module], port, env, self._request, self._folder) as server:
             yield server
 
     @contextlib.contextmanager
@@ -209,13 +207,13 @@ class AssignmentBench:
             return
         port = free_port()
         command = ["benchmarks.floor", floor, "--port", str(port), "--run-id", str(self._run_id)]
-        given = environment(self._folder / "home", self._url)
-        with running(f"floor-{floor}", command, port, given, self._request, self._folder) as server:
+        env = environment(self._folder / "home", self._url)
+        with running(f"floor-{floor}", command, port, env, self._request, self._folder) as server:
             yield server
 
 
 def request_text(key: str) -> str:
-    """The whole request, with `{unit}` where the unit's id stands."""
+    """The complete HTTP request, with `{unit}` in the place of the unit's id."""
     length = len(BODY.replace("{unit}", unit_id("h", 0)))
     return (
         "POST /api/v1/assignments HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -224,35 +222,35 @@ def request_text(key: str) -> str:
 
 
 def _prepare(url: str) -> tuple[UUID, str]:
-    """A running experiment of two equal arms, and a key that may ask for it."""
-    change = Change("bench", "to be measured")
+    """Create a running experiment with two equal arms, and a key for it; returns the run's id and the key."""
+    change = Change("bench", "Needed for the benchmark.")
     half = Decimal("0.5")
     arms = [
         NewVariant(name="control", role="control", allocation=half, config={"params": {"blue": True}}),
         NewVariant(name="treatment", role="treatment", allocation=half, config={"params": {"blue": False}}),
     ]
     with psycopg.connect(url) as connection:
-        made = create_run(connection, name=EXPERIMENT, unit_type="household", variants=arms, change=change)
-        start_run(connection, made.id, change=change)
+        run = create_run(connection, name=EXPERIMENT, unit_type="household", variants=arms, change=change)
+        start_run(connection, run.id, change=change)
         _, key = make_api_key(connection, EXPERIMENT, ["assign"])
-    return made.id, key
+    return run.id, key
 
 
 def _figure(way: Way, ours: Sequence[_Round], floors: Sequence[_Round]) -> Figure:
     def median(rounds: Sequence[_Round], value: Callable[[_Round], float]) -> float:
-        return statistics.median(value(one) for one in rounds)
+        return statistics.median(map(value, rounds))
 
     return Figure(
         path=way.title,
         what="requests",
-        per_second=median(ours, lambda one: one.result.per_second),
+        per_second=median(ours, lambda measured: measured.result.per_second),
         floor=FLOORS[way.floor],
-        floor_per_second=median(floors, lambda one: one.result.per_second),
+        floor_per_second=median(floors, lambda measured: measured.result.per_second),
         goal=way.goal,
-        p50_ms=median(ours, lambda one: one.result.p50_ms),
-        p99_ms=median(ours, lambda one: one.result.p99_ms),
+        p50_ms=median(ours, lambda measured: measured.result.p50_ms),
+        p99_ms=median(ours, lambda measured: measured.result.p99_ms),
         p99_goal_ms=way.p99_goal_ms,
-        cpu_us=median(ours, lambda one: one.cpu_us),
-        floor_cpu_us=median(floors, lambda one: one.cpu_us),
+        cpu_us=median(ours, lambda measured: measured.cpu_us),
+        floor_cpu_us=median(floors, lambda measured: measured.cpu_us),
         floor_only_computes=way.floor == "bare",
     )

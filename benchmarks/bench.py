@@ -1,4 +1,4 @@
-"""`make bench`: what is measured is chosen, shown while it runs, printed as a table, written as JSON."""
+"""`make bench`: runs the chosen measurements, shows progress, prints a table, and writes JSON."""
 
 import json
 import tempfile
@@ -18,7 +18,7 @@ from orchestration.commands.failures import run
 
 
 class What(StrEnum):
-    """What can be measured."""
+    """The measurements to run."""
 
     ASSIGNMENTS = "assignments"
     EVENTS = "events"
@@ -26,7 +26,7 @@ class What(StrEnum):
 
 
 class Only(StrEnum):
-    """The paths (assignments.NAMES, ingestion.NAMES, the archive), written out so that `--help` loads nothing else."""
+    """The paths (assignments.NAMES, ingestion.WAYS, the archive), repeated here so that `--help` loads nothing else."""
 
     HIT = "hit"
     NO_CACHE = "no-cache"
@@ -48,27 +48,23 @@ class Only(StrEnum):
 
 def bench(
     what: Annotated[What, typer.Argument(help="Assignments, events and their archive, or all.")] = What.ALL,
-    only: Annotated[
-        list[Only] | None, typer.Option(help="Of these, only this path; may be given again for another.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Alternating rounds; the median counts.")] = 3,
+    only: Annotated[list[Only] | None, typer.Option(help="Measure only this path; may be given several times.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Number of alternating rounds; the median counts.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, max=60, help="Length of a round of requests.")] = 2.0,
-    units: Annotated[int, typer.Option(min=100, max=2_000_000, help="Distinct units that memory is measured with.")] = (
-        1_000_000
-    ),
-    events: Annotated[int, typer.Option(min=1000, max=200_000, help="Events of a round over HTTP.")] = 40_000,
-    hour: Annotated[
-        int, typer.Option(min=1000, max=10_000_000, help="Events of the hour that is archived.")
-    ] = 1_000_000,
+    units: Annotated[
+        int, typer.Option(min=100, max=2_000_000, help="Distinct units for the measurement of memory.")
+    ] = (1_000_000),
+    events: Annotated[int, typer.Option(min=1000, max=200_000, help="Events per round over HTTP.")] = 40_000,
+    hour: Annotated[int, typer.Option(min=1000, max=10_000_000, help="Events in the archived hour.")] = 1_000_000,
     output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
 ) -> None:
-    """Measure the API and the events as ratios to a floor, in one run, on a database of its own."""
-    from benchmarks.figures import Figure, Memory, table
+    """Measure assignments and events against a floor, in one run, on a separate database."""
+    from benchmarks.figures import Figure, Memory, figure_table
 
     out = console()
     figures: list[Figure] = []
     memory: Memory | None = None
-    names = frozenset(one.value for one in only or Only)
+    names = frozenset(path.value for path in only or Only)
     with _server() as (new_database, folder), _progress(out) as say:
         if what is not What.EVENTS:
             from benchmarks.assignments import NAMES, AssignmentBench, Plan
@@ -85,9 +81,9 @@ def bench(
             if Only.ARCHIVE.value in names:
                 figures += measure_archive(new_database("archive"), folder, hour, rounds, say)
     if figures:
-        out.print(table(figures))
+        out.print(figure_table(figures))
     if any(figure.disturbed for figure in figures):
-        out.print("Other programs took the processor meanwhile (disturbed): trust the CPU ratio, or measure again.")
+        out.print("Other programs used the processor meanwhile (disturbed): rely on the CPU ratio, or measure again.")
     if memory is not None:
         out.print(str(memory))
     out.print(f"Medians of {rounds} rounds. Ratios are to the floor on the same machine in the same run.")
@@ -107,7 +103,7 @@ def _as_json(figures: list[Any], memory: Any, rounds: int, seconds: float, event
 
 @contextmanager
 def _server() -> Iterator[tuple[Callable[[str], str], Path]]:
-    """What makes a migrated database and returns its address, on a server of its own, and a folder; all goes when the block ends."""
+    """A function that creates a migrated database and returns its URL, and a folder. The server and all data end with the block."""
     from foundation.migrate import migrate
     from orchestration.local.ports import free_port
     from orchestration.local.postgres import EmbeddedPostgres, make_databases
@@ -131,11 +127,11 @@ def _server() -> Iterator[tuple[Callable[[str], str], Path]]:
 
 @contextmanager
 def _progress(out: Console) -> Iterator[Callable[[str], None]]:
-    """What to call with the step that runs now; where nobody looks, nothing is drawn, and each step is a line."""
+    """A function that shows the current step: as a status on a terminal, otherwise as a line of text."""
     if not out.is_terminal:
         yield lambda step: out.print(f"· {step}", markup=False)
         return
-    # Drawn twice a second: every frame takes time from what is measured.
+    # Refreshed only twice a second, because every frame takes time from the measurement.
     with out.status("starting", refresh_per_second=2) as status:
         yield status.update
 

@@ -1,11 +1,8 @@
-"""The least that the same server could do, as ASGI apps of a few lines: `python -m benchmarks.floor bare|insert --port PORT`.
+"""`python -m benchmarks.floor bare|insert --port PORT`: the least work that the same server could do, as ASGI apps of a few lines.
 
- Does not belong
-here: anything of `serving`, whose cost is what is measured; measuring.
-
-Both run as `python -m serving` does: uvicorn with one worker, uvloop, httptools, no access log, no server header, the same session settings
-and frozen start-up objects. `insert` is quick for
-what it does: no key, no limits, the answer's bytes made beforehand, connections open from the start, no reset between uses.
+Both run like `python -m serving`: uvicorn with one worker, uvloop, httptools, no access log, no server header, the same session settings
+and frozen start-up objects. They import nothing of `serving`, whose cost is measured. `insert` is as fast as possible: no key, no limits,
+prepared answers, connections open from the start, no reset between uses.
 """
 
 import argparse
@@ -29,7 +26,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 ANSWER_BYTES = 320
-# As the API's sessions.
+# The same as the API's sessions.
 SESSION = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
 READ_RUN = """
 SELECT e.name, e.run, v.id, v.name, v.allocation, v.config::text
@@ -43,7 +40,7 @@ ON CONFLICT DO NOTHING
 
 
 class Request(msgspec.Struct):
-    """A request for assignments, as far as the floor reads it."""
+    """The fields of a request for assignments that the floor reads."""
 
     unit_type: str
     unit_id: str
@@ -58,10 +55,10 @@ class _Arm:
 
 
 class Bare:
-    """Reads the body and answers a fixed one."""
+    """Reads the body and returns a fixed answer."""
 
     def __init__(self) -> None:
-        """The answer is made once."""
+        """Prepares the answer."""
         self._body = json.dumps({"padding": "x" * (ANSWER_BYTES - len('{"padding": ""}'))}).encode()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -74,10 +71,10 @@ class Bare:
 
 
 class Insert:
-    """Enrols the unit in one run by one INSERT that is committed before it is answered."""
+    """Enrols the unit in a run with one INSERT, committed before the answer."""
 
     def __init__(self, url: str, pool_size: int, run_id: UUID) -> None:
-        """Nothing connects before the lifespan starts."""
+        """Connects when the lifespan starts, not before."""
         self._url, self._pool_size, self._run_id = url, pool_size, run_id
         self._decoder = msgspec.json.Decoder(Request)
         self._pool: asyncpg.Pool | None = None
@@ -113,7 +110,7 @@ class Insert:
 def _answer_of(
     run_id: UUID, name: str, run: int, variant_id: UUID, variant: str, allocation: Decimal, config: str
 ) -> bytes:
-    """What the API answers for the same unit."""
+    """The API's answer for the same unit."""
     assignment = {
         "experiment_id": run_id, "experiment_name": name, "run": run, "variant_id": variant_id, "variant_name": variant,
         "enrolled": True, "reason": "assigned", "config": msgspec.json.decode(config),
@@ -152,20 +149,20 @@ async def _nothing() -> None:
 
 
 async def _keep_session(connection: asyncpg.Connection) -> None:
-    """Instead of the pool's RESET ALL after each use, a round trip."""
+    """Do nothing, in place of the pool's RESET ALL after each use, which costs a round trip."""
 
 
 def main() -> int:
-    """Serve until a signal ends it."""
-    parser = argparse.ArgumentParser(description="A floor that the API is measured against.")
+    """Serve until a signal."""
+    parser = argparse.ArgumentParser(description="A floor to measure the API against.")
     parser.add_argument("floor", choices=["bare", "insert"])
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--run-id", type=UUID, help="The run that `insert` enrols units in.")
     arguments = parser.parse_args()
     if arguments.floor == "insert" and arguments.run_id is None:
         parser.error("insert needs --run-id")
-    chosen = settings()
-    app = Bare() if arguments.floor == "bare" else Insert(chosen.platform_url, chosen.api_pool_size, arguments.run_id)
+    current = settings()
+    app = Bare() if arguments.floor == "bare" else Insert(current.platform_url, current.api_pool_size, arguments.run_id)
     gc.collect()
     gc.freeze()
     uvicorn.run(

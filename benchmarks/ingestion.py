@@ -1,4 +1,4 @@
-"""The measurements of events over HTTP: batches and single events, beside COPY of the same rows and beside one INSERT a request."""
+"""Measuring events over HTTP: batches and single events, against COPY of the same rows and against one INSERT per request."""
 
 import contextlib
 import statistics
@@ -15,13 +15,12 @@ import psycopg
 
 from benchmarks.figures import Figure
 from benchmarks.load import Load, LoadResult, measure, write_requests
-from benchmarks.servers import BenchError, Server, environment, running
+from benchmarks.servers import NEVER_REACHED, BenchError, Server, environment, running
 from eventlog.event_ids import new_event_id
 from eventlog.partitions import ensure_event_partitions
 from foundation.api_keys import make_api_key
 from orchestration.local.ports import free_port
 
-NEVER_REACHED = "1000000000"
 WARM_UP_EVENTS = 500
 UNITS = 50_000
 COLUMNS = "id, event_type, unit_type, unit_id, experiments, context, metrics, payload, timestamp"
@@ -30,7 +29,7 @@ COPY, ALIKE = "COPY of the same rows", "one INSERT a request, all else alike"
 
 @dataclass(frozen=True)
 class Way:
-    """One way of sending the same events."""
+    """A way of sending the same events."""
 
     name: str
     title: str
@@ -52,10 +51,10 @@ WAYS = (
 
 
 class IngestionBench:
-    """The measurements on one migrated, empty database."""
+    """Measurements on a migrated, empty database."""
 
     def __init__(self, url: str, folder: Path, count: int, rounds: int, say: Callable[[str], None]) -> None:
-        """`count` events a measurement; logs and requests go to `folder`."""
+        """`count`: events per measurement. Logs and requests go to `folder`."""
         self._url, self._folder, self._rounds, self._say = url, folder, rounds, say
         self._count = count
         self._connection = psycopg.connect(url, autocommit=True)
@@ -63,7 +62,7 @@ class IngestionBench:
         _, self._key = make_api_key(self._connection, "bench_events", ["ingest"])
 
     def measure(self, names: Collection[str]) -> list[Figure]:
-        """Every way that is named. Raises LoadError for an answer that is not 200, BenchError for a server that does not run."""
+        """Measure the ways with these names. Raises LoadError for any answer other than 200, BenchError if a server does not run."""
         ways = [way for way in WAYS if way.name in names]
         figures = []
         with contextlib.ExitStack() as stack:
@@ -78,8 +77,8 @@ class IngestionBench:
                 floors: list[float] = []
                 for number in range(1, self._rounds + 1):
                     where = f"round {number} of {self._rounds}"
-                    # New ids each time, so that no measurement meets what another stored.
-                    events = made_up_events(self._count)
+                    # New ids each time, so that no measurement meets events of another.
+                    events = generate_events(self._count)
                     self._say(f"{where}: the floor of {way.title}, {way.floor}")
                     if alike is not None and way.floor == ALIKE:
                         floors.append(self._send(alike, way, events)[0].per_second)
@@ -98,7 +97,7 @@ class IngestionBench:
         self._connection.execute("CHECKPOINT")
 
     def _copy(self, events: Sequence[dict[str, Any]]) -> float:
-        """Rows a second."""
+        """Copy the events into the table; returns rows per second."""
         self._empty()
         lines = copy_text(events)
         began = time.perf_counter()
@@ -107,7 +106,7 @@ class IngestionBench:
         return len(events) / (time.perf_counter() - began)
 
     def _send(self, server: Server, way: Way, events: Sequence[dict[str, Any]]) -> tuple[LoadResult, float]:
-        """What came of it, in requests; and the server's processor time an event, in µs."""
+        """Send the events; returns the result, in requests, and the server's processor time per event, in µs."""
         self._empty()
         path = self._folder / f"{way.name}.requests"
         groups = [events[start : start + way.batch] for start in range(0, len(events), way.batch)]
@@ -127,25 +126,25 @@ class IngestionBench:
     @contextlib.contextmanager
     def _server(self, name: str, module: str) -> Iterator[Server]:
         port = free_port()
-        given = environment(
+        env = environment(
             self._folder / "home",
             self._url,
             api_port=str(port),
             first_day=datetime.now(UTC).date().isoformat(),
             rate_limit_key_per_minute=NEVER_REACHED,
-            # With the limit for units on: each has few events.
+            # The limit for units stays on, because each unit has few events.
             api_services="events",
         )
-        probe = http_request("/api/v1/events", self._key, msgspec.json.encode(made_up_events(1)[0])).decode()
-        with running(name, [module], port, given, probe, self._folder) as server:
+        probe = http_request("/api/v1/events", self._key, msgspec.json.encode(generate_events(1)[0])).decode()
+        with running(name, [module], port, env, probe, self._folder) as server:
             warm = self._folder / f"{name}.warm"
-            write_requests(warm, (self._request([event], 1) for event in made_up_events(WARM_UP_EVENTS)))
+            write_requests(warm, (self._request([event], 1) for event in generate_events(WARM_UP_EVENTS)))
             measure(Load(port, prepared=str(warm)))
             yield server
 
 
-def made_up_events(count: int) -> list[dict[str, Any]]:
-    """Events of about 600 bytes as a product sends them: many units, ids of their own, the time now."""
+def generate_events(count: int) -> list[dict[str, Any]]:
+    """Events of about 600 bytes like those of a product: many units, new ids, the current time."""
     now = datetime.now(UTC)
     experiment, variant = UUID(int=1), UUID(int=2)
     return [
@@ -185,7 +184,7 @@ def copy_text(events: Sequence[dict[str, Any]]) -> bytes:
 
 
 def http_request(path: str, key: str, body: bytes) -> bytes:
-    """The whole request."""
+    """The complete HTTP request."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -197,12 +196,12 @@ def _figure(way: Way, ours: Sequence[LoadResult], cpu: Sequence[float], floors: 
     return Figure(
         path=way.title,
         what="events",
-        per_second=statistics.median(one.per_second for one in ours) * way.batch,
+        per_second=statistics.median(result.per_second for result in ours) * way.batch,
         floor=way.floor,
         floor_per_second=statistics.median(floors),
         goal=way.goal,
-        p50_ms=statistics.median(one.p50_ms for one in ours),
-        p99_ms=statistics.median(one.p99_ms for one in ours),
+        p50_ms=statistics.median(result.p50_ms for result in ours),
+        p99_ms=statistics.median(result.p99_ms for result in ours),
         p99_goal_ms=way.p99_goal_ms,
         cpu_us=statistics.median(cpu),
     )

@@ -1,4 +1,4 @@
-"""One soak: a server, the API in processes that are killed, a database that stops, clients that go on, and the count at the end."""
+"""A soak test: the API is killed and PostgreSQL stopped while clients keep sending; at the end, events are counted."""
 
 import random
 import signal
@@ -15,7 +15,7 @@ import httpx
 import psycopg
 
 from benchmarks.senders import Ledger, Senders, wait_for
-from benchmarks.servers import environment
+from benchmarks.servers import NEVER_REACHED, environment
 from eventlog.dead_letters import count_dead_letters
 from foundation.api_keys import make_api_key
 from foundation.errors import LifecycleError
@@ -29,12 +29,11 @@ START_SECONDS, DRAIN_SECONDS = 60.0, 120.0
 POLL_SECONDS = 0.05
 STORED = "SELECT id, count(*) FROM exp.events GROUP BY id"
 OUTAGE_SHARE = 0.2
-NEVER_REACHED = "1000000000"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found. Nothing is wrong when `lost`, `doubled`, `dead` and `unexpected` are empty or zero."""
+    """The counts of a soak test. Nothing is wrong if `lost`, `doubled`, `dead` and `unexpected` are zero or empty."""
 
     acknowledged: int
     stored: int
@@ -49,15 +48,15 @@ class Outcome:
 
     @property
     def sound(self) -> bool:
-        """Whether every acknowledged event is stored once, and every answer was one that a client expects."""
+        """Whether every acknowledged event is stored once, and clients got only expected answers."""
         return not (self.lost or self.doubled or self.dead or self.unexpected)
 
 
 class Soak:
-    """One run, in a folder of its own."""
+    """A soak test in its own folder."""
 
     def __init__(self, folder: Path, seed: int, senders: int, say: Callable[[str], None]) -> None:
-        """Nothing starts yet."""
+        """Starts nothing yet. `say` is called with each step."""
         self._folder, self._seed, self._senders, self._say = folder, seed, senders, say
         self._postgres = EmbeddedPostgres(folder / "postgres", free_port())
         self._port = free_port()
@@ -67,7 +66,7 @@ class Soak:
         self._api: subprocess.Popen[bytes] | None = None
 
     def run(self, *, kills: int | None = None, seconds: float | None = None) -> Outcome:
-        """Until so many processes were killed, or so many seconds are over. Raises LifecycleError when something does not come back."""
+        """Run until this many kills, or for this many seconds. Raises LifecycleError if the API or the spool does not recover."""
         began = time.monotonic()
         self._postgres.start()
         ledger, killed, outages = Ledger(), 0, 0
@@ -79,32 +78,32 @@ class Soak:
             senders = Senders(self._url, key, self._senders, self._seed, ledger)
             senders.start()
             try:
-                self._until_acknowledged(ledger)
+                self._wait_for_acknowledgement(ledger)
                 while (kills is None or killed < kills) and (seconds is None or time.monotonic() - began < seconds):
-                    # At any moment: in the middle of a statement, of a file, of the start itself.
+                    # At any moment: during a statement, a write to a file, or the start itself.
                     time.sleep(self._chance.uniform(0, 0.5))
                     outage = self._chance.random() < OUTAGE_SHARE
                     if outage:
                         outages += 1
                         self._postgres.stop()
-                        self._until_acknowledged(ledger)
+                        self._wait_for_acknowledgement(ledger)
                     self._kill_api()
                     killed += 1
                     if outage:
                         self._postgres.start()
                     self._start_api()
-                    self._until_acknowledged(ledger)
+                    self._wait_for_acknowledgement(ledger)
                     self._say(f"{killed} kills, {outages} outages, {len(ledger.acknowledged):,} events acknowledged")
             finally:
                 senders.stop()
-            self._drained()
+            self._wait_for_drained_spool()
             return self._count(ledger, killed, outages, time.monotonic() - began)
         finally:
             self._kill_api()
             self._postgres.stop()
 
     def _start_api(self) -> None:
-        given = environment(
+        env = environment(
             self._folder / "home",
             self._postgres.url,
             api_port=str(self._port),
@@ -117,7 +116,7 @@ class Soak:
         with self._log.open("ab") as log:
             self._api = subprocess.Popen(
                 [sys.executable, "-m", "serving"],
-                env=given,
+                env=env,
                 cwd=PROJECT_ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -130,21 +129,21 @@ class Soak:
             self._api.wait()
             self._api = None
 
-    def _until_acknowledged(self, ledger: Ledger) -> None:
+    def _wait_for_acknowledgement(self, ledger: Ledger) -> None:
         if not wait_for(ledger, 1, START_SECONDS):
             raise LifecycleError(f"No event was acknowledged for {START_SECONDS:.0f} s.{self._end_of_log()}")
 
     def _end_of_log(self) -> str:
         return "".join(f"\n  | {line}" for line in log_tail(self._log, 20))
 
-    def _drained(self) -> None:
-        """Wait until no spool holds anything, the one of a killed process included."""
+    def _wait_for_drained_spool(self) -> None:
+        """Wait until all spools are empty, including those of killed processes."""
         deadline = time.monotonic() + DRAIN_SECONDS
         spool = self._folder / "home" / "spool"
         while list(spool.glob("*/*.events")) or not self._ready():
             if time.monotonic() > deadline:
                 raise LifecycleError(
-                    f"The spool {spool} was not drained within {DRAIN_SECONDS:.0f} s: {self._log} says more."
+                    f"The spool {spool} was not drained within {DRAIN_SECONDS:.0f} s: look at {self._log}."
                 )
             time.sleep(POLL_SECONDS)
 

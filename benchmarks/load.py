@@ -1,8 +1,6 @@
-"""A load generator: keep-alive connections on one thread, each with one request under way, over raw sockets.
+"""A load generator: keep-alive connections on one thread, each with one pending request, over raw sockets.
 
- Only the standard library, so that a measurement starts at once.
-
-An answer other than 200 is never counted as a success: it fails the whole measurement.
+It uses only the standard library, so that a measurement starts at once. Any answer other than 200 fails the whole measurement.
 """
 
 import gc
@@ -29,15 +27,15 @@ _SHOWN_BYTES = 300
 
 
 class LoadError(LifecycleError):
-    """The measurement is worth nothing; the message says why."""
+    """The measurement is invalid; the message says why."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to send, where to, and for how long: `seconds` after `warm_up` ones that don't count, or `count` requests.
+    """What to send, where, and for how long: `seconds` after `warm_up` seconds that do not count, or `count` requests.
 
-    `request` is the whole request, with `{unit}` where a unit's id is to stand: `prefix` and eight digits from `first` on, starting again
-    after `cycle` of them. Or the whole requests stand one after another in the file `prepared`, as `write_requests` writes them.
+    `request` is the complete request, with `{unit}` in the place of a unit's id: `prefix` and eight digits from `first` on, starting again
+    after `cycle` units. Alternatively, the complete requests are in the file `prepared`, as `write_requests` writes them.
     """
 
     port: int
@@ -54,7 +52,7 @@ class Load:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What came of it. `sent` and `client_cpu_us` (of the generator, a request) include the warm-up; everything is answered."""
+    """The result of a load. `sent` and `client_cpu_us` (the generator's, per request) include the warm-up; all requests were answered."""
 
     answered: int
     sent: int
@@ -67,12 +65,12 @@ class LoadResult:
 
 
 def unit_id(prefix: str, number: int) -> str:
-    """A unit's id; all have one length, so that each request of a load has the same content-length."""
+    """A unit's id. All ids have the same length, so that all requests of a load have the same content-length."""
     return f"{prefix}{number:08d}"
 
 
 def requests_of(load: Load) -> Iterator[bytes]:
-    """The bytes of one request after another."""
+    """The load's requests as bytes, one after another."""
     if load.prepared is not None:
         yield from read_requests(Path(load.prepared))
         return
@@ -86,14 +84,14 @@ def requests_of(load: Load) -> Iterator[bytes]:
 
 
 def write_requests(path: Path, requests: Iterable[bytes]) -> None:
-    """Each with its length before it, in 8 bytes."""
+    """Write requests to a file, each after its length in 8 bytes."""
     with path.open("wb") as file:
         for request in requests:
             file.write(len(request).to_bytes(8, "big") + request)
 
 
 def read_requests(path: Path) -> list[bytes]:
-    """What `write_requests` wrote, all in memory, so that reading takes no time from the measurement."""
+    """Read the file of `write_requests` into memory, so that reading takes no time from the measurement."""
     data = path.read_bytes()
     requests, offset = [], 0
     while offset < len(data):
@@ -104,32 +102,32 @@ def read_requests(path: Path) -> list[bytes]:
 
 
 class ResponseReader:
-    """Reads the answers of one connection, one at a time, however their bytes are split."""
+    """Reads the answers on a connection, one at a time, however their bytes are split."""
 
-    __slots__ = ("_buffer", "_whole", "response", "status")
+    __slots__ = ("_buffer", "_size", "response", "status")
 
     def __init__(self) -> None:
-        """Nothing is read yet."""
-        self._buffer, self._whole = b"", 0
+        """Starts with an empty buffer."""
+        self._buffer, self._size = b"", 0
         self.status, self.response = 0, b""
 
     def feed(self, data: bytes) -> bool:
-        """Take more bytes; whether an answer is complete, in `status` and `response`. Raises LoadError for anything else than one."""
+        """Add bytes; returns whether an answer is complete, in `status` and `response`. Raises LoadError for anything but one answer."""
         if self._buffer:
             data = self._buffer + data
-        if not self._whole:
+        if not self._size:
             end = data.find(b"\r\n\r\n")
             if end < 0:
                 self._buffer = data
                 return False
             self.status = _status(data)
-            self._whole = end + 4 + _content_length(data[: end + 2])
-        if len(data) < self._whole:
+            self._size = end + 4 + _content_length(data[: end + 2])
+        if len(data) < self._size:
             self._buffer = data
             return False
-        if len(data) > self._whole:
-            raise LoadError(f"More bytes came than the answer's content-length says: {_shown(data)}")
-        self.response, self._buffer, self._whole = data, b"", 0
+        if len(data) > self._size:
+            raise LoadError(f"More bytes came than the answer's content-length says: {_excerpt(data)}")
+        self.response, self._buffer, self._size = data, b"", 0
         return True
 
 
@@ -151,16 +149,16 @@ class _Connection:
         self.started = time.perf_counter()
         sent = self.push(request)
         if sent != len(request):
-            # Only what is larger than a socket's buffer: the others wait meanwhile, as they would for this one's bytes anyway.
+            # Only requests larger than the socket's buffer block here; the other connections would wait for their bytes anyway.
             self.socket.settimeout(STALL_SECONDS)
             self.socket.sendall(request[sent:])
             self.socket.setblocking(False)
 
 
 def run(load: Load) -> LoadResult:
-    """Measure in this process. Raises LoadError for any answer but 200, a closed connection, and silence of 15 s."""
+    """Measure in this process. Raises LoadError for any answer other than 200, a closed connection, or no answer for 15 s."""
     if load.seconds is None and load.count is None and load.prepared is None:
-        raise ValueError("A load ends after some seconds, a count, or with what is prepared.")
+        raise ValueError("A load needs `seconds`, a `count`, or `prepared` requests.")
     requests = requests_of(load)
     if load.count is not None:
         requests = itertools.islice(requests, load.count)
@@ -177,7 +175,7 @@ def run(load: Load) -> LoadResult:
 
 
 class _Tally:
-    """What is known of a measurement while it runs."""
+    """The state of a running measurement."""
 
     __slots__ = ("first_refused", "last", "latencies", "refused", "sent")
 
@@ -186,11 +184,11 @@ class _Tally:
         self.sent = self.refused = 0
         self.first_refused, self.last = b"", 0.0
 
-    def why(self) -> str:
-        """The first refused answer, as the end of a complaint."""
+    def first_refusal(self) -> str:
+        """The number of refused answers and the first of them, as the end of an error message; empty if there is none."""
         if not self.refused:
             return ""
-        return f" {self.refused} of {self.sent} answers were not 200, the first: {_shown(self.first_refused)}"
+        return f" {self.refused} of {self.sent} answers were not 200, the first: {_excerpt(self.first_refused)}"
 
 
 def _run(load: Load, requests: Iterator[bytes], connections: list[_Connection]) -> LoadResult:
@@ -200,12 +198,12 @@ def _run(load: Load, requests: Iterator[bytes], connections: list[_Connection]) 
     try:
         _keep_asking(tally, requests, connections, counted_from, until)
     except (LoadError, OSError) as error:
-        raise LoadError(f"{error}{tally.why()}") from error
+        raise LoadError(f"{error}{tally.first_refusal()}") from error
     cpu = time.process_time() - cpu
     if tally.refused:
-        raise LoadError(f"The measurement is void.{tally.why()}")
+        raise LoadError(f"The measurement is invalid.{tally.first_refusal()}")
     if not tally.latencies:
-        raise LoadError("Nothing was answered while it counted.")
+        raise LoadError("No request was answered after the warm-up.")
     seconds = (tally.last if load.seconds is None else until) - counted_from
     ordered = sorted(tally.latencies)
     return LoadResult(
@@ -223,18 +221,18 @@ def _run(load: Load, requests: Iterator[bytes], connections: list[_Connection]) 
 def _keep_asking(
     tally: _Tally, requests: Iterator[bytes], connections: list[_Connection], counted_from: float, until: float
 ) -> None:
-    """One request a connection under way, until the time or the requests are over. Few words here: this is the generator's own cost."""
+    """Keep one request pending on each connection until the time or the requests are over. Kept short: this is the generator's own cost."""
     clock, latencies = time.perf_counter, tally.latencies
     with selectors.DefaultSelector() as selector:
         for connection, request in zip(connections, requests, strict=False):
             selector.register(connection.socket, selectors.EVENT_READ, connection)
             connection.send(request)
             tally.sent += 1
-        under_way = tally.sent
-        while under_way:
+        pending = tally.sent
+        while pending:
             ready = selector.select(STALL_SECONDS)
             if not ready:
-                raise LoadError(f"{under_way} requests had no answer for {STALL_SECONDS:.0f} s.")
+                raise LoadError(f"{pending} requests had no answer for {STALL_SECONDS:.0f} s.")
             for key, _ in ready:
                 connection = key.data
                 data = connection.recv(_READ_BYTES)
@@ -248,56 +246,56 @@ def _keep_asking(
                     tally.first_refused = tally.first_refused or connection.reader.response
                 elif counted_from <= now < until:
                     latencies.append(now - connection.started)
-                # At the end what is under way is waited for, and checked, but not counted.
-                following = next(requests, None) if now < until else None
-                if following is None:
-                    under_way -= 1
+                # At the end, pending requests are awaited and checked, but not counted.
+                request_to_send = next(requests, None) if now < until else None
+                if request_to_send is None:
+                    pending -= 1
                 else:
-                    connection.send(following)
+                    connection.send(request_to_send)
                     tally.sent += 1
 
 
 def measure(load: Load) -> LoadResult:
-    """Measure in a process of its own, so that nothing else here slows the generator. Raises LoadError."""
-    done = subprocess.run(
+    """Measure in a separate process, so that nothing here slows the generator down. Raises LoadError."""
+    process = subprocess.run(
         [sys.executable, "-m", "benchmarks.load"],
         input=json.dumps(asdict(load)), capture_output=True, text=True, check=False, cwd=PROJECT_ROOT,
     )  # fmt: skip
-    if done.returncode != 0:
-        raise LoadError(done.stderr.strip() or f"The load generator ended with {done.returncode}.")
-    return LoadResult(**json.loads(done.stdout))
+    if process.returncode != 0:
+        raise LoadError(process.stderr.strip() or f"The load generator ended with {process.returncode}.")
+    return LoadResult(**json.loads(process.stdout))
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """The smallest value that at least `share` of them don't exceed (nearest rank); `ordered` ascends and is not empty."""
+    """The smallest value that at least `share` of the values do not exceed (nearest rank); `ordered` is ascending and not empty."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def _status(data: bytes) -> int:
     if not data.startswith(b"HTTP/1.") or not data[9:12].isdigit():
-        raise LoadError(f"This is no HTTP answer: {_shown(data)}")
+        raise LoadError(f"This is not an HTTP answer: {_excerpt(data)}")
     return int(data[9:12])
 
 
 def _content_length(head: bytes) -> int:
-    """The body's size. Servers here write the name in lower case; any other is looked for again."""
+    """The size of the body. The measured servers write the header's name in lower case; other spellings take a second search."""
     start = head.find(b"\r\ncontent-length:")
     if start < 0:
         start = head.lower().find(b"\r\ncontent-length:")
     value = head[start + 17 : head.find(b"\r\n", start + 2)].strip() if start >= 0 else b""
     if not value.isdigit():
-        raise LoadError(f"An answer without a content-length can't be read here: {_shown(head)}")
+        raise LoadError(f"Can't read an answer without a content-length: {_excerpt(head)}")
     return int(value)
 
 
-def _shown(data: bytes) -> str:
+def _excerpt(data: bytes) -> str:
     line, _, rest = data.partition(b"\r\n")
     body = rest.partition(b"\r\n\r\n")[2] or rest
     return f"{line[:_SHOWN_BYTES].decode('latin-1')} {body[:_SHOWN_BYTES].decode('latin-1')}".strip()
 
 
 def main() -> int:
-    """Read a load as JSON from stdin, write its result as JSON to stdout; 1 and a sentence on stderr when it is worth nothing."""
+    """Read a load as JSON from stdin and write its result as JSON to stdout; return 1, with a message on stderr, if it is invalid."""
     load = Load(**json.load(sys.stdin))
     try:
         result = run(load)

@@ -1,8 +1,4 @@
-"""Clients under load that write down what was acknowledged.
-
- Does not belong
-here: what disturbs them (soak.py), counting what is stored.
-"""
+"""Clients that send events under load and record which were acknowledged."""
 
 import random
 import threading
@@ -22,7 +18,7 @@ BATCH_SIZES = (2, 10, 100)
 
 @dataclass
 class Ledger:
-    """What clients know. `acknowledged`: ids that an answer named; `unexpected`: answers that no client should get, the first few."""
+    """What clients know. `acknowledged`: the ids in answers; `unexpected`: the first few answers that no client should get."""
 
     acknowledged: set[UUID] = field(default_factory=set)
     sent: int = 0
@@ -30,8 +26,8 @@ class Ledger:
     unexpected: list[str] = field(default_factory=list)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, ids: Sequence[str], sent: int, refused: bool, unexpected: str | None) -> None:
-        """One answer, or none."""
+    def record(self, ids: Sequence[str], sent: int, refused: bool, unexpected: str | None) -> None:
+        """Record a request's answer, or that there was none."""
         with self._mutex:
             self.acknowledged.update(map(UUID, ids))
             self.sent += sent
@@ -41,10 +37,10 @@ class Ledger:
 
 
 class Senders:
-    """Threads that send until they are stopped. An event without an answer is sent again with the same id, as clients do."""
+    """Threads that send until they are stopped. Like real clients, they send an event without an answer again with the same id."""
 
     def __init__(self, url: str, key: str, count: int, seed: int, ledger: Ledger) -> None:
-        """Nothing is sent before `start`. `url` may change owner behind its port."""
+        """Nothing is sent before `start`. The process behind `url` may be replaced meanwhile."""
         self._url, self._key, self._ledger = url, key, ledger
         self._stop = threading.Event()
         self._threads = [
@@ -52,12 +48,12 @@ class Senders:
         ]
 
     def start(self) -> None:
-        """Begin."""
+        """Start all threads."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End after what is under way."""
+        """Stop all threads once their current requests end."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -68,7 +64,7 @@ class Senders:
         with httpx.Client(base_url=self._url, headers=headers, timeout=TIMEOUT_SECONDS) as client:
             while not self._stop.is_set():
                 if not events:
-                    # Every other sender sends batches; some of its events twice.
+                    # Every other sender sends batches, some with a repeated event.
                     size = chance.choice(BATCH_SIZES) if number % 2 else 1
                     events = [self._event(chance, number) for _ in range(size)]
                     if size > 1 and chance.random() < 0.1:
@@ -79,29 +75,29 @@ class Senders:
                     self._stop.wait(PAUSE_SECONDS)
 
     def _post(self, client: httpx.Client, events: list[dict[str, Any]]) -> bool:
-        """Whether they are acknowledged."""
+        """Send the events; returns whether they were acknowledged."""
         path, body = ("/api/v1/events/batch", {"events": events}) if len(events) > 1 else ("/api/v1/events", events[0])
         try:
             answer = client.post(path, json=body)
         except httpx.TransportError:
-            self._ledger.note((), 0, False, None)
+            self._ledger.record((), 0, False, None)
             return False
         if answer.status_code == 200:
-            said = answer.json()
-            ids = said["event_ids"] if len(events) > 1 else [said["event_id"]]
-            wrong = (
+            body = answer.json()
+            ids = body["event_ids"] if len(events) > 1 else [body["event_id"]]
+            unexpected = (
                 None
                 if ids == [event["event_id"] for event in events]
                 else f"other ids than were sent: {answer.text[:200]}"
             )
-            self._ledger.note(ids, len(events), False, wrong)
+            self._ledger.record(ids, len(events), False, unexpected)
             return True
-        wrong = (
+        unexpected = (
             None
             if answer.status_code == 503 and "retry-after" in answer.headers
             else f"{answer.status_code} {answer.text[:200]}"
         )
-        self._ledger.note((), 0, True, wrong)
+        self._ledger.record((), 0, True, unexpected)
         return False
 
     @staticmethod
@@ -119,9 +115,9 @@ class Senders:
 
 
 def wait_for(ledger: Ledger, more: int, seconds: float) -> bool:
-    """Whether `more` events were acknowledged from now on, within `seconds`."""
-    wanted, deadline = len(ledger.acknowledged) + more, time.monotonic() + seconds
-    while len(ledger.acknowledged) < wanted:
+    """Wait until `more` events are acknowledged; returns whether that happened within `seconds`."""
+    target, deadline = len(ledger.acknowledged) + more, time.monotonic() + seconds
+    while len(ledger.acknowledged) < target:
         if time.monotonic() > deadline:
             return False
         time.sleep(PAUSE_SECONDS)

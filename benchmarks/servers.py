@@ -1,4 +1,4 @@
-"""Servers to be measured: the API and the floors, each as a child process with a log of its own."""
+"""The measured servers: the API and the floors, each in a child process with its own log."""
 
 import os
 import subprocess
@@ -19,12 +19,14 @@ from orchestration.local.processes import log_tail
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
-# A measurement is of the settings it names, not of what the caller's shell happens to hold.
+NEVER_REACHED = "1000000000"
+"""A rate limit for servers under load: limits are on, as in production, but never reached."""
+# Settings in the caller's shell must not affect a measurement.
 _OWN_SETTINGS = ("LIFECYCLE_", "DATABASE_URL", "REDIS_URL", "OTEL_")
 
 
 class BenchError(LifecycleError):
-    """A measurement can't be made; the message is one sentence: what is wrong, and where to look."""
+    """A measurement failed; the message says what is wrong and where to look."""
 
 
 @dataclass(frozen=True)
@@ -36,38 +38,38 @@ class Server:
     process: psutil.Process
 
     def cpu_seconds(self) -> float:
-        """Processor time of the process so far, all threads."""
+        """The processor time of all threads of the process so far."""
         times = self.process.cpu_times()
         return float(times.user + times.system)
 
     def resident_mb(self) -> float:
-        """What the process holds in memory now."""
+        """The process's current resident memory, in MB (2^20 bytes)."""
         return float(self.process.memory_info().rss) / 2**20
 
 
 def environment(home: Path, database_url: str, **settings: str) -> dict[str, str]:
-    """A child's environment: this process's without its settings, and those given, by their field's name."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_SETTINGS)}
+    """The environment of a child process: this process's, with its settings replaced by the given ones (by field name)."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_SETTINGS)}
     own = {f"LIFECYCLE_{name.upper()}": value for name, value in settings.items()}
-    return {**kept, "LIFECYCLE_HOME": str(home), "DATABASE_URL": database_url, **own}
+    return {**inherited, "LIFECYCLE_HOME": str(home), "DATABASE_URL": database_url, **own}
 
 
 @contextmanager
 def running(
-    name: str, command: Sequence[str], port: int, given: Mapping[str, str], request: str, folder: Path
+    name: str, command: Sequence[str], port: int, env: Mapping[str, str], request: str, folder: Path
 ) -> Iterator[Server]:
-    """Run `python -m COMMAND…` until the block ends; entered when it has answered `request` with 200.
+    """Run `python -m COMMAND…` for the block, which begins once it answers `request` with 200.
 
-    Raises BenchError, with the end of its log, when it ends or does not answer.
+    Raises BenchError, with the end of its log, if it ends or does not answer.
     """
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", *command],
-            env=dict(given), cwd=PROJECT_ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env=dict(env), cwd=PROJECT_ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        _wait(name, child, Load(port, request, connections=1, count=1), log)
+        _wait_for_answer(name, child, Load(port, request, connections=1, count=1), log)
         yield Server(name, port, psutil.Process(child.pid))
         if child.poll() is not None:
             raise BenchError(f"{name} ended with {child.returncode} while it was measured.{_end_of(log)}")
@@ -80,7 +82,7 @@ def running(
             child.wait()
 
 
-def _wait(name: str, child: subprocess.Popen[bytes], probe: Load, log: Path) -> None:
+def _wait_for_answer(name: str, child: subprocess.Popen[bytes], probe: Load, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         if child.poll() is not None:

@@ -1,4 +1,4 @@
-"""`make soak`: is anything lost or doubled while processes are killed?"""
+"""`make soak`: checks that no acknowledged event is lost or duplicated while processes are killed."""
 
 import tempfile
 import time
@@ -14,42 +14,48 @@ from orchestration.commands.failures import run
 
 
 def soak(
-    minutes: Annotated[float, typer.Option(min=0.05, max=24 * 60, help="How long.")] = 10.0,
-    senders: Annotated[int, typer.Option(min=2, max=64, help="Clients that send at once.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of what is sent, and of when something is killed.")] = 1,
+    minutes: Annotated[float, typer.Option(min=0.05, max=24 * 60, help="Duration in minutes.")] = 10.0,
+    senders: Annotated[int, typer.Option(min=2, max=64, help="Number of concurrent clients.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the events and of the times of kills.")] = 1,
 ) -> None:
-    """Kill the API and stop PostgreSQL at random moments under load, and count: acknowledged, stored, lost, doubled."""
+    """Kill the API and stop PostgreSQL at random moments under load, and count acknowledged, stored, lost and duplicated events."""
     from benchmarks.killing import Soak
 
     out = console()
     ends = time.monotonic() + minutes * 60
     with tempfile.TemporaryDirectory(prefix="lifecycle-soak-") as folder, out.status("starting") as status:
-        said = 0.0
+        printed_at = 0.0
 
         def say(step: str) -> None:
-            nonlocal said
+            nonlocal printed_at
             left = max(0.0, ends - time.monotonic())
-            told = f"{step}; {left // 60:.0f} min {left % 60:02.0f} s left"
-            status.update(told)
-            # Where nobody looks, a line every half minute.
-            if not out.is_terminal and time.monotonic() - said > 30:
-                said = time.monotonic()
-                out.print(told, markup=False)
+            message = f"{step}; {left // 60:.0f} min {left % 60:02.0f} s left"
+            status.update(message)
+            # Without a terminal, print a line every half minute.
+            if not out.is_terminal and time.monotonic() - printed_at > 30:
+                printed_at = time.monotonic()
+                out.print(message, markup=False)
 
-        found = Soak(Path(folder), seed, senders, say).run(seconds=minutes * 60)
+        outcome = Soak(Path(folder), seed, senders, say).run(seconds=minutes * 60)
     table = Table()
     rows = {
-        "acknowledged": found.acknowledged, "stored": found.stored, "lost": found.lost, "doubled": found.doubled,
-        "dead letters": found.dead, "API killed": found.kills, "PostgreSQL stopped": found.outages, "refused with 503": found.refused,
-    }  # fmt: skip
-    for heading in ("", f"in {found.seconds:.0f} s, seed {seed}"):
+        "acknowledged": outcome.acknowledged,
+        "stored": outcome.stored,
+        "lost": outcome.lost,
+        "duplicated": outcome.doubled,
+        "dead letters": outcome.dead,
+        "API killed": outcome.kills,
+        "PostgreSQL stopped": outcome.outages,
+        "refused with 503": outcome.refused,
+    }
+    for heading in ("", f"in {outcome.seconds:.0f} s, seed {seed}"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, count in rows.items():
         table.add_row(name, f"{count:,}")
     out.print(table)
-    for answer in found.unexpected:
-        out.print(f"An answer that no client expects: {answer}", markup=False)
-    if not found.sound:
+    for answer in outcome.unexpected:
+        out.print(f"An unexpected answer: {answer}", markup=False)
+    if not outcome.sound:
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The API with one INSERT a request where it would group: `python -m benchmarks.ungrouped`. It tells what grouping is worth."""
+"""`python -m benchmarks.ungrouped`: the API with one INSERT per request instead of groups, to measure the effect of grouping."""
 
 import sys
 
@@ -13,7 +13,7 @@ from serving.events.store import EventStore, Outcome
 
 
 class Ungrouped(Assigner):
-    """Stores each new unit by a statement of its own, through the same pool; for new units alone."""
+    """Stores each new unit with a separate statement, through the same pool; works for new units only."""
 
     async def _looked_up(self, experiments: ServedExperiments, name: str, question: Question) -> Answer:
         run = experiments.runs[name]
@@ -30,18 +30,18 @@ class Ungrouped(Assigner):
 
 
 class UngroupedEvents(EventStore):
-    """Stores each single event by a statement of its own, through the same connections."""
+    """Stores each single event with a separate statement, through the same connections."""
 
     async def store_one(self, event: Event) -> Outcome:
-        """One INSERT."""
+        """Store the event with one INSERT."""
         await self._database.retrying(lambda: self.insert([event]))
         return "accepted"
 
 
 def main() -> int:
-    """Serve until a signal ends it."""
+    """Serve until a signal."""
     event_service.EventStore = UngroupedEvents  # type: ignore[attr-defined]
-    app.Assigner = Ungrouped  # type: ignore[attr-defined]  # the one part that is exchanged
+    app.Assigner = Ungrouped  # type: ignore[attr-defined]  # the only part that is replaced
     return service.main()
 
 

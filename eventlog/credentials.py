@@ -5,22 +5,22 @@ from collections.abc import Collection, Mapping
 from itertools import filterfalse
 from typing import Any
 
-# A key's words, split at punctuation and at capitals: accessToken, access_token and ACCESS-TOKEN have the same two.
+# The words of a key, split at punctuation and capitals: accessToken, access_token and ACCESS-TOKEN have the same two.
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _CREDENTIAL_WORDS = frozenset(
     {"password", "passwords", "passwd", "secret", "secrets", "authorization", "credential", "credentials", "apikey"}
 )
 _CREDENTIAL_ENDINGS = ("password", "secret", "token", "authorization", "apikey")
-# A language model's tokens are counted in these; they are no credentials.
+# Words for amounts of a language model's tokens, which are not credentials.
 _TOKEN_AMOUNTS = frozenset({"count", "counts", "limit", "budget", "usage", "rate"})
-# Keys repeat from event to event, so those that were judged harmless are remembered: so many, and none that is long.
+# A cache, because keys repeat from event to event: at most this many harmless keys, none longer than this.
 _harmless: set[str] = set()
 _REMEMBERED_KEYS, _REMEMBERED_LENGTH = 4096, 64
 _NESTED = frozenset({dict, list})
 
 
 def looks_like_credential(key: str) -> bool:
-    """Whether a key holds a credential by its name: `password`, `access_token`, `clientSecret`; not `token_count`."""
+    """Whether a key's name suggests a credential: `password`, `access_token`, `clientSecret`; not `token_count`."""
     if key.lower().endswith(_CREDENTIAL_ENDINGS):
         return True
     words = [word.lower() for word in _WORDS.findall(key)]
@@ -30,12 +30,12 @@ def looks_like_credential(key: str) -> bool:
 
 
 def is_harmless(value: Collection[Any], depth: int) -> bool:
-    """Whether a JSON-like dict or list is known to have no such key; what is nested more than `depth` deep in it is not looked at."""
+    """Whether a JSON-like dict or list surely has no such key; False if it is nested more than `depth` levels deep."""
     if value.__class__ is dict:
         if not _harmless.issuperset(value) and not all(map(_is_harmless, filterfalse(_harmless.__contains__, value))):
             return False
         value = value.values()
-    for item in value:  # noqa: SIM110 - for a few items a generator takes as long again
+    for item in value:  # noqa: SIM110 - for a few items a generator takes twice as long
         if item.__class__ in _NESTED and not (depth and is_harmless(item, depth - 1)):
             return False
     return True

@@ -1,4 +1,4 @@
-"""Events that were acknowledged and that PostgreSQL refused every time: `exp.dead_letters`, until a person replays or drops them."""
+"""Acknowledged events that PostgreSQL kept refusing: they stay in `exp.dead_letters` until a person replays or deletes them."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ FAILED_AGAIN = "UPDATE exp.dead_letters SET error = %s, tries = tries + 1, faile
 
 
 class DeadLetter(NamedTuple):
-    """One event that could not be stored; `event` is its JSON."""
+    """An event that could not be stored; `event` is its JSON."""
 
     id: int
     event_id: UUID
@@ -39,63 +39,63 @@ class DeadLetter(NamedTuple):
     failed_at: datetime
 
     def read(self) -> dict[str, Any]:
-        """The event as it came, without credentials."""
+        """The event as the client sent it, without credentials."""
         return dict(msgspec.json.decode(self.event))
 
 
 class Replayed(NamedTuple):
-    """What became of a letter: `stored`, `known` (stored before), `erased` (its unit was erased), or None with an error."""
+    """The outcome of a replay: `stored`, `known` (already stored), `erased` (its unit was erased), or None with an error."""
 
     id: int
     outcome: str | None
     error: str | None = None
 
 
-async def add_dead_letter(connection: asyncpg.Connection, event: Event, error: str, tries: int) -> None:
-    """Keep an event that could not be stored."""
+async def store_dead_letter(connection: asyncpg.Connection, event: Event, error: str, tries: int) -> None:
+    """Store an event that PostgreSQL refused as a dead letter."""
     received = event.received_at or datetime.now(UTC)
     values = (event.event_id, event.timestamp, msgspec.json.encode(event), error, tries, received)
     await connection.execute(ADD, *values)
 
 
-def dead_letters(
+def list_dead_letters(
     connection: psycopg.Connection[Any], ids: Sequence[int] | None = None, *, after: int = 0, limit: int = 1000
 ) -> list[DeadLetter]:
-    """The oldest `limit` of those with `ids`, or of all, whose number is greater than `after`."""
-    asked = {"ids": None if ids is None else list(ids), "after": after, "limit": limit}
+    """The `limit` oldest dead letters with an id greater than `after`, restricted to `ids` if given."""
+    parameters = {"ids": None if ids is None else list(ids), "after": after, "limit": limit}
     with connection.cursor(row_factory=namedtuple_row) as cursor:
-        return [DeadLetter(*row) for row in cursor.execute(LIST, asked).fetchall()]
+        return [DeadLetter(*row) for row in cursor.execute(LIST, parameters).fetchall()]
 
 
 def count_dead_letters(connection: psycopg.Connection[Any]) -> int:
-    """How many there are."""
+    """The number of dead letters."""
     ((count,),) = connection.execute(COUNT).fetchall()
     return int(count)
 
 
-def replay(connection: psycopg.Connection[Any], letter: DeadLetter) -> Replayed:
-    """Store the event once more, in the caller's transaction; what is stored is no dead letter any more."""
+def replay_dead_letter(connection: psycopg.Connection[Any], letter: DeadLetter) -> Replayed:
+    """Try again to store the event, in the caller's transaction; on success the dead letter is deleted."""
     event = msgspec.json.decode(letter.event, type=Event)
     if erased_units(connection).cover(event.unit_type, event.unit_id, letter.received_at):
-        drop(connection, [letter.id])
+        delete_dead_letters(connection, [letter.id])
         return Replayed(letter.id, "erased")
     try:
         with connection.transaction():
             ensure_event_days(connection, [event.timestamp.date()])
             stored = store_read_events(connection, [event])
     except psycopg.Error as error:
-        said = first_line(error)
-        connection.execute(FAILED_AGAIN, (said, letter.id))
-        return Replayed(letter.id, None, said)
-    drop(connection, [letter.id])
+        message = first_line(error)
+        connection.execute(FAILED_AGAIN, (message, letter.id))
+        return Replayed(letter.id, None, message)
+    delete_dead_letters(connection, [letter.id])
     return Replayed(letter.id, "stored" if stored else "known")
 
 
-def drop(connection: psycopg.Connection[Any], ids: Sequence[int]) -> list[int]:
-    """Remove letters for good; which of them there were."""
-    return [found for (found,) in connection.execute(DELETE, (list(ids),)).fetchall()]
+def delete_dead_letters(connection: psycopg.Connection[Any], ids: Sequence[int]) -> list[int]:
+    """Delete dead letters for good; returns the ids that existed."""
+    return [deleted for (deleted,) in connection.execute(DELETE, (list(ids),)).fetchall()]
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a table."""
+    """The first line of an error's message, short enough for a table; the class name if there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:1000]

@@ -1,4 +1,4 @@
-"""Ids of events that came without one."""
+"""Ids for events that have none."""
 
 import secrets
 import time
@@ -10,7 +10,7 @@ _RANDOM_BITS = 74
 def new_event_id() -> UUID:
     """A UUID of version 7 (RFC 9562, section 5.7): 48 bits of milliseconds since 1970, the rest random.
 
-    Ids of one time lie beside each other in the primary key, whose index is then written in few places.
+    Ids of the same time are neighbours in the primary key's index, so that inserts touch few of its pages.
     """
     random = secrets.randbits(_RANDOM_BITS)
     milliseconds = time.time_ns() // 1_000_000

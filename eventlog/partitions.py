@@ -1,7 +1,7 @@
 """The daily partitions of `exp.events`, and the one that holds all history before the first day.
 
-There is no default partition: rows that fell into one would later keep their day's own partition from being made, and a day
-that nobody prepared for should be heard of at once.
+There is no default partition: rows in it would later block the creation of their day's own partition, and an event of a day without
+a partition should fail at once.
 """
 
 from collections.abc import Collection
@@ -13,22 +13,21 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
-from experimentation.runs.run import ExperimentationError
 from foundation import locks
+from foundation.errors import LifecycleError
 
 HISTORY = "events_history"
 LEAVING = "_leaving"
 RENAME_TIMEOUT = "2s"
-"""Whoever waits to rename a partition holds up everyone who reads it after, so the wait is short."""
-# Any constant will do, as long as every process takes the same one.
+"""While a rename waits for its lock, every later reader of the partition waits too, so the wait is short."""
 
-# Bounds are read back as points in time: their text depends on the session's time zone. One that is being detached counts no more.
+# Bounds are cast to points in time, because their text depends on the session's time zone. Partitions being detached do not count.
 EXISTING_PARTITIONS = r"""
 SELECT c.relname, (regexp_match(pg_get_expr(c.relpartbound, c.oid), $$TO \('([^']+)'\)$$))[1]::timestamptz
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = 'exp.events'::regclass AND NOT i.inhdetachpending
 """
-_LEFT_BEHIND = r"""
+_LEAVING_DAYS = r"""
 SELECT c.relname, i.inhrelid IS NOT NULL, coalesce(i.inhdetachpending, false)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
 WHERE n.nspname = 'exp' AND c.relkind = 'r' AND c.relname ~ '^events_\d{8}_leaving$' ORDER BY 1
@@ -37,7 +36,7 @@ WHERE n.nspname = 'exp' AND c.relkind = 'r' AND c.relname ~ '^events_\d{8}_leavi
 
 @dataclass(frozen=True)
 class LeavingDay:
-    """A day's partition on its way out: a table of its own once it is not `attached`; `pending` when its detaching was interrupted."""
+    """A day's partition on its way out: a separate table once it is not `attached`; `pending` if its detaching was interrupted."""
 
     name: str
     attached: bool
@@ -57,43 +56,44 @@ class LeavingDay:
 def ensure_event_partitions(
     connection: psycopg.Connection[Any], first_day: date, days_ahead: int = 7, keep_days: int | None = None
 ) -> int:
-    """Make the history partition (all before `first_day`, UTC) and a day each from `first_day` to `days_ahead` days from today.
+    """Create the history partition (before `first_day`, UTC) and a partition for each day up to `days_ahead` days from today.
 
-    With `keep_days`, days longer ago are left out: retention may have dropped them. Returns how many were made; again makes none, and
-    two processes may call it at once. Inserts go on meanwhile. Raises ExperimentationError when the history partition ends on another day
-    than `first_day`: the first day of an installation does not move.
+    Days more than `keep_days` ago are left out, because retention may have dropped them. Returns the number of partitions created: 0 if
+    all exist. Processes may call it at the same time, and inserts continue meanwhile. Raises LifecycleError if the history partition
+    ends on a day other than `first_day`: the first day of an installation never changes.
     """
     today = datetime.now(UTC).date()
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
-        ends = _existing(cursor)
-        start = _midnight(first_day)
-        made = 0
+        ends = _lock_and_list_ends(cursor)
+        start = midnight(first_day)
+        created = 0
         if HISTORY not in ends:
-            _attach(cursor, HISTORY, None, start)
-            made = 1
+            _create_and_attach(cursor, HISTORY, None, start)
+            created = 1
         elif ends[HISTORY] != start:
-            raise ExperimentationError(
-                f"This database's history ends on {ends[HISTORY].astimezone(UTC):%Y-%m-%d} and the first day is set to {first_day}: "
-                "set LIFECYCLE_FIRST_DAY to that day, or use another database."
+            history_end = f"{ends[HISTORY].astimezone(UTC):%Y-%m-%d}"
+            raise LifecycleError(
+                f"This database's history ends on {history_end}, but LIFECYCLE_FIRST_DAY is {first_day}: "
+                f"set it to {history_end}, or use another database."
             )
         begin = first_day if keep_days is None else max(first_day, today - timedelta(days=keep_days))
         count = (today + timedelta(days=days_ahead) - begin).days + 1
-        return made + _make(cursor, ends, [begin + timedelta(days=index) for index in range(count)])
+        return created + _create_missing(cursor, ends, [begin + timedelta(days=index) for index in range(count)])
 
 
 def ensure_event_days(connection: psycopg.Connection[Any], days: Collection[date]) -> int:
-    """Make the partitions of exactly these days (UTC), for late events and for restores; those of history are there already.
+    """Create the missing partitions of exactly these days (UTC), for late events and restores; days of history need none.
 
-    Returns how many were made; two processes may call it at once. Raises ExperimentationError before there is a history partition.
+    Returns the number created; processes may call it at the same time. Raises LifecycleError if there is no history partition yet.
     """
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
-        ends = _existing(cursor)
+        ends = _lock_and_list_ends(cursor)
         if HISTORY not in ends:
-            raise ExperimentationError(
+            raise LifecycleError(
                 "This database has no partitions of events yet: start the platform once with `lifecycle up`."
             )
         first_day = ends[HISTORY].astimezone(UTC).date()
-        return _make(cursor, ends, [day for day in sorted(set(days)) if day >= first_day])
+        return _create_missing(cursor, ends, [day for day in sorted(set(days)) if day >= first_day])
 
 
 def event_days(connection: psycopg.Connection[Any]) -> list[date]:
@@ -104,22 +104,22 @@ def event_days(connection: psycopg.Connection[Any]) -> list[date]:
 
 
 def leaving_days(connection: psycopg.Connection[Any]) -> list[LeavingDay]:
-    """The days that an earlier `take_out` began with and that are not dropped yet."""
+    """The days that `detach_day` has begun to detach and that are not dropped yet."""
     with connection.cursor(row_factory=tuple_row) as cursor:
-        return [LeavingDay(*row) for row in cursor.execute(_LEFT_BEHIND)]
+        return [LeavingDay(*row) for row in cursor.execute(_LEAVING_DAYS)]
 
 
-def take_out(connection: psycopg.Connection[Any], day: date) -> LeavingDay:
-    """Make a day's partition a table of its own, which takes part in nothing any more. May be interrupted, and called again.
+def detach_day(connection: psycopg.Connection[Any], day: date) -> LeavingDay:
+    """Detach a day's partition from `exp.events`, which leaves a separate table. If interrupted, call it again.
 
-    `connection` is in autocommit mode. It is renamed first, so that a late event of that day can get a new partition at once. Raises
-    psycopg.errors.LockNotAvailable when transactions that use it stay open longer than the session's `lock_timeout`.
+    `connection` is in autocommit mode. The partition is renamed first, so that a late event of that day can get a new one at once.
+    Raises psycopg.errors.LockNotAvailable if transactions that use it stay open longer than the session's `lock_timeout`.
     """
     name = f"events_{day:%Y%m%d}{LEAVING}"
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
-        ends = _existing(cursor)
-        end = _midnight(day) + timedelta(days=1)
-        attached = [existing for existing, its_end in ends.items() if its_end == end]
+        ends = _lock_and_list_ends(cursor)
+        end = midnight(day) + timedelta(days=1)
+        attached = [partition for partition, partition_end in ends.items() if partition_end == end]
         if not any(leaving.name == name for leaving in leaving_days(connection)):
             cursor.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(RENAME_TIMEOUT)))
             cursor.execute(
@@ -127,31 +127,36 @@ def take_out(connection: psycopg.Connection[Any], day: date) -> LeavingDay:
             )
     for leaving in leaving_days(connection):
         if leaving.name == name and leaving.attached:
-            how = sql.SQL("FINALIZE" if leaving.pending else "CONCURRENTLY")
-            connection.execute(sql.SQL("ALTER TABLE exp.events DETACH PARTITION {} {}").format(leaving.table, how))
+            mode = sql.SQL("FINALIZE" if leaving.pending else "CONCURRENTLY")
+            connection.execute(sql.SQL("ALTER TABLE exp.events DETACH PARTITION {} {}").format(leaving.table, mode))
     return LeavingDay(name, attached=False, pending=False)
 
 
-def _existing(cursor: psycopg.Cursor[Any]) -> dict[str, datetime]:
-    """The partitions and where each ends, with the right to change them until the transaction ends."""
+def midnight(day: date) -> datetime:
+    """The first moment of a day in UTC."""
+    return datetime.combine(day, time(), UTC)
+
+
+def _lock_and_list_ends(cursor: psycopg.Cursor[Any]) -> dict[str, datetime]:
+    """The end of each partition, by name. No other process can change partitions until the transaction ends."""
     locks.hold(cursor, locks.PARTITIONS)
     return dict(cursor.execute(EXISTING_PARTITIONS).fetchall())
 
 
-def _make(cursor: psycopg.Cursor[Any], ends: dict[str, datetime], days: Collection[date]) -> int:
-    made = 0
-    there = set(ends.values())
-    for start in map(_midnight, days):
+def _create_missing(cursor: psycopg.Cursor[Any], ends: dict[str, datetime], days: Collection[date]) -> int:
+    created = 0
+    existing_ends = set(ends.values())
+    for start in map(midnight, days):
         end = start + timedelta(days=1)
-        if end not in there:
+        if end not in existing_ends:
             _finish_detaching(cursor, start.date())
-            _attach(cursor, _free_name(cursor, f"events_{start:%Y%m%d}"), start, end)
-            made += 1
-    return made
+            _create_and_attach(cursor, _free_name(cursor, f"events_{start:%Y%m%d}"), start, end)
+            created += 1
+    return created
 
 
 def _free_name(cursor: psycopg.Cursor[Any], name: str) -> str:
-    """The name, or the first with a number after it that no table has: somebody may have put a day's table aside by hand."""
+    """`name`, with a number appended if a table has that name already: someone may have set a day's table aside by hand."""
     free, number = name, 1
     while cursor.execute("SELECT to_regclass(%s)", (f"exp.{free}",)).fetchone() != (None,):
         number += 1
@@ -160,18 +165,14 @@ def _free_name(cursor: psycopg.Cursor[Any], name: str) -> str:
 
 
 def _finish_detaching(cursor: psycopg.Cursor[Any], day: date) -> None:
-    """A partition whose detaching was interrupted keeps its days until that is finished."""
+    """Finish an interrupted detach: until then the old partition still claims its day."""
     for leaving in leaving_days(cursor.connection):
         if leaving.pending and leaving.day == day:
             cursor.execute(sql.SQL("ALTER TABLE exp.events DETACH PARTITION {} FINALIZE").format(leaving.table))
 
 
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time(), UTC)
-
-
-def _attach(cursor: psycopg.Cursor[Any], name: str, start: datetime | None, end: datetime) -> None:
-    """Made apart and then attached: `PARTITION OF` would lock out everyone who reads or writes events, attaching does not."""
+def _create_and_attach(cursor: psycopg.Cursor[Any], name: str, start: datetime | None, end: datetime) -> None:
+    """Create the table first and then attach it: `PARTITION OF` would block all readers and writers of events."""
     partition = sql.Identifier("exp", name)
     lower = sql.SQL("MINVALUE") if start is None else sql.Literal(start)
     cursor.execute(

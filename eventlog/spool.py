@@ -1,11 +1,11 @@
-"""The spool: records that were acknowledged while PostgreSQL was away, in append-only segment files.
+"""The spool: append-only segment files of records that were acknowledged while PostgreSQL was unavailable.
 
-    <root>/<writer>/owner.lock           locked as long as the writer lives
-    <root>/<writer>/00000001.events      a segment: magic, length, CRC-32, record; again and again
-    <root>/damaged/…                     segments that hold something unreadable, kept for a person
+    <root>/<writer>/owner.lock           locked while the writer's process lives
+    <root>/<writer>/00000001.events      a segment: magic, length, CRC-32 and record, repeated
+    <root>/damaged/…                     segments with unreadable parts, kept for a person to look at
 
-A writer whose process is gone is taken over by whoever gets its lock. A segment is removed after all of it is stored; a crash before
-that stores it again, which events allow (the same id and time is the same event).
+The first process to get a dead writer's lock takes over its folder. A segment is removed once all of it is stored; after a crash
+before that it is stored again, which is safe: the same id and time is the same event.
 """
 
 import fcntl
@@ -26,16 +26,16 @@ _SEGMENTS, _UNFINISHED, _LOCK, _DAMAGED = "*.events", ".new", "owner.lock", "dam
 
 
 class SpoolFullError(Exception):
-    """The spool holds as much as it may."""
+    """The spool has reached its size limit."""
 
 
 class SpoolError(Exception):
-    """The disk refused; the message says where and why. What was to be appended is not acknowledged."""
+    """The spool can't be written; the message says where and why. The records must not be acknowledged."""
 
 
 @dataclass
 class Segment:
-    """What a segment holds. `torn`: bytes at its end that are no whole record; `damaged`: bytes before others that are."""
+    """The contents of a segment. `torn`: bytes of an incomplete record at its end; `damaged`: unreadable bytes before a good record."""
 
     path: Path
     records: list[bytes] = field(default_factory=list)
@@ -44,10 +44,10 @@ class Segment:
 
 
 class SpoolWriter:
-    """This process's part of the spool. Threads may share it; nothing is made on disk before the first record."""
+    """This process's part of the spool. It is thread-safe, and creates nothing on disk before the first record."""
 
     def __init__(self, root: Path, limit_bytes: int) -> None:
-        """The whole spool under `root`, with what others left, holds at most `limit_bytes`."""
+        """`limit_bytes` limits the whole spool under `root`, including the segments of other writers."""
         self._root, self._limit = root, limit_bytes
         self._folder: Path | None = None
         self._lock_file: int | None = None
@@ -56,22 +56,22 @@ class SpoolWriter:
         self._path = root
         self._number = self._size = self._others = 0
         self._waiting: dict[Path, tuple[int, int]] = {}
-        """Segments that are not stored yet, the open one among them: records and bytes."""
+        """Records and bytes of each segment that is not stored yet, including the open one."""
 
     @property
     def records(self) -> int:
-        """How many records wait."""
+        """The number of records that are not stored yet."""
         return sum(records for records, _ in list(self._waiting.values()))
 
     def append(self, records: Sequence[bytes]) -> None:
-        """Write and fsync; they are durable on return. Raises SpoolFullError, SpoolError: then none of them is acknowledged."""
-        data = b"".join(_HEADER.pack(MAGIC, len(one), zlib.crc32(one)) + one for one in records)
+        """Write the records and fsync; on return they are durable. Raises SpoolFullError, SpoolError: then acknowledge none of them."""
+        data = _encode(records)
         with self._mutex:
-            held = sum(size for _, size in self._waiting.values())
-            if held + self._others + len(data) > self._limit:
-                # What others left may be stored by now.
+            own = sum(size for _, size in self._waiting.values())
+            if own + self._others + len(data) > self._limit:
+                # The segments of other writers may have been stored by now.
                 self._others = self._size_of_others()
-                if held + self._others + len(data) > self._limit:
+                if own + self._others + len(data) > self._limit:
                     raise SpoolFullError
             try:
                 segment, path = self._open()
@@ -79,7 +79,7 @@ class SpoolWriter:
                     _write(segment, data)
                     os.fsync(segment)
                 except OSError:
-                    self._give_up(segment)
+                    self._abandon(segment)
                     raise
             except OSError as error:
                 raise SpoolError(f"The spool {self._root} can't be written: {error.strerror or error}.") from error
@@ -89,27 +89,27 @@ class SpoolWriter:
             if self._size >= SEGMENT_BYTES:
                 self._close_segment()
 
-    def sealed(self) -> list[Path]:
-        """Every segment that waits, oldest first; none of them is written any more."""
+    def seal(self) -> list[Path]:
+        """Close the open segment, and return every segment that is not stored yet, oldest first. None of them changes any more."""
         with self._mutex:
             self._close_segment()
             return list(self._waiting)
 
-    def done(self, segment: Segment) -> None:
-        """All of the segment is stored: remove it. Raises OSError; one that is gone all the same does not wait any more."""
+    def remove(self, segment: Segment) -> None:
+        """Remove a segment that is stored completely. Raises OSError; if the file is gone anyway, the segment is forgotten."""
         try:
-            finish(self._root, segment)
+            remove_segment(self._root, segment)
         finally:
             if not segment.path.exists():
                 self.forget(segment.path)
 
     def forget(self, path: Path) -> None:
-        """The segment is gone: nothing of it waits."""
+        """Stop tracking a segment whose file is gone."""
         with self._mutex:
             self._waiting.pop(path, None)
 
     def close(self) -> None:
-        """End. What waits stays on disk for the next process."""
+        """Close the files and release the lock. Records that are not stored yet stay on disk for the next process."""
         with self._mutex:
             self._close_segment()
             if self._folder is None or self._lock_file is None:
@@ -120,11 +120,11 @@ class SpoolWriter:
             self._folder = self._lock_file = None
 
     def _open(self) -> tuple[int, Path]:
-        """The open segment, made where there is none. Raises OSError."""
+        """The open segment; creates one if there is none. Raises OSError."""
         if self._segment is not None:
             return self._segment, self._path
         if self._folder is None or not self._folder.exists():
-            self._make_folder()
+            self._create_folder()
         assert self._folder is not None
         self._number += 1
         path = self._folder / f"{self._number:08d}.events"
@@ -142,8 +142,8 @@ class SpoolWriter:
     def _size_of_others(self) -> int:
         return sum(size for other, size in _sizes(self._root) if other.parent != self._folder)
 
-    def _make_folder(self) -> None:
-        # Made and locked under a name that nobody looks at, so that nobody takes it over meanwhile.
+    def _create_folder(self) -> None:
+        # Created and locked under a hidden name, so that no other process can take it over before it is locked.
         name = uuid.uuid4().hex
         hidden = self._root / f".{name}"
         hidden.mkdir(parents=True, mode=0o700)
@@ -160,8 +160,8 @@ class SpoolWriter:
             os.close(self._lock_file)
         self._folder, self._lock_file = folder, lock
 
-    def _give_up(self, segment: int) -> None:
-        """After a failed write: cut off what came of it, and write to another segment from now on."""
+    def _abandon(self, segment: int) -> None:
+        """After a failed write: cut off the incomplete data and close the segment, so that the next write opens a new one."""
         with suppress(OSError):
             os.ftruncate(segment, self._size)
         self._close_segment()
@@ -176,14 +176,14 @@ class SpoolWriter:
             self._path.unlink(missing_ok=True)
 
 
-def orphans(root: Path) -> list[Path]:
-    """Folders of other writers, dead or alive."""
+def writer_folders(root: Path) -> list[Path]:
+    """The folders of all writers, dead or alive."""
     return sorted(path.parent for path in root.glob(f"*/{_LOCK}") if not path.parent.name.startswith("."))
 
 
 @contextmanager
-def taken_over(folder: Path) -> Iterator[list[Path] | None]:
-    """The segments of a dead writer, oldest first, as long as the block runs; None where the writer lives or is taken over already."""
+def take_over(folder: Path) -> Iterator[list[Path] | None]:
+    """Lock a dead writer's folder for the block and yield its segments, oldest first; None if another process has the lock."""
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR)
     except FileNotFoundError:
@@ -195,7 +195,7 @@ def taken_over(folder: Path) -> Iterator[list[Path] | None]:
         except BlockingIOError:
             yield None
             return
-        # What a rewriting that was killed left: the segment itself is whole.
+        # Left by a process that was killed while rewriting a segment; the segment itself is intact.
         for unfinished in folder.glob(f"*{_UNFINISHED}"):
             unfinished.unlink()
         yield sorted(folder.glob(_SEGMENTS))
@@ -206,7 +206,7 @@ def taken_over(folder: Path) -> Iterator[list[Path] | None]:
 
 
 def read_segment(path: Path) -> Segment:
-    """All records of a segment; what is not readable is counted. Raises OSError."""
+    """Read all records of a segment and count its unreadable bytes. Raises OSError."""
     data = path.read_bytes()
     segment = Segment(path)
     offset = 0
@@ -225,26 +225,30 @@ def read_segment(path: Path) -> Segment:
     return segment
 
 
-def finish(root: Path, segment: Segment) -> None:
-    """Remove a segment that is stored; one that is damaged is kept aside for a person. Raises OSError."""
+def remove_segment(root: Path, segment: Segment) -> None:
+    """Remove a stored segment; a damaged one moves to the folder `damaged` for a person to look at. Raises OSError."""
     if segment.damaged:
-        aside = root / _DAMAGED
-        aside.mkdir(exist_ok=True)
-        segment.path.rename(aside / f"{segment.path.parent.name}-{segment.path.name}.damaged")
+        damaged_folder = root / _DAMAGED
+        damaged_folder.mkdir(exist_ok=True)
+        segment.path.rename(damaged_folder / f"{segment.path.parent.name}-{segment.path.name}.damaged")
     else:
         segment.path.unlink()
     _sync_folder(segment.path.parent)
 
 
-def rewrite(segment: Segment, records: Sequence[bytes]) -> None:
-    """Put other records in a segment's place, whole or not at all. Only for who has taken its folder over. Raises OSError."""
-    fresh = segment.path.with_suffix(_UNFINISHED)
-    with fresh.open("wb") as file:
-        file.write(b"".join(_HEADER.pack(MAGIC, len(one), zlib.crc32(one)) + one for one in records))
+def rewrite_segment(segment: Segment, records: Sequence[bytes]) -> None:
+    """Replace the records of a segment atomically. The caller has taken over its folder. Raises OSError."""
+    unfinished = segment.path.with_suffix(_UNFINISHED)
+    with unfinished.open("wb") as file:
+        file.write(_encode(records))
         file.flush()
         os.fsync(file.fileno())
-    fresh.rename(segment.path)
+    unfinished.rename(segment.path)
     _sync_folder(segment.path.parent)
+
+
+def _encode(records: Sequence[bytes]) -> bytes:
+    return b"".join(_HEADER.pack(MAGIC, len(record), zlib.crc32(record)) + record for record in records)
 
 
 def _record_at(data: bytes, offset: int) -> bytes | None:
@@ -259,7 +263,7 @@ def _record_at(data: bytes, offset: int) -> bytes | None:
 
 
 def _next_record(data: bytes, offset: int) -> int | None:
-    """Where the next whole record begins. A record may hold the magic itself, so each place is looked at."""
+    """Where the next complete record begins. A record may contain the magic itself, so every occurrence is checked."""
     while (offset := data.find(MAGIC, offset)) >= 0:
         if _record_at(data, offset) is not None:
             return offset
@@ -275,13 +279,13 @@ def _write(segment: int, data: bytes) -> None:
 
 def _sizes(root: Path) -> Iterator[tuple[Path, int]]:
     for path in root.glob(f"*/{_SEGMENTS}"):
-        # Another process removes what it has stored.
+        # Another process may remove a segment that it has stored.
         with suppress(FileNotFoundError):
             yield path, path.stat().st_size
 
 
 def _remove_folder(folder: Path) -> None:
-    """An empty one, whose lock is held."""
+    """Remove a writer's empty folder. The caller holds its lock."""
     (folder / _LOCK).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""Events in PostgreSQL: stored once by (event_id, timestamp), whether one, a batch or a whole history."""
+"""Storing events in PostgreSQL, each (event_id, timestamp) once: a single event, a batch or a whole history."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -19,7 +19,7 @@ from foundation.errors import LifecycleError
 
 _QUOTED = ", ".join(f'"{column}"' for column in COLUMNS)
 
-# For a batch of which something is stored already. The table stays with its connection, so that retries don't make tables all the time.
+# For a batch with an event that is stored already. The table lives as long as its connection, so that not every retry creates one.
 KEEP_STAGE = f"""
 CREATE TEMPORARY TABLE IF NOT EXISTS retried_events ON COMMIT DELETE ROWS AS SELECT {_QUOTED} FROM exp.events WITH NO DATA
 """
@@ -38,21 +38,21 @@ KNOWN_VARIANTS = "SELECT id, experiment_id FROM exp.variants"
 
 
 class NoPartitionError(LifecycleError):
-    """An event's day has no partition: call `make_partitions`, then store again. Nothing of the batch is stored."""
+    """An event's day has no partition, and nothing of the batch is stored: call `ensure_partitions`, then store again."""
 
 
 async def insert_events(connection: asyncpg.Connection, events: Sequence[Event]) -> None:
-    """Store the events that are not stored yet; all are committed when this returns. Must not run inside a transaction.
+    """Store the events that are not stored yet; on return all are committed. Must not run inside a transaction.
 
     Raises NoPartitionError.
     """
-    # As a view, since asyncpg would take bytes for the name of a file.
+    # A memoryview, because asyncpg would take bytes for a file name.
     lines = memoryview(copy_lines(events))
     try:
         try:
             await connection.copy_to_table("events", schema_name="exp", columns=COLUMNS, source=lines)
         except asyncpg.UniqueViolationError:
-            # One event that is there already ends the whole COPY. Retries are rare, so COPY is tried first: docs/performance.md.
+            # One event that is stored already fails the whole COPY. Retries are rare, so COPY is tried first: docs/performance.md.
             async with connection.transaction():
                 await connection.execute(KEEP_STAGE)
                 await connection.copy_to_table("retried_events", columns=COLUMNS, source=lines)
@@ -64,18 +64,19 @@ async def insert_events(connection: asyncpg.Connection, events: Sequence[Event])
 
 
 def store_events(connection: psycopg.Connection[Any], events: Iterable[Mapping[str, Any]]) -> int:
-    """Store events of our own making, tens of thousands a second, in the caller's transaction; return how many were new.
+    """Store generated events, tens of thousands a second, in the caller's transaction; returns how many were new.
 
-    Each has the fields of an incoming event, its timestamp a datetime with an offset or ISO 8601 text; an id is made where none is given.
-    Credentials are removed and flags set, but for lateness: history is late by nature. Partitions must be there. Raises ValueError.
+    Each has the fields of an incoming event: `timestamp` is a datetime with an offset or ISO 8601 text, and a missing `event_id` is
+    generated. Credentials are removed, and all flags but `late` are set: history is always late. The partitions must exist. Raises
+    ValueError for a timestamp without an offset or a metric that is not a finite number.
     """
     return store_read_events(connection, map(_event_of, events))
 
 
 def store_read_events(connection: psycopg.Connection[Any], events: Iterable[Event]) -> int:
-    """The same for events that were read before. Flags are set anew."""
+    """Store validated events in the caller's transaction and set their flags again; returns how many were new."""
     with connection.cursor(row_factory=tuple_row) as cursor:
-        # Before the block: it would commit where it is the outermost one, so the caller's transaction has to be open by now.
+        # This query opens the caller's transaction: otherwise the block below would be the outermost one and commit.
         variants: dict[UUID, UUID] = dict(cursor.execute(KNOWN_VARIANTS).fetchall())
     runs = frozenset(variants.values())
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
@@ -91,23 +92,24 @@ def store_read_events(connection: psycopg.Connection[Any], events: Iterable[Even
     return stored
 
 
-def make_partitions(
+def ensure_partitions(
     url: str, first_day: date, days_ahead: int, days: Collection[date] = (), keep_days: int | None = None
 ) -> int:
-    """Make the partitions that are always there, `keep_days` back to `days_ahead` days from now, and those of `days`.
+    """Create the missing partitions from `keep_days` ago to `days_ahead` days from now, and those of `days`.
 
-    Returns how many were made. `first_day` counts only where the database has no history partition yet: its own first day wins.
-    Raises psycopg.errors.LockNotAvailable when the table is held by others for longer than two seconds.
+    Returns the number created. `first_day` is used only if the database has no history partition yet: otherwise its own first day
+    counts. Raises psycopg.errors.LockNotAvailable if another session keeps the table locked for longer than two seconds.
     """
     with psycopg.connect(url, connect_timeout=5) as connection:
-        # Events of other days wait meanwhile: whoever holds the table for long, as ANALYZE does, is not waited for.
+        # Inserts of other days queue behind this lock, so it does not wait for long-running holders such as ANALYZE.
         connection.execute(f"SET LOCAL lock_timeout = '{PARTITION_LOCK_TIMEOUT}'")
-        made = ensure_event_partitions(connection, recorded_first_day(connection) or first_day, days_ahead, keep_days)
-        return made + (ensure_event_days(connection, days) if days else 0)
+        first_day = recorded_first_day(connection) or first_day
+        created = ensure_event_partitions(connection, first_day, days_ahead, keep_days)
+        return created + (ensure_event_days(connection, days) if days else 0)
 
 
 def recorded_first_day(connection: psycopg.Connection[Any]) -> date | None:
-    """Where this database's history ends, or None before there is a history partition."""
+    """The first day after this database's history; None if there is no history partition yet."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         ends: dict[str, datetime] = dict(cursor.execute(EXISTING_PARTITIONS).fetchall())
     return ends[HISTORY].astimezone(UTC).date() if HISTORY in ends else None
@@ -118,10 +120,10 @@ def _event_of(mapping: Mapping[str, Any]) -> Event:
     if isinstance(timestamp, str):
         timestamp = datetime.fromisoformat(timestamp)
     if timestamp.tzinfo is None:
-        raise ValueError(f"The event {mapping.get('event_id')} has the timestamp {timestamp} without an offset.")
+        raise ValueError(f"The event {mapping.get('event_id')} has the timestamp {timestamp}, which has no UTC offset.")
     metrics = dict(mapping.get("metrics") or {})
     if not all(is_finite(number) for number in metrics.values()):
-        raise ValueError(f"The event {mapping.get('event_id')} has a metric that is no finite number: {metrics}.")
+        raise ValueError(f"The event {mapping.get('event_id')} has a metric that is not a finite number: {metrics}.")
     event_id = mapping.get("event_id")
     payload = mapping.get("payload")
     return Event(

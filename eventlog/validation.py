@@ -1,4 +1,4 @@
-"""What a valid event is: its fields, limits and error codes, and the flags of accepted ones."""
+"""What a valid event is: fields, limits and error codes, and the flags of accepted events."""
 
 import math
 import re
@@ -28,19 +28,19 @@ MAX_EVENT_BYTES = 1_048_576
 MAX_UNIT_ID = 255
 MAX_EVENT_TYPE = 100
 MAX_DEPTH = 64
-# Deeper than this, how deep it is gets counted.
 PLAIN_DEPTH = 16
+"""Data that is nested deeper than this goes through the slower check for MAX_DEPTH."""
 _SURELY_FINITE = 2**63
 FUTURE_TOLERANCE = timedelta(minutes=5)
 LATE_AFTER = timedelta(days=7)
 
-# What PostgreSQL can't hold, in a pattern: for the description alone, since judging by it would cost every request.
+# PostgreSQL can't store NUL. The pattern only documents it: validating with it would slow down every request.
 NO_NUL = r"[^\u0000]"
 UnitId = Annotated[
     str, msgspec.Meta(min_length=1, max_length=MAX_UNIT_ID, extra_json_schema={"pattern": f"^{NO_NUL}+$"})
 ]
 
-# What an event of a type is of little use without; looked for in the payload, then in the context.
+# What an event of this type usually has, in its payload or its context; it is flagged if that is missing.
 USUAL_CONTEXT: Mapping[str, tuple[str, ...]] = {
     "plan_generated": ("plan_id", "meals"),
     "plan_accepted": ("plan_id",),
@@ -54,19 +54,19 @@ _USUAL_FLAGS = {event_type: [(key, f"no_{key}") for key in keys] for event_type,
 
 _FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 
-# Where msgspec says that a value of the wrong kind stands.
+# The field of a wrong value in msgspec's error message.
 _PLACE = re.compile(r"at `\$\.(\w+)")
 
 
 class ExperimentRef(msgspec.Struct, frozen=True, gc=False):
-    """The run and the variant that an event belongs to."""
+    """A run and a variant that an event belongs to."""
 
     experiment_id: UUID
     variant_id: UUID
 
 
 class IncomingEvent(msgspec.Struct, gc=False):
-    """An event as clients send it; fields beyond these are ignored."""
+    """An event as clients send it; other fields are ignored."""
 
     event_type: Annotated[
         str,
@@ -92,7 +92,7 @@ class IncomingEvent(msgspec.Struct, gc=False):
 class Event(msgspec.Struct, gc=False):
     """An accepted event as it is stored: timestamp in UTC, credentials removed, flagged."""
 
-    # Nothing of ours is looked through by the garbage collector: data from JSON can't hold itself.
+    # gc=False: data from JSON has no reference cycles for the garbage collector to find.
 
     event_id: UUID
     event_type: str
@@ -105,24 +105,24 @@ class Event(msgspec.Struct, gc=False):
     timestamp: datetime
     flags: list[str] = []
     received_at: datetime | None = None
-    """When the API took it; None for history, which is late by nature."""
+    """When the API accepted it; None for history, which never counts as late."""
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """What is wrong with which field; `error` is one of the documented codes."""
+    """A field and what is wrong with it; `error` is one of the documented codes."""
 
     field: str
     error: str
 
 
 class ExplainedError(FieldError, frozen=True):
-    """One that its code does not tell enough of: `words` follow the field's name in a sentence, and are no part of the details."""
+    """An error that needs more than its code: `words` follow the field's name in a sentence, and are not part of the details."""
 
     words: str
 
 
 class InvalidEventError(ValueError):
-    """The event is refused; `errors` says why, the first being the one to name when only one can be."""
+    """The event is invalid; `errors` says why. The first is the one to report where only one can be."""
 
     def __init__(self, errors: list[FieldError]) -> None:
         super().__init__(", ".join(f"{error.field}: {error.error}" for error in errors))
@@ -130,14 +130,14 @@ class InvalidEventError(ValueError):
 
 
 class _Unread(IncomingEvent, gc=False):
-    """An event whose experiments are still to be read."""
+    """An event whose experiments are not decoded yet."""
 
-    experiments: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]  # until they are read
+    experiments: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]  # raw until decoded
 
 
 _incoming = msgspec.json.Decoder(_Unread)
 _read_refs = msgspec.json.Decoder(list[ExperimentRef] | None)
-# Most events name the same few runs and variants, in the same words: those words are remembered, so many, and none that are long.
+# A cache, because most events name the same few runs and variants in the same bytes: at most this many entries, none longer than this.
 _known_refs: dict[bytes, list[ExperimentRef]] = {}
 _REMEMBERED_REFS, _REMEMBERED_BYTES = 4096, 512
 
@@ -159,9 +159,9 @@ def read_event(raw: bytes | memoryview, now: datetime, *, no_nul: bool = False) 
         raise InvalidEventError(_explain(raw, f"{error} - at `$.experiments`")) from None
     context, payload = incoming.context or {}, incoming.payload
     plain = is_harmless(context, PLAIN_DEPTH) and (payload is None or is_harmless(payload, PLAIN_DEPTH))
-    # Only what spells NUL out, or is deep, needs the walk through all it holds.
+    # Only an event that may hold NUL or is deeply nested needs a walk through all its data.
     careful = not plain or not (no_nul or b"\\u0000" not in bytes(raw))
-    errors = _beyond_types(incoming, careful)
+    errors = _check_beyond_types(incoming, careful)
     timestamp = _utc(incoming.timestamp)
     if timestamp is None:
         errors.append(FieldError("timestamp", "invalid_timestamp"))
@@ -171,7 +171,7 @@ def read_event(raw: bytes | memoryview, now: datetime, *, no_nul: bool = False) 
         raise InvalidEventError(errors)
     if not plain:
         context, payload = without_credentials(context), without_credentials(payload)
-    # By position, since names take as long again to match.
+    # Positional arguments, because keyword arguments take twice as long.
     return Event(
         incoming.event_id or new_event_id(),
         incoming.event_type,
@@ -188,17 +188,17 @@ def read_event(raw: bytes | memoryview, now: datetime, *, no_nul: bool = False) 
 
 
 def set_flags(events: Iterable[Event], variants: Mapping[UUID, UUID], runs: Collection[UUID]) -> None:
-    """Say of each accepted event what is to be known of it.
+    """Set the flags of accepted events. History is never flagged as late.
 
-    `variants`: each known variant's run; `runs`: the known runs. History is never late.
+    `variants`: the run of each known variant; `runs`: the known runs.
     """
-    # Events share what they name, so it is judged once.
-    of_refs: dict[int, list[str]] = {}
+    # Events share their lists of references (see `_experiments`), so each list is checked once.
+    flags_by_refs: dict[int, list[str]] = {}
     for event in events:
         refs = event.experiments
-        flags = of_refs.get(id(refs))
+        flags = flags_by_refs.get(id(refs))
         if flags is None:
-            flags = of_refs[id(refs)] = _flags_of_refs(refs, variants, runs)
+            flags = flags_by_refs[id(refs)] = _flags_of_refs(refs, variants, runs)
         event.flags = _flags_of_data(event) + flags
 
 
@@ -224,8 +224,8 @@ def _flags_of_refs(refs: list[ExperimentRef], variants: Mapping[UUID, UUID], run
     return unknown
 
 
-def unstorable(value: Any) -> bool:
-    """Whether JSON-like data holds what PostgreSQL can't: a NUL character; or is nested deeper than `MAX_DEPTH`."""
+def is_unstorable(value: Any) -> bool:
+    """Whether JSON-like data contains a NUL character, which PostgreSQL can't store, or is nested deeper than `MAX_DEPTH`."""
     layer = [value]
     for _ in range(MAX_DEPTH + 1):
         deeper: list[Any] = []
@@ -245,7 +245,7 @@ def unstorable(value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a number fits a double; an integer of 400 digits would overflow whatever reads it later."""
+    """Whether a value is a number that fits a double; an integer of 400 digits would overflow later readers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -255,7 +255,7 @@ def is_finite(value: Any) -> bool:
 
 
 def _experiments(raw: bytes) -> list[ExperimentRef]:
-    """The list is shared with other events. Raises what msgspec raises."""
+    """Decode the references; events with the same bytes share one list. Raises msgspec.DecodeError."""
     refs = _known_refs.get(raw)
     if refs is None:
         refs = _read_refs.decode(raw) or []
@@ -266,62 +266,62 @@ def _experiments(raw: bytes) -> list[ExperimentRef]:
     return refs
 
 
-def _beyond_types(incoming: IncomingEvent, careful: bool) -> list[FieldError]:
-    """The rules that types don't say; `careful` where what it holds may be something that can't be stored."""
+def _check_beyond_types(incoming: IncomingEvent, careful: bool) -> list[FieldError]:
+    """Check the rules that types can't express; `careful` if the event may hold data that can't be stored."""
     errors = []
     if incoming.event_type not in EVENT_TYPES and not _is_event_type(incoming.event_type):
         errors.append(FieldError("event_type", "invalid_event_type"))
     if incoming.metrics:
         for name, number in incoming.metrics.items():
-            # A float that was read from JSON is finite; an integer may have any number of digits.
+            # A float from JSON is always finite, but an integer may have any number of digits.
             if number.__class__ is int and not -_SURELY_FINITE < number < _SURELY_FINITE and not is_finite(number):
                 errors.append(FieldError(f"metrics.{name}"[:MAX_UNIT_ID], "invalid_metric"))
     if careful:
-        held = {
+        values = {
             "event_type": incoming.event_type, "unit_id": incoming.unit_id, "context": incoming.context,
             "metrics": incoming.metrics, "payload": incoming.payload,
         }  # fmt: skip
-        errors += [FieldError(name, _code(name)) for name, value in held.items() if unstorable(value)]
+        errors += [FieldError(name, _code(name)) for name, value in values.items() if is_unstorable(value)]
     return errors
 
 
-def _explain(raw: bytes | memoryview, said: str) -> list[FieldError]:
-    """Every error of an event that has the wrong types; `said` is the decoder's own message."""
+def _explain(raw: bytes | memoryview, message: str) -> list[FieldError]:
+    """All errors of an event with values of wrong types; `message` is the decoder's own."""
     try:
         event = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        # A number that no double holds can't be read even without types, but its field is known.
-        place = _PLACE.search(said)
+        # A number too large for a double can't be decoded even without types, but its field is known.
+        place = _PLACE.search(message)
         field, code = (place[1], _code(place[1])) if place else ("event", "invalid_json")
         return [ExplainedError(field, code, why_unreadable(raw, str(error)))]
     if not isinstance(event, dict):
         return [FieldError("event", "invalid_event")]
     errors = [
         FieldError(name, f"missing_{name}" if event.get(name) is None else _code(name))
-        for name, holds in _REQUIRED.items()
-        if event.get(name) is None or not holds(event[name])
+        for name, is_valid in _REQUIRED.items()
+        if event.get(name) is None or not is_valid(event[name])
     ]
-    for name, holds in _OPTIONAL.items():
-        if event.get(name) is not None and not holds(event[name]):
+    for name, is_valid in _OPTIONAL.items():
+        if event.get(name) is not None and not is_valid(event[name]):
             errors.append(FieldError(name, _code(name)))
     errors += _explain_experiments(event.get("experiments"))
     return errors or [FieldError("event", "invalid_event")]
 
 
-def why_unreadable(raw: bytes | memoryview, said: str) -> str:
-    """What keeps JSON from being read, after the name of what it is; `said` is the decoder's own message."""
+def why_unreadable(raw: bytes | memoryview, message: str) -> str:
+    """Why JSON can't be read, as the rest of a sentence that begins with its name; `message` is the decoder's own."""
     body = bytes(raw)
     if not body.strip():
         return "is empty: send a JSON object"
-    if "recursion" in said:
+    if "recursion" in message:
         return "is nested too deeply"
     try:
         body.decode()
     except UnicodeDecodeError as error:
         return f"can't be read: it is not UTF-8 (byte {error.start})"
-    if "truncated" in said:
+    if "truncated" in message:
         return f"can't be read: the JSON ends too early (byte {len(body)})"
-    return f"can't be read: {said.partition(' - at ')[0]}"
+    return f"can't be read: {message.partition(' - at ')[0]}"
 
 
 def _explain_experiments(refs: Any) -> list[FieldError]:
@@ -354,7 +354,7 @@ def _is_uuid(value: Any) -> bool:
 
 
 def _utc(text: str) -> datetime | None:
-    """The moment an ISO 8601 text with an offset names, or None."""
+    """The moment that an ISO 8601 text with an offset names; None if it is anything else."""
     if len(text) < 11 or (text[10] not in "Tt " and text[8] not in "Tt"):
         return None
     try:
@@ -363,7 +363,7 @@ def _utc(text: str) -> datetime | None:
             if moment.tzinfo is None:
                 return None
             moment = moment.astimezone(UTC)
-        # The zero of many languages' times; drivers write it as -infinity, which is no time at all.
+        # The first moment is the zero of time in many languages; drivers store it as -infinity, which is not a time.
         return moment if moment > _FIRST_MOMENT else None
     except (ValueError, OverflowError):
         return None

@@ -1,4 +1,4 @@
-"""Policies and their versions: what may be served, and what is in production."""
+"""Policies and their versions: what can be served, and what is in production."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +40,7 @@ VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id
 SET_STATUS = "UPDATE exp.policy_versions SET status = %s WHERE id = %s"
 DESCRIBE_VERSION = "UPDATE exp.policy_versions SET description = %s WHERE id = %s"
 
-# A unit can still be answered a version that an open run names, that the latest run of a name shipped, or that is in production.
+# A version can still be served if an open run names it, the latest run of a name shipped it, or it is in production.
 USES = """
 SELECT e.name || ' run ' || e.run || ' serves it as ' || v.name
 FROM exp.variants v JOIN exp.experiments e ON e.id = v.experiment_id
@@ -56,18 +56,18 @@ ORDER BY 1
 def ensure_policy(
     connection: psycopg.Connection[Any], name: str, description: str | None = None, *, change: Change
 ) -> Policy:
-    """The policy of that name, made with this description where there was none."""
+    """The policy of that name, created with this description if there is none."""
     with connection.transaction(), connection.cursor(row_factory=class_row(Policy)) as cursor:
         if connection.execute(ADD_POLICY, (name, description)).rowcount:
             write_audit(connection, change=change, action="policy.created", subject=name)
         policy = cursor.execute(POLICY_BY_NAME, (name,)).fetchone()
     if policy is None:
-        raise ExperimentationError(f"Policy {name} was removed while it was being made: try again.")
+        raise ExperimentationError(f"Policy {name} was removed while it was being created: try again.")
     return policy
 
 
 def find_policy(connection: psycopg.Connection[Any], name: str) -> Policy | None:
-    """The policy of that name."""
+    """The policy of that name, or None."""
     with connection.cursor(row_factory=class_row(Policy)) as cursor:
         return cursor.execute(POLICY_BY_NAME, (name,)).fetchone()
 
@@ -84,33 +84,32 @@ def add_version(
     version: int | None = None,
     change: Change,
 ) -> PolicyVersion:
-    """Add the policy's next version (or the number that is asked for). The first version of a policy that can be served is its
-    production version.
+    """Add the policy's next version, or version number `version`. A policy's first version goes into production unless it is archived.
 
-    Raises ExperimentationError for an unknown policy or a number that is taken.
+    Raises ExperimentationError if the policy is unknown or the number is taken.
     """
     with connection.transaction():
-        policy = _locked(connection, policy_name)
+        policy = _lock_policy(connection, policy_name)
         with connection.cursor(row_factory=scalar_row) as cursor:
-            (following,) = cursor.execute(NEXT_NUMBER, (policy.id,)).fetchall()
-            number: int = following if version is None else version
+            (next_number,) = cursor.execute(NEXT_NUMBER, (policy.id,)).fetchall()
+            number: int = next_number if version is None else version
             if get_version(connection, policy_name, number) is not None:
                 raise ExperimentationError(
-                    f"{policy_name}@{number} exists already: a version never changes, so take the next."
+                    f"{policy_name}@{number} exists already: a version never changes, so use the next number."
                 )
             pin = (mlflow_model_name, str(mlflow_model_version), Jsonb(dict(config_defaults or {})))
-            (made_id,) = cursor.execute(ADD_VERSION, (policy.id, number, description, *pin, status)).fetchall()
-        made = version_by_id(connection, made_id)
+            (added_id,) = cursor.execute(ADD_VERSION, (policy.id, number, description, *pin, status)).fetchall()
+        added = version_by_id(connection, added_id)
         write_audit(
             connection,
             change=change,
             action="policy_version.created",
-            subject=made.label,
-            after={"model": made.model_uri, "status": status, "config_defaults": dict(made.config_defaults)},
+            subject=added.label,
+            after={"model": added.model_uri, "status": status, "config_defaults": dict(added.config_defaults)},
         )
         if policy.production_version_id is None and status != "archived":
-            set_production(connection, made, change=Change(change.by, f"The first version of {policy_name}."))
-    return made
+            set_production(connection, added, change=Change(change.by, f"It is the first version of {policy_name}."))
+    return added
 
 
 def ensure_version_of_model(
@@ -123,14 +122,14 @@ def ensure_version_of_model(
     description: str | None = None,
     change: Change,
 ) -> PolicyVersion:
-    """The policy's version that is pinned to this model version; the next version is made where there is none.
+    """The policy's version that is pinned to this model version, added if there is none.
 
-    Two callers at once get the same version. Raises ExperimentationError for an unknown policy.
+    Concurrent callers get the same version. Raises ExperimentationError if the policy is unknown.
     """
     with connection.transaction():
-        _locked(connection, policy_name)
-        found = version_of_model(connection, policy_name, mlflow_model_name, mlflow_model_version)
-        return found or add_version(
+        _lock_policy(connection, policy_name)
+        existing = version_of_model(connection, policy_name, mlflow_model_name, mlflow_model_version)
+        return existing or add_version(
             connection,
             policy_name,
             mlflow_model_name=mlflow_model_name,
@@ -147,7 +146,7 @@ def describe_policy(connection: psycopg.Connection[Any], name: str, description:
 
 
 def describe_version(connection: psycopg.Connection[Any], version: PolicyVersion, description: str | None) -> None:
-    """Change a version's description, the one thing of it that may change beside its status."""
+    """Change a version's description. Apart from its status, nothing else of a version can change."""
     connection.execute(DESCRIBE_VERSION, (description, version.id))
 
 
@@ -162,11 +161,11 @@ def find_version(connection: psycopg.Connection[Any], version_id: UUID | str) ->
 
 
 def version_by_id(connection: psycopg.Connection[Any], version_id: UUID | str) -> PolicyVersion:
-    """The version of that id. Raises ExperimentationError."""
-    found = find_version(connection, version_id)
-    if found is None:
+    """The version of that id. Raises ExperimentationError if there is none."""
+    version = find_version(connection, version_id)
+    if version is None:
         raise ExperimentationError(f"No policy version has the id {version_id}: `exp.v_policy_versions` lists them.")
-    return found
+    return version
 
 
 def version_of_model(
@@ -179,18 +178,18 @@ def version_of_model(
 def version_ids_of_model(
     connection: psycopg.Connection[Any], mlflow_model_name: str, mlflow_model_version: int | str
 ) -> list[UUID]:
-    """Ids of every version of any policy that is pinned to this model version: whoever was served by one, was served by the model."""
+    """The ids of all versions, of any policy, that are pinned to this model version: a unit served by one was served by the model."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(VERSION_IDS_OF_MODEL, (mlflow_model_name, str(mlflow_model_version))).fetchall()
 
 
 def production_version(connection: psycopg.Connection[Any], policy_name: str) -> PolicyVersion | None:
-    """The version in production: the baseline of candidates. None before the policy has a version that can be served."""
+    """The version in production, which is the baseline of candidates. None until the policy has a version that can be served."""
     return _find_version(connection, VERSION_IN_PRODUCTION, policy_name)
 
 
 def set_production(connection: psycopg.Connection[Any], version: PolicyVersion, *, change: Change) -> None:
-    """Make a version the policy's production version. Raises ExperimentationError when it is archived."""
+    """Make a version the policy's production version. Raises ExperimentationError if it is archived."""
     if version.status == "archived":
         raise ExperimentationError(f"{version.label} is archived, so it can't be in production: make it active first.")
     with connection.transaction():
@@ -209,12 +208,12 @@ def set_production(connection: psycopg.Connection[Any], version: PolicyVersion, 
 def set_version_status(
     connection: psycopg.Connection[Any], version: PolicyVersion, status: PolicyVersionStatus, *, change: Change
 ) -> None:
-    """Deprecate (works, warns), archive (can't be served) or reactivate a version.
+    """Deprecate (it works, with a warning), archive (it can't be served) or reactivate a version.
 
-    Raises ExperimentationError when a version that is still served would be archived.
+    Raises ExperimentationError when archiving a version that is still served.
     """
     with connection.transaction():
-        _locked(connection, version.policy_name)
+        _lock_policy(connection, version.policy_name)
         if status == "archived" and (uses := version_uses(connection, version.id)):
             raise ExperimentationError(f"{version.label} can't be archived while {' and '.join(uses)}.")
         connection.execute(SET_STATUS, (status, version.id))
@@ -229,13 +228,13 @@ def set_version_status(
 
 
 def version_uses(connection: psycopg.Connection[Any], version_id: UUID) -> list[str]:
-    """Where the version is still served, as half sentences (`weekly_planner run 2 serves it as control`); empty when nowhere."""
+    """Where the version is still served, as clauses (`weekly_planner run 2 serves it as control`); empty if nowhere."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(USES, {"id": version_id}).fetchall()
 
 
-def _locked(connection: psycopg.Connection[Any], name: str) -> Policy:
-    """The policy, held until the transaction ends, so that two callers don't take the same number."""
+def _lock_policy(connection: psycopg.Connection[Any], name: str) -> Policy:
+    """Lock the policy until the transaction ends, so that no other caller takes the same version number."""
     with connection.cursor(row_factory=class_row(Policy)) as cursor:
         policy = cursor.execute(POLICY_FOR_UPDATE, (name,)).fetchone()
     if policy is None:

@@ -1,1 +1,1 @@
-"""What every room stands on: settings, the root of user-facing errors, the audit log, API keys, migrations of `exp`, the object store."""
+"""The base of all rooms: settings, the root of user-facing errors, locks, audit log, API keys, migrations of `exp`, object store."""

@@ -1,7 +1,7 @@
-"""API keys: made once, shown once, kept as salted hashes, compared in constant time.
+"""API keys: shown once, stored as salted hashes, compared in constant time.
 
-A key reads `lc_<id>_<secret>`: the id finds the row, the secret has 256 random bits. So one SHA-256 over salt and secret is enough:
-slow hashes protect guessable passwords, and would cost milliseconds a request here.
+A key is `lc_<id>_<secret>`: the id finds the row, and the secret has 256 random bits. One SHA-256 over salt and secret is therefore
+enough: slow hashes protect guessable passwords, and would cost milliseconds per request.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ MAX_NAME = 255
 MADE = Change("lifecycle", "A client needs a key.")
 REVOKED = Change("lifecycle", "The key is not needed any more.")
 MAX_GRACE = timedelta(days=7)
-# What a key without an earlier secret is compared with, so that each check does the same.
+# A key without a previous secret is compared with these, so that every check takes the same time.
 _NO_SALT, _NO_HASH = bytes(_SALT_BYTES), bytes(hashlib.sha256().digest_size)
 
 INSERT = "INSERT INTO exp.api_keys (id, name, salt, hash, scopes) VALUES (%s, %s, %s, %s, %s) RETURNING created_at, revoked_at"
 _COLUMNS = "id, name, scopes, created_at, revoked_at, CASE WHEN previous_until > now() THEN previous_until END AS previous_until"
 LIST = f"SELECT {_COLUMNS} FROM exp.api_keys ORDER BY name"
 ONE_FOR_UPDATE = f"SELECT {_COLUMNS} FROM exp.api_keys WHERE name = %s FOR UPDATE"
-# Of an expression in SET, columns are what they were before.
+# In a SET expression, columns have their old values.
 ROTATE = """
 UPDATE exp.api_keys
 SET previous_salt = CASE WHEN %(grace)s > interval '0' THEN salt END, previous_hash = CASE WHEN %(grace)s > interval '0' THEN hash END,
@@ -51,7 +51,7 @@ FIND = f"SELECT {_COLUMNS}, salt, hash, previous_salt, previous_hash FROM exp.ap
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without its secret. `previous_until`: until when the secret from before the last rotation works, while it does."""
+    """A key without its secret. `previous_until`: when the secret from before the last rotation stops working; None if it has."""
 
     id: UUID
     name: str
@@ -68,15 +68,15 @@ def make_api_key(
     *,
     change: Change = MADE,
 ) -> tuple[ApiKey, str]:
-    """Store a new key; return it with the plaintext, which can't be had again.
+    """Store a new key; returns it with its plaintext, which can't be shown again.
 
-    Raises LifecycleError when a scope is unknown, there is none, or the name is empty, too long or taken.
+    Raises LifecycleError if a scope is unknown, there are no scopes, or the name is empty, too long or taken.
     """
     unknown = sorted(set(scopes) - set(SCOPES))
     if unknown or not scopes:
         raise LifecycleError(f"A key needs scopes among {', '.join(SCOPES)}; got {', '.join(unknown) or 'none'}.")
     if not 1 <= len(name) <= MAX_NAME:
-        raise LifecycleError(f"A key's name has 1 to {MAX_NAME} characters; got {len(name)}.")
+        raise LifecycleError(f"A key's name needs 1 to {MAX_NAME} characters; got {len(name)}.")
     key_id, secret, salt = uuid4(), secrets.token_bytes(_SECRET_BYTES), secrets.token_bytes(_SALT_BYTES)
     ordered = [scope for scope in SCOPES if scope in scopes]
     try:
@@ -94,9 +94,9 @@ def make_api_key(
 def rotate_api_key(
     connection: psycopg.Connection[Any], name: str, grace: timedelta = timedelta(0), *, change: Change
 ) -> tuple[ApiKey, str]:
-    """Give a key a new secret; return it with the plaintext, which can't be had again. The secret until now works for `grace` longer.
+    """Give a key a new secret; returns it with its plaintext, which can't be shown again. The old secret works for `grace` longer.
 
-    A secret that is older still ends at once. Raises LifecycleError when there is no such key, it is revoked, or `grace` is
+    A secret from before the old one stops working at once. Raises LifecycleError if there is no such key, it is revoked, or `grace` is
     negative or longer than a week.
     """
     if not timedelta(0) <= grace <= MAX_GRACE:
@@ -109,18 +109,18 @@ def rotate_api_key(
             raise LifecycleError(f"There is no API key named {name}: `lifecycle keys list` shows them.")
         if key.revoked_at is not None:
             raise LifecycleError(
-                f"API key {name} was revoked on {key.revoked_at:%Y-%m-%d}: make one with another name instead."
+                f"API key {name} was revoked on {key.revoked_at:%Y-%m-%d}: create one with another name instead."
             )
         fields = {"id": key.id, "grace": grace, "salt": salt, "hash": _hash(salt, secret)}
         with connection.cursor(row_factory=scalar_row) as scalars:
             (until,) = scalars.execute(ROTATE, fields).fetchall()
-        told = {"id": str(key.id), "previous_until": None if until is None else until.isoformat()}
-        _audit(connection, "api_key.rotated", name, told, change)
+        after = {"id": str(key.id), "previous_until": None if until is None else until.isoformat()}
+        _audit(connection, "api_key.rotated", name, after, change)
     return replace(key, previous_until=until), _plaintext(key.id, secret)
 
 
 def list_api_keys(connection: psycopg.Connection[Any]) -> list[ApiKey]:
-    """Every key, by name."""
+    """All keys, ordered by name."""
     with connection.cursor(row_factory=kwargs_row(_key_of)) as cursor:
         return cursor.execute(LIST).fetchall()
 
@@ -131,16 +131,16 @@ def revoke_api_key(
     *,
     change: Change = REVOKED,
 ) -> bool:
-    """Revoke a key for good, with its secret from before a rotation; return whether it was valid until now."""
+    """Revoke a key for good, including its secret from before a rotation; returns whether it was valid until now."""
     with connection.transaction(), connection.cursor(row_factory=scalar_row) as cursor:
-        ended = cursor.execute(REVOKE, (name,)).fetchall()
-        for key_id in ended:
+        revoked_ids = cursor.execute(REVOKE, (name,)).fetchall()
+        for key_id in revoked_ids:
             _audit(connection, "api_key.revoked", name, {"id": str(key_id)}, change)
-    return bool(ended)
+    return bool(revoked_ids)
 
 
 async def find_api_key(connection: asyncpg.Connection, plaintext: str) -> ApiKey | None:
-    """The valid key with this plaintext, or None: malformed, unknown, wrong or revoked, without telling which."""
+    """The valid key with this plaintext; None if it is malformed, unknown, wrong or revoked."""
     parsed = parse_api_key(plaintext)
     if parsed is None:
         return None
@@ -148,7 +148,7 @@ async def find_api_key(connection: asyncpg.Connection, plaintext: str) -> ApiKey
     row = await connection.fetchrow(FIND, key_id)
     if row is None:
         return None
-    # Both are always compared: how long a check takes tells nothing of either.
+    # Both secrets are always compared, so that the time of a check reveals nothing about them.
     is_current = hmac.compare_digest(row["hash"], _hash(row["salt"], secret))
     is_previous = hmac.compare_digest(row["previous_hash"] or _NO_HASH, _hash(row["previous_salt"] or _NO_SALT, secret))
     key = _key_of(**{name: row[name] for name in ApiKey.__slots__})
@@ -157,7 +157,7 @@ async def find_api_key(connection: asyncpg.Connection, plaintext: str) -> ApiKey
 
 
 def parse_api_key(plaintext: str) -> tuple[UUID, bytes] | None:
-    """The key's id and secret, or None when the text has not the form of a key. Asks nothing of the database."""
+    """The key's id and secret; None if the text does not have the form of a key. Does not use the database."""
     parts = plaintext.split("_")
     if len(parts) != 3 or parts[0] != PREFIX or len(parts[1]) != 32 or len(parts[2]) != 2 * _SECRET_BYTES:
         return None
@@ -183,7 +183,7 @@ def _key_of(
     revoked_at: datetime | None,
     previous_until: datetime | None,
 ) -> ApiKey:
-    """From a row's columns."""
+    """A key from a row's columns."""
     return ApiKey(id, name, frozenset(scopes), created_at, revoked_at, previous_until)
 
 

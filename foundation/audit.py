@@ -1,6 +1,6 @@
 """The record of who changed what, and why.
 
-The table is append only: the database refuses to change or remove a row.
+The table is append-only: the database refuses to change or delete rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class Change:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """Who did what to which thing, when and why."""
+    """A row of the audit log: who did what to which subject, when and why."""
 
     at: datetime
     actor: str
@@ -44,7 +44,7 @@ def write_audit(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add a row, in the transaction of the change.
+    """Add a row in the transaction of the change.
 
     `action` is like `experiment.started`, `subject` like `weekly_planner run 2`; `before` and `after` hold plain JSON types.
     """
@@ -52,7 +52,7 @@ def write_audit(
 
 
 def latest_audit(connection: psycopg.Connection[Any], subjects: Sequence[str], most: int) -> list[AuditRow]:
-    """The latest rows about any of the subjects, the latest one first."""
+    """The latest `most` rows about any of the subjects, latest first."""
     with connection.cursor(row_factory=class_row(AuditRow)) as cursor:
         return cursor.execute(LATEST, (list(subjects), most)).fetchall()
 

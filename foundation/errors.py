@@ -1,9 +1,9 @@
-"""The root of every error that a user is meant to read."""
+"""The root of all errors that are written for users."""
 
 
 class LifecycleError(Exception):
-    """Something the user can put right. Its text is one sentence: what is wrong, where, what to do.
+    """A problem that the user can fix. Its message says what is wrong, where, and what to do.
 
-    Commands print it without a traceback, assets show it as a failure without a retry. Any other exception is a defect and
-    keeps its traceback.
+    Commands print it without a traceback, and assets show it as a failure without a retry. Any other exception is a defect and keeps
+    its traceback.
     """

@@ -1,4 +1,4 @@
-"""Bringing a database to the schema this code knows: forward only, safe to run twice, safe to run by two processes at once."""
+"""Migrating a database to this code's schema: forward only, and safe to run again or from several processes at once."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -20,36 +20,36 @@ SchemaState = Literal["missing", "behind", "current", "newer"]
 
 
 class MigrationError(LifecycleError):
-    """The database can't be migrated; the message says why and what to do."""
+    """The database can't be migrated, or is not; the message says why and what to do."""
 
 
 def _config() -> Config:
     config = Config()
-    # Alembic reads % as the start of a reference, also in a path.
+    # Alembic would read % in the path as the start of a reference.
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     return config
 
 
 @lru_cache(maxsize=1)
 def _revisions() -> tuple[str, ...]:
-    """Every revision this code knows, newest first."""
+    """All revisions of this code, newest first."""
     return tuple(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
 
 
 def migrate(url: str) -> None:
-    """Apply what is missing, in one transaction. `url` is `postgresql://…`, without a driver.
+    """Apply the missing revisions in one transaction. `url` is `postgresql://…`, without a driver.
 
-    Raises MigrationError when the database is newer than this code.
+    Raises MigrationError if the database is newer than this code.
     """
-    # The driver is named: SQLAlchemy's default for postgresql:// differs between its versions.
+    # The driver is explicit, because SQLAlchemy's default for postgresql:// differs between versions.
     address = make_url(url).set(drivername="postgresql+psycopg")
     engine = create_engine(address, poolclass=NullPool, connect_args={"connect_timeout": CONNECT_SECONDS})
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": locks.MIGRATIONS})
-        found = _version(connection.connection.driver_connection)  # type: ignore[arg-type]
-        if _state(found) == "newer":
-            raise MigrationError(_newer(found))
-        # Alembic's version table lives in `exp`, so the schema is there before the first revision.
+        version = _version(connection.connection.driver_connection)  # type: ignore[arg-type]
+        if _state(version) == "newer":
+            raise MigrationError(_newer(version))
+        # Alembic's version table is in `exp`, so the schema must exist before the first revision.
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS exp"))
         config = _config()
         config.attributes["connection"] = connection
@@ -57,18 +57,18 @@ def migrate(url: str) -> None:
 
 
 def require_current(url: str, shown: str) -> None:
-    """Change nothing. Raises MigrationError unless the database, which is `shown` so, has the schema that this code knows."""
+    """Raise MigrationError unless the database has this code's schema. `shown` names the database in the message."""
     with psycopg.connect(url, connect_timeout=CONNECT_SECONDS) as connection:
-        found = _version(connection)
-    state = _state(found)
+        version = _version(connection)
+    state = _state(version)
     if state == "newer":
-        raise MigrationError(_newer(found))
+        raise MigrationError(_newer(version))
     if state != "current":
         raise MigrationError(f"The database {shown} is not migrated: run `lifecycle db migrate`.")
 
 
 def schema_state(connection: psycopg.Connection[Any]) -> SchemaState:
-    """How the database's schema stands to this code: `missing`, `behind`, `current` or `newer`."""
+    """The state of the database's schema compared with this code: `missing`, `behind`, `current` or `newer`."""
     return _state(_version(connection))
 
 
@@ -80,9 +80,9 @@ def _state(version: str | None) -> SchemaState:
     return "current" if version == _revisions()[0] else "behind"
 
 
-def _newer(found: str | None) -> str:
+def _newer(version: str | None) -> str:
     return (
-        f"The database is at schema version {found}, and this installation knows up to {_revisions()[0]}: "
+        f"The database is at schema version {version}, but this installation only knows versions up to {_revisions()[0]}: "
         "upgrade the installation, or use another database."
     )
 

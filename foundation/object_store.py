@@ -1,6 +1,6 @@
-"""Where archives, datasets and artefacts lie: a folder or `s3://bucket/prefix`, through the same few calls.
+"""The store of archives, datasets and artefacts: a folder or `s3://bucket/prefix`, with the same methods.
 
-S3 takes endpoint and credentials from the usual variables: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or MLFLOW_S3_ENDPOINT_URL, and
+The endpoint and credentials of S3 come from the usual variables: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or MLFLOW_S3_ENDPOINT_URL, and
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_REGION, …
 """
 
@@ -22,21 +22,21 @@ import fsspec
 from foundation.errors import LifecycleError
 
 STAGING = ".staging"
-"""Prefix under the root where unfinished writes lie. Never listed; a killed process leaves its object there."""
+"""Prefix of unfinished writes. Never listed; the objects of killed processes stay there until `sweep`."""
 
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
 
 
 class StoreError(LifecycleError):
-    """The store refused or failed; the message says what, where and what to do."""
+    """An operation of the store failed; the message says what, where and what to do."""
 
 
 class MissingObjectError(StoreError):
-    """Nothing lies under this key."""
+    """There is no object under this key."""
 
 
 class ObjectExistsError(StoreError):
-    """An exclusive write found that something lies under the key already."""
+    """An exclusive write found an existing object under its key."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class FileFacts:
 
 
 class ObjectStore:
-    """One root. Keys are relative, with `/` between parts. Safe to share between threads; cheap to make; connects on first use."""
+    """The objects under one root. Keys are relative, with `/` between parts. Thread-safe, cheap to create, connects on first use."""
 
     def __init__(self, root: str) -> None:
-        """`root` is a folder (made on the first write) or `s3://bucket[/prefix]`. Raises StoreError for any other scheme."""
+        """`root` is a folder (created on the first write) or `s3://bucket[/prefix]`. Raises StoreError for any other scheme."""
         scheme, separator, _ = root.partition("://")
         if separator and scheme not in ("s3", "file"):
             raise StoreError(
@@ -66,26 +66,26 @@ class ObjectStore:
         return f"ObjectStore({self.root!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A live S3 client does not travel to another process: the copy there makes its own.
+        # A live S3 client can't be sent to another process: the copy creates its own.
         return {"root": self.root, "remote": self.remote}
 
     def uri(self, key: str = "") -> str:
-        """The address of a key (or of the root) that pandas, polars, MLflow and people understand."""
+        """The address of a key or of the root, as pandas, polars, MLflow and people understand it."""
         return f"{self.root}/{_checked(key)}" if key else self.root
 
     def write(
         self, key: str, data: bytes, *, verify: Callable[[bytes], None] | None = None, exclusive: bool = False
     ) -> None:
-        """Put `data` under `key`, whole or not at all, durable on return; what lay there is replaced.
+        """Write `data` under `key` atomically, replacing an existing object; durable on return.
 
-        The bytes go to a staging key, are read back and compared, handed to `verify` (which raises to refuse them), and only then
-        published. With `exclusive`, ObjectExistsError when the key is taken. Raises StoreError.
+        The bytes are written to a staging key, read back, compared, and passed to `verify` (which raises to reject them); only then are
+        they published. With `exclusive`, raises ObjectExistsError if the key is taken. Raises StoreError.
         """
         _checked(key)
         staged = f"{STAGING}/{uuid.uuid4().hex}"
         with self._sentences("write", key):
             if self.remote and verify is None:
-                # A put is atomic and carries a checksum that the server compares: no detour needed.
+                # A put is atomic, and the server compares its checksum: staging is not needed.
                 self._put(key, data, exclusive)
                 return
             try:
@@ -93,7 +93,7 @@ class ObjectStore:
                 stored = self._get(staged)
                 if stored != data:
                     raise StoreError(
-                        f"{self.uri(key)} was not written: of {len(data)} bytes, {len(stored)} came back or differ. "
+                        f"{self.uri(key)} was not written: {len(data)} bytes were sent, and {len(stored)} different bytes were read back. "
                         "Check the disk or the service behind the store."
                     )
                 if verify is not None:
@@ -104,7 +104,7 @@ class ObjectStore:
 
     @contextmanager
     def staged_file(self) -> Iterator[Path]:
-        """A path on this machine for an object too big for memory: write it there, then `publish_file` it. Removed at the end."""
+        """A local path for an object too large for memory: write the file, then call `publish_file`. Removed at the end."""
         if self.remote:
             with tempfile.TemporaryDirectory(prefix="lifecycle-") as folder:
                 yield Path(folder) / "staged"
@@ -119,7 +119,7 @@ class ObjectStore:
             self._discard(staged)
 
     def publish_file(self, key: str, staged: Path, verify: Callable[[Path], None]) -> FileFacts:
-        """Put the file at `staged` under `key` as `write` does: durable, read back, handed to `verify`, and only then published.
+        """Write the file at `staged` under `key` as `write` does: durable, read back, passed to `verify`, and only then published.
 
         `staged` comes from `staged_file` of this store. Raises StoreError.
         """
@@ -137,7 +137,7 @@ class ObjectStore:
                 with self.local_file(remote) as stored:
                     if _facts(stored) != facts:
                         raise StoreError(
-                            f"{self.uri(key)} was not written: what came back differs from what was sent. "
+                            f"{self.uri(key)} was not written: the data read back differs from the data sent. "
                             "Check the service behind the store."
                         )
                     verify(stored)
@@ -148,12 +148,12 @@ class ObjectStore:
 
     @contextmanager
     def local_file(self, key: str) -> Iterator[Path]:
-        """The object under `key` as a file on this machine, to be read in parts. Raises MissingObjectError, StoreError."""
+        """The object under `key` as a local file, for reading in parts. Raises MissingObjectError, StoreError."""
         _checked(key)
         if not self.remote:
             path = Path(self.uri(key))
             if not path.is_file():
-                raise MissingObjectError(f"Can't read {path}: nothing lies there.")
+                raise MissingObjectError(f"Can't read {path}: it does not exist.")
             yield path
             return
         with tempfile.TemporaryDirectory(prefix="lifecycle-") as folder:
@@ -163,7 +163,7 @@ class ObjectStore:
             yield path
 
     def facts(self, key: str) -> FileFacts | None:
-        """Size and SHA-256 of the object under `key`, or None when nothing lies there; reads all of it. Raises StoreError."""
+        """Size and SHA-256 of the object under `key`, or None if there is none; reads all of it. Raises StoreError."""
         try:
             with self.local_file(key) as path, self._sentences("read", key):
                 return _facts(path)
@@ -171,13 +171,13 @@ class ObjectStore:
             return None
 
     def read(self, key: str) -> bytes:
-        """The bytes under `key`. Raises MissingObjectError, StoreError."""
+        """The bytes of the object under `key`. Raises MissingObjectError, StoreError."""
         _checked(key)
         with self._sentences("read", key):
             return self._get(key)
 
     def size(self, key: str) -> int | None:
-        """Bytes under `key`, or None when nothing lies there. Raises StoreError."""
+        """The size in bytes of the object under `key`, or None if there is none. Raises StoreError."""
         _checked(key)
         with self._sentences("look up", key):
             try:
@@ -189,35 +189,35 @@ class ObjectStore:
             return int(info["size"]) if info["type"] == "file" else None
 
     def exists(self, key: str) -> bool:
-        """Whether an object lies under `key`. Raises StoreError."""
+        """Whether there is an object under `key`. Raises StoreError."""
         return self.size(key) is not None
 
     def list(self, prefix: str = "") -> list[str]:
-        """Keys under the folder `prefix`, sorted; unfinished writes are not among them. Empty when there is none."""
+        """The keys under the folder `prefix`, sorted, without unfinished writes. Raises StoreError."""
         with self._sentences("list", prefix):
             start = self._fs._strip_protocol(self.uri())
-            found = self._fs.find(self.uri(prefix))
-        keys = (path.removeprefix(start).lstrip("/") for path in found)
+            paths = self._fs.find(self.uri(prefix))
+        keys = (path.removeprefix(start).lstrip("/") for path in paths)
         return sorted(key for key in keys if not key.startswith(f"{STAGING}/"))
 
     def delete(self, key: str) -> None:
-        """Remove the object under `key`; nothing there is fine. Raises StoreError."""
+        """Delete the object under `key`, if there is one. Raises StoreError."""
         _checked(key)
         with self._sentences("delete", key):
             self._discard(key)
 
     def delete_prefix(self, prefix: str) -> int:
-        """Remove every object under the folder `prefix` (not empty); how many there were. Raises StoreError."""
+        """Delete all objects under the folder `prefix`, which must not be empty; returns how many. Raises StoreError."""
         keys = self.list(_checked(prefix))
         for key in keys:
             self.delete(key)
         return len(keys)
 
     def sweep(self, older_than_s: float = 86_400.0) -> int:
-        """Remove what killed writers left in staging longer ago than this; how many. Raises StoreError."""
+        """Delete objects of killed writers in staging that are older than this, in seconds; returns how many. Raises StoreError."""
         with self._sentences("sweep", STAGING):
-            left = self._fs.find(f"{self.root}/{STAGING}", detail=True)
-            old = [path for path, info in left.items() if time.time() - _modified(info) > older_than_s]
+            staged = self._fs.find(f"{self.root}/{STAGING}", detail=True)
+            old = [path for path, info in staged.items() if time.time() - _modified(info) > older_than_s]
             for path in old:
                 self._fs.rm_file(path)
         return len(old)
@@ -227,7 +227,7 @@ class ObjectStore:
         if not self.remote:
             return fsspec.filesystem("file")
         endpoint = next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
-        # Fail in seconds, not minutes, when the endpoint is away; listings are never cached, since others write too.
+        # Fail in seconds, not minutes, if the endpoint is down; never cache listings, because other processes write too.
         client = fsspec.filesystem(
             "s3",
             endpoint_url=endpoint,
@@ -235,9 +235,8 @@ class ObjectStore:
             use_listings_cache=False,
             skip_instance_cache=True,
         )
-        client.retries = (
-            3  # s3fs repeats around the client's own repeats: 5 of its times took ten minutes to say "away"
-        )
+        # s3fs retries on top of the client's own retries: with its default of 5, a failure took ten minutes.
+        client.retries = 3
         return client
 
     def _put(self, key: str, data: bytes, exclusive: bool = False) -> None:
@@ -257,7 +256,7 @@ class ObjectStore:
     def _publish(self, staged: str, key: str, data: bytes, exclusive: bool) -> None:
         if self.remote:
             if exclusive:
-                # Few S3 services copy "only if absent"; a put does.
+                # Few S3 services can copy only if the key is free, but a put can.
                 self._put(key, data, exclusive=True)
             else:
                 self._fs.cp_file(self.uri(staged), self.uri(key))
@@ -282,22 +281,22 @@ class ObjectStore:
 
     @contextmanager
     def _sentences(self, verb: str, key: str) -> Iterator[None]:
-        """Turn what the file system or the S3 client raises into one sentence that says what to do."""
+        """Turn errors of the file system or the S3 client into StoreErrors that say what to do."""
         where = self.uri(key)
         try:
             yield
         except FileExistsError as error:
-            raise ObjectExistsError(f"{where} exists already, and was to be written only if it did not.") from error
+            raise ObjectExistsError(f"{where} exists already, so it was not written.") from error
         except FileNotFoundError as error:
             if "bucket" in str(error):
                 raise StoreError(
-                    f"Can't {verb} {where}: the bucket does not exist. Make it, or correct LIFECYCLE_STORE."
+                    f"Can't {verb} {where}: the bucket does not exist. Create it, or correct LIFECYCLE_STORE."
                 ) from error
-            raise MissingObjectError(f"Can't {verb} {where}: nothing lies there.") from error
+            raise MissingObjectError(f"Can't {verb} {where}: it does not exist.") from error
         except PermissionError as error:
-            remedy = "check the AWS_* credentials and the bucket's policy" if self.remote else "give yourself access"
+            remedy = "Check the AWS_* credentials and the bucket's policy" if self.remote else "Give yourself access"
             raise StoreError(
-                f"Can't {verb} {where}: no permission. Please {remedy}, or choose another LIFECYCLE_STORE."
+                f"Can't {verb} {where}: no permission. {remedy}, or choose another LIFECYCLE_STORE."
             ) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -313,8 +312,8 @@ class ObjectStore:
 
 
 def _client_errors(remote: bool) -> tuple[type[Exception], ...]:
-    """What the S3 client raises beside OSErrors: no endpoint, no credentials, a bad answer."""
-    if not remote:  # importing the client costs half a second that folders need not pay
+    """What the S3 client raises besides OSErrors: no endpoint, no credentials, a bad answer."""
+    if not remote:  # importing the client takes half a second
         return ()
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -336,7 +335,7 @@ def _checked(key: str) -> str:
     parts = key.split("/")
     if not key or any(part in ("", ".", "..") for part in parts) or "\x00" in key:
         raise ValueError(
-            f"{key!r} is no key of an object store: relative, parts between single slashes, no dots alone."
+            f"{key!r} is not a valid key of an object store: it must be relative, without empty parts, `.` or `..`."
         )
     return key
 

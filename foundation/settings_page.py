@@ -1,4 +1,4 @@
-"""`python -m foundation.settings_page`: the tables of docs/settings.md, from the settings themselves."""
+"""`python -m foundation.settings_page`: prints the tables of docs/settings.md, generated from the settings."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from foundation.settings import PROJECT_ROOT, Settings, variable_names
 
-# Each group begins with this setting and goes on, in the order of the settings, until the next one begins.
+# The first setting of each group, and the group's heading.
 GROUPS = {
     "home": "Where things live",
     "pg_port": "Ports",
@@ -18,7 +18,7 @@ HEAD = "| variable | default | what it does |\n|---|---|---|\n"
 
 
 def tables() -> str:
-    """Every setting in its group, as Markdown."""
+    """All settings by group, as Markdown."""
     parts = []
     for name, field in Settings.model_fields.items():
         if name in GROUPS:
@@ -29,7 +29,7 @@ def tables() -> str:
 
 
 def shown(default: Any) -> str:
-    """A default as one writes it into the environment; a folder of the repository relative to it."""
+    """A default as it is written in the environment; a folder of the repository is shown relative to it."""
     if default is None:
         return "unset"
     if isinstance(default, Path) and default.is_relative_to(PROJECT_ROOT):
@@ -39,7 +39,7 @@ def shown(default: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown leaves as it is."""
+    """Text with the characters escaped that are special in a Markdown table."""
     return text.replace("<", "&lt;").replace("|", "\\|")
 
 

@@ -1,4 +1,4 @@
-"""What tests of the archive share: days with partitions, events of every kind, and rows as PostgreSQL shows them."""
+"""Shared by tests of the archive: days with partitions, events of every kind, and rows as PostgreSQL returns them."""
 
 import json
 import random
@@ -40,13 +40,13 @@ NUMBERS = ("0", "-0.0", "1.10", "1e-400", "12345678901234567890123456789.0000000
 
 
 def prepare(connection: psycopg.Connection[Any]) -> None:
-    """Partitions from FIRST on."""
+    """Create partitions from FIRST on."""
     ensure_event_partitions(connection, FIRST.date())
     connection.commit()
 
 
 def event(moment: datetime, number: int, **fields: Any) -> tuple[Any, ...]:
-    """A row as the tests insert it; `fields` replaces its parts."""
+    """A row for `insert`; `fields` replaces its values."""
     values = {
         "id": uuid.uuid5(uuid.NAMESPACE_OID, f"{number}"),
         "type": "plan_generated",
@@ -64,7 +64,7 @@ def event(moment: datetime, number: int, **fields: Any) -> tuple[Any, ...]:
 
 
 def hostile_events(seed: int, count: int, start: datetime, span: timedelta) -> list[tuple[Any, ...]]:
-    """Rows of everything that PostgreSQL accepts: odd strings, numbers beyond any float, nulls, deep and empty documents."""
+    """Rows with unusual values that PostgreSQL accepts: odd strings, numbers beyond any float, nulls, deep and empty documents."""
     draw = random.Random(seed)
 
     def document(depth: int = 0) -> str:
@@ -101,14 +101,14 @@ def hostile_events(seed: int, count: int, start: datetime, span: timedelta) -> l
 
 
 def insert(connection: psycopg.Connection[Any], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Store rows and commit."""
+    """Insert rows and commit."""
     with connection.cursor() as cursor:
         cursor.executemany(INSERT, rows)
     connection.commit()
 
 
 def stored_rows(connection: psycopg.Connection[Any], start: datetime, end: datetime) -> list[tuple[Any, ...]]:
-    """Every column of every event of [start, end), numbers with all their digits."""
+    """All columns of all events of [start, end), numbers with all their digits."""
     rows = connection.execute(
         """
         SELECT id, event_type, unit_type, unit_id, experiments::text, context::text, metrics::text, payload::text, flags,

@@ -183,7 +183,7 @@ def fill(world: World) -> None:
     writer = SpoolWriter(world.platform.spool, 2**20)
     encoded = [msgspec.json.encode(record(unit, 8000 + number)) for number, unit in enumerate(UNITS * 2)]
     writer.append(encoded[:5])
-    writer.sealed()
+    writer.seal()
     writer.append(encoded[5:])
     writer.close()
 

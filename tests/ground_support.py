@@ -1,4 +1,4 @@
-"""What tests need to stand on: configuration files as text, a database with the project's own configuration, event partitions."""
+"""Common test data: configuration files as text, a database with the project's own configuration, event partitions."""
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -20,12 +20,12 @@ NO_EXPERIMENTS = "experiments: []\n"
 
 
 def every_model_exists(name: str, version: int) -> str | None:
-    """A registry that has every model version, none of them archived."""
+    """A model registry in which every version exists and none is archived."""
     return "none"
 
 
 def config_of(folder: Path, experiments: str = NO_EXPERIMENTS, policies: str = NO_POLICIES) -> ConfigFiles:
-    """The two configuration files with these texts, read from `folder`."""
+    """Write the two configuration files to `folder` and read them."""
     (folder / "experiments.yml").write_text(experiments)
     (folder / "policies.yml").write_text(policies)
     return read_config(folder)
@@ -41,7 +41,7 @@ def sync_project_config(connection: psycopg.Connection[Any], **options: Any) -> 
 
 
 def next_planner_version(connection: psycopg.Connection[Any], model_version: int = 2) -> PolicyVersion:
-    """A further version of `planner_policy`, as a candidate has one."""
+    """Add another version of `planner_policy`, for a candidate."""
     return add_version(
         connection,
         "planner_policy",
@@ -53,13 +53,13 @@ def next_planner_version(connection: psycopg.Connection[Any], model_version: int
 
 def first_planner_version(connection: psycopg.Connection[Any]) -> PolicyVersion:
     """`planner_policy@1`, after `sync_project_config`."""
-    found = get_version(connection, "planner_policy", 1)
-    assert found is not None
-    return found
+    version = get_version(connection, "planner_policy", 1)
+    assert version is not None
+    return version
 
 
 def make_event_partitions(connection: psycopg.Connection[Any], first_day: date | None = None) -> date:
-    """History, and a day each from `first_day` (two days ago when not given) to tomorrow. Returns the first day."""
+    """Create partitions for history and for each day from `first_day` (default: two days ago) to tomorrow. Returns the first day."""
     first_day = first_day or (datetime.now(UTC).date() - timedelta(days=2))
     ensure_event_partitions(connection, first_day, days_ahead=1)
     return first_day

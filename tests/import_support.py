@@ -12,7 +12,7 @@ from eventlog.imports.mapping import EventMapping
 from eventlog.imports.mapping_file import read_mapping
 from eventlog.imports.reading import open_source
 from eventlog.imports.storing import EventImport, Imported, Told
-from eventlog.store import make_partitions
+from eventlog.store import ensure_partitions
 
 FIRST_DAY = datetime.now(UTC).date() - timedelta(days=6)
 CLICKS = """
@@ -64,7 +64,7 @@ def judge_and_store(url: str, path: Path, mapping: EventMapping, told: Told) -> 
 
     def work_on(work: EventImport) -> Imported:
         judged = work.judge()
-        make_partitions(url, FIRST_DAY, 1, judged.tally.days)
+        ensure_partitions(url, FIRST_DAY, 1, judged.tally.days)
         return work.store(judged, actor="test")
 
     return _with_import(url, path, mapping, work_on, told)

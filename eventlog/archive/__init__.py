@@ -1,1 +1,1 @@
-"""The Parquet archive: hours written and counted, days leaving PostgreSQL and coming back, events cleaned for reading."""
+"""The Parquet archive of events: archiving and counting hours, retention and restore of days, cleaning for readers."""

@@ -1,11 +1,11 @@
-"""The archive of `exp.events`: one Parquet file an hour, one a month for history; each counted against PostgreSQL before it shows."""
+"""Archiving `exp.events`: a Parquet file per hour, per month for history; each is checked against PostgreSQL before it is published."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -25,23 +25,24 @@ from eventlog.archive.files import (
     period_name,
     period_of,
 )
-from eventlog.archive.hours import HOUR, ArchivedHour, archive_lock, archived_hours
+from eventlog.archive.hours import HOUR, ArchivedHour, archive_lock, archived_hours, hour_of
 from eventlog.archive.manifest import record_files
 from eventlog.archive.period_file import ArchiveError, PeriodFile, Published
 from eventlog.archive.reader import Slice, read_slices, snapshot
+from eventlog.partitions import midnight
 from foundation.object_store import FileFacts, ObjectStore
 
 SLICE_ROWS = 32_768
-"""Events held at once by each reader. What shares a minute (in history: a day) is never cut."""
+"""The most events that a reader has in memory. Events of the same minute (in history: day) are never split."""
 WRITERS = 8
-"""Files finished at once: finishing is mostly waiting (fsync, S3), an hour of events small."""
+"""Files finished in parallel: finishing is mostly waiting (fsync, S3), and an hour of events is small."""
 DAYS_AT_ONCE = 7
-"""Days archived in one snapshot: longer ones would keep PostgreSQL from cleaning up."""
+"""Days archived in one snapshot: a longer snapshot would keep PostgreSQL from cleaning up."""
 
 
 @dataclass(frozen=True)
 class PeriodArchive:
-    """One archived hour, or month of history. `database_rows` stood in PostgreSQL, `rows` are in the file: the union of both."""
+    """An archived hour or month of history. The file's `rows` are PostgreSQL's `database_rows` and those already archived."""
 
     start: datetime
     key: str
@@ -49,23 +50,23 @@ class PeriodArchive:
     database_rows: int
     size: int
     written: bool
-    """False when the file held exactly this already."""
+    """False if the existing file was up to date."""
 
     @property
     def archived_only(self) -> int:
-        """Rows that PostgreSQL no longer holds."""
+        """The number of rows that PostgreSQL no longer holds."""
         return self.rows - self.database_rows
 
 
 @dataclass(frozen=True)
 class _Period:
-    """What is to be archived under one key. `cuts`: where to cut besides, as the file that is there is big."""
+    """An hour or month to archive. `exists`: there is a file already; `cuts`: where to split the period because that file is large."""
 
     start: datetime
     end: datetime
     key: str
     counted: Counted
-    held: bool
+    exists: bool
     cuts: tuple[datetime, ...] = ()
 
 
@@ -76,55 +77,54 @@ def archive_hours(
     end: datetime,
     source: sql.Identifier = EVENTS,
 ) -> list[PeriodArchive]:
-    """Archive every hour of [start, end); empty hours too. In order of time.
+    """Archive every hour of [start, end), including empty ones. Returns them in order of time.
 
-    `start` and `end` are whole hours with a time zone, `connection` is idle, `source` a table of events. Rows and counts are read in one
-    snapshot; an hour that is archived as it stands is only looked at. Each hour is published by itself: what was published before a
-    failure stays. Raises ArchiveError, EventReadError, foundation.object_store.StoreError.
+    `start` and `end` are whole hours with a time zone, `connection` is idle, `source` is a table of events. Rows and counts are read in
+    one snapshot; an hour whose file is up to date is not written again. Each hour is published separately: hours published before a
+    failure stay. Raises ArchiveError, EventReadError, foundation.object_store.StoreError.
     """
     for moment in (start, end):
-        if moment.utcoffset() is None or moment.astimezone(UTC) != _hour_of(moment):
-            raise ValueError(f"{moment} is no whole hour with a time zone.")
+        if moment.utcoffset() is None or moment.astimezone(UTC) != hour_of(moment):
+            raise ValueError(f"{moment} is not a whole hour with a time zone.")
     start, end = start.astimezone(UTC), end.astimezone(UTC)
     store.sweep()
-    done: list[PeriodArchive] = []
+    archives: list[PeriodArchive] = []
     while start < end:
         until = min(end, start.replace(hour=0) + timedelta(days=DAYS_AT_ONCE))
         hours = [start + HOUR * index for index in range((until - start) // HOUR)]
         days = sorted({hour.date() for hour in hours})
         with archive_lock(connection, days):
-            held = {key for day in days for key in archived_keys(store, day_folder(day))}
+            existing = {key for day in days for key in archived_keys(store, day_folder(day))}
 
             def periods(
-                counts: Mapping[datetime, Counted], hours: list[datetime] = hours, held: set[str] = held
+                counts: Mapping[datetime, Counted], hours: list[datetime] = hours, existing: set[str] = existing
             ) -> list[_Period]:
-                totals = _totals(counts, _hour_of)
+                totals = _totals(counts, hour_of)
                 return [
-                    _Period(hour, hour + HOUR, key, totals.get(hour, Counted()), key in held)
+                    _Period(hour, hour + HOUR, key, totals.get(hour, Counted()), key in existing)
                     for hour in hours
                     for key in [hour_key(hour)]
                 ]
 
-            done += _archive(connection, store, source, (start, until, "1 minute"), periods)
+            archives += _archive(connection, store, source, (start, until, "1 minute"), periods)
         start = until
-    return done
+    return archives
 
 
 def archive_history(connection: psycopg.Connection[Any], store: ObjectStore, first_day: date) -> list[PeriodArchive]:
-    """Archive everything before `first_day` (UTC), one file a month; months without events get none. In order of time.
+    """Archive all events before `first_day` (UTC), one file per month with events. Returns the months in order of time.
 
     The same guarantees as `archive_hours`. Raises ArchiveError, EventReadError, foundation.object_store.StoreError.
     """
-    end = datetime.combine(first_day, time(), UTC)
+    end = midnight(first_day)
     with archive_lock(connection, [date.min]):
-        held = set(archived_keys(store, HISTORY_FOLDER))
+        existing = set(archived_keys(store, HISTORY_FOLDER))
 
         def periods(counts: Mapping[datetime, Counted]) -> list[_Period]:
             return [
-                _Period(
-                    month, min(end, period_of(month_key(month))[1]), month_key(month), counted, month_key(month) in held
-                )
+                _Period(month, min(end, period_of(key)[1]), key, counted, key in existing)
                 for month, counted in _totals(counts, _month_of).items()
+                for key in [month_key(month)]
             ]
 
         return _archive(connection, store, EVENTS, (None, end, "1 day"), periods)
@@ -137,7 +137,7 @@ def _archive(
     span: tuple[datetime | None, datetime, str],
     periods_of: Callable[[Mapping[datetime, Counted]], list[_Period]],
 ) -> list[PeriodArchive]:
-    """Count, read what changed, publish it, and note it even when a later period fails."""
+    """Count, read the periods that changed and publish them. What was published is recorded even if a later period fails."""
     start, end, width = span
     published: list[ArchivedHour] = []
     try:
@@ -145,44 +145,48 @@ def _archive(
             ((now,),) = cursor.execute("SELECT now()").fetchall()
             counts = count_in_database(connection, width, start, end, source)
             periods = periods_of(counts)
-            known = archived_hours(connection, periods[0].start, periods[-1].end) if periods else {}
-            as_before = {
-                one.key: known[one.start] for one in periods if _is_as_before(store, one, known.get(one.start))
+            rows = archived_hours(connection, periods[0].start, periods[-1].end) if periods else {}
+            unchanged = {
+                period.key: rows[period.start]
+                for period in periods
+                if _is_up_to_date(store, period, rows.get(period.start))
             }
-            todo = [_with_cuts(store, one, known.get(one.start)) for one in periods if one.key not in as_before]
-            slices = _slices(todo, counts)
-            _publish_all(store, todo, read_slices(connection, shared, source, slices), now, published)
+            changed = [
+                _with_cuts(store, period, rows.get(period.start)) for period in periods if period.key not in unchanged
+            ]
+            slices = _slices(changed, counts)
+            _publish_all(store, changed, read_slices(connection, shared, source, slices), now, published)
     except BaseException:
         if not connection.closed:
             record_files(connection, store, published)
         raise
-    record_files(connection, store, published, list(as_before.values()))
-    written = {one.key: one for one in published}
-    return [_result(written.get(one.key) or as_before[one.key], one.key in written) for one in periods]
+    record_files(connection, store, published, list(unchanged.values()))
+    written = {row.key: row for row in published}
+    return [_result(written.get(period.key) or unchanged[period.key], period.key in written) for period in periods]
 
 
-def _is_as_before(store: ObjectStore, period: _Period, known: ArchivedHour | None) -> bool:
-    """Whether the file holds what PostgreSQL has, by both counts and by the file's own digest."""
-    if known is None:
+def _is_up_to_date(store: ObjectStore, period: _Period, row: ArchivedHour | None) -> bool:
+    """Whether the file holds what PostgreSQL has, by both counts and by the file's digest. Raises ArchiveError if it is lost."""
+    if row is None:
         return False
-    if not period.held and known.file_rows > period.counted.rows:
+    if not period.exists and row.file_rows > period.counted.rows:
         raise ArchiveError(
-            f"{period_name(period.key)}: {known.file_rows} events were archived, and their file {store.uri(period.key)} is gone. "
-            "Bring it back from a backup of the store, or correct LIFECYCLE_STORE."
+            f"{period_name(period.key)}: {row.file_rows} events were archived, but their file {store.uri(period.key)} is missing. "
+            "Restore it from a backup of the store, or correct LIFECYCLE_STORE."
         )
-    same = (known.database_rows, known.checksum) == (period.counted.rows, period.counted.checksum)
-    return same and store.facts(period.key) == FileFacts(known.bytes, known.sha256)
+    same = (row.database_rows, row.checksum) == (period.counted.rows, period.counted.checksum)
+    return same and store.facts(period.key) == FileFacts(row.bytes, row.sha256)
 
 
-def _with_cuts(store: ObjectStore, period: _Period, known: ArchivedHour | None) -> _Period:
-    if not period.held or (known is not None and known.file_rows <= SLICE_ROWS):
+def _with_cuts(store: ObjectStore, period: _Period, row: ArchivedHour | None) -> _Period:
+    if not period.exists or (row is not None and row.file_rows <= SLICE_ROWS):
         return period
     with open_archive(store, period.key) as file:
         return replace(period, cuts=tuple(file.first_times())) if file.rows > SLICE_ROWS else period
 
 
 def _slices(periods: Sequence[_Period], counts: Mapping[datetime, Counted]) -> list[Slice]:
-    """The periods' time in slices of at most SLICE_ROWS events, as far as they can be cut; small periods share one."""
+    """Split the periods into slices of at most SLICE_ROWS events, where they can be split; small periods share a slice."""
     slices: list[Slice] = []
     spans = sorted(counts)
     start: datetime | None = None
@@ -204,7 +208,7 @@ def _slices(periods: Sequence[_Period], counts: Mapping[datetime, Counted]) -> l
 
 
 def _between_spans(moment: datetime, spans: Sequence[datetime], counts: Mapping[datetime, Counted]) -> datetime:
-    """`moment`, or the beginning of the counted span that it would cut: of a part of one, nobody knows how many events it has."""
+    """`moment`, or the beginning of the counted span that it would split: the count of a part of a span is unknown."""
     index = bisect_right(spans, moment) - 1
     last = counts[spans[index]].last if index >= 0 else None
     return moment if last is None or last < moment else spans[index]
@@ -217,7 +221,7 @@ def _publish_all(
     now: datetime,
     published: list[ArchivedHour],
 ) -> None:
-    """Write every period and finish some at once; each is appended to `published` once it shows."""
+    """Write every period and finish several in parallel; each is appended to `published` once it is published."""
     pending: list[Future[None]] = []
     file: PeriodFile | None = None
     upcoming = iter(periods)
@@ -226,7 +230,7 @@ def _publish_all(
         try:
             for part, table in parts:
                 while period is not None and period.start < part.end:
-                    file = file or PeriodFile(store, period.key, held=period.held)
+                    file = file or PeriodFile(store, period.key, merge_existing=period.exists)
                     start, end = max(period.start, part.start), min(period.end, part.end)
                     file.add(_between(table, start, end), start, end)
                     if end < period.end:
@@ -247,23 +251,23 @@ def _publish_all(
 
 def _finish(file: PeriodFile, period: _Period, now: datetime, published: list[ArchivedHour]) -> None:
     with closing(file):
-        done = file.publish(period.counted)
-    published.append(archived_row(period.start, period.key, period.counted, done, now))
+        result = file.publish(period.counted)
+    published.append(archived_row(period.start, period.key, period.counted, result, now))
 
 
-def archived_row(start: datetime, key: str, in_database: Counted, done: Published, now: datetime) -> ArchivedHour:
-    """What is noted of a file that was published, and of the events that PostgreSQL held at `now`."""
+def archived_row(start: datetime, key: str, in_database: Counted, published: Published, now: datetime) -> ArchivedHour:
+    """The row for a published file and the events that PostgreSQL held at `now`."""
     return ArchivedHour(
         hour=start,
         key=key,
         database_rows=in_database.rows,
         checksum=in_database.checksum,
-        file_rows=done.counted.rows,
-        file_checksum=done.counted.checksum,
-        first_event=done.counted.first,
-        last_event=done.counted.last,
-        bytes=done.facts.size,
-        sha256=done.facts.sha256,
+        file_rows=published.counted.rows,
+        file_checksum=published.counted.checksum,
+        first_event=published.counted.first,
+        last_event=published.counted.last,
+        bytes=published.facts.size,
+        sha256=published.facts.sha256,
         archived_at=now,
     )
 
@@ -290,9 +294,5 @@ def _totals(
     return totals
 
 
-def _hour_of(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-
-
 def _month_of(moment: datetime) -> datetime:
-    return _hour_of(moment).replace(day=1, hour=0)
+    return hour_of(moment).replace(day=1, hour=0)

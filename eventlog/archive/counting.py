@@ -1,6 +1,6 @@
-"""What must agree between PostgreSQL and a file: how many events, their first and last time, and a checksum of their ids.
+"""What must agree between PostgreSQL and a file: the number of events, their first and last time, and a checksum of their ids.
 
-The checksum is the sum of both 64-bit halves of every id: independent of order, and of anything that was done with the rows.
+The checksum is the sum of both 64-bit halves of every id: it does not depend on the order or on how the rows were processed.
 """
 
 from collections.abc import Iterable
@@ -36,12 +36,12 @@ _NIBBLES = np.array(["0123456789abcdef".find(chr(byte)) % 256 for byte in range(
 
 
 class NotAnArchiveError(Exception):
-    """A file holds what can't be events in their order; the message is a clause that says what."""
+    """A file does not hold events in order; the message is a clause that says what is wrong."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Some events: how many, the first and last time, the checksum of their ids."""
+    """Counts of a set of events: their number, first and last time, and the checksum of their ids."""
 
     rows: int = 0
     first: datetime | None = None
@@ -49,9 +49,9 @@ class Counted:
     checksum: int = 0
 
     def __add__(self, other: "Counted") -> "Counted":
-        """Both together, as far as no event is in both."""
-        firsts = [one for one in (self.first, other.first) if one is not None]
-        lasts = [one for one in (self.last, other.last) if one is not None]
+        """The counts of both sets together, if they share no event."""
+        firsts = [moment for moment in (self.first, other.first) if moment is not None]
+        lasts = [moment for moment in (self.last, other.last) if moment is not None]
         return Counted(
             self.rows + other.rows,
             min(firsts, default=None),
@@ -60,14 +60,17 @@ class Counted:
         )
 
     def difference(self, file: "Counted") -> str | None:
-        """A clause that says how a file differs from what was expected, or None."""
+        """A clause that says how a file differs from these counts; None if it does not."""
         if self.rows != file.rows:
-            less = "fewer" if file.rows < self.rows else "more"
+            comparison = "fewer" if file.rows < self.rows else "more"
             return (
-                f"{self.rows} events were counted and the file holds {file.rows}, {abs(self.rows - file.rows)} {less}"
+                f"{self.rows} events were counted and the file holds {file.rows}, "
+                f"{abs(self.rows - file.rows)} {comparison}"
             )
         if (self.first, self.last) != (file.first, file.last):
-            return f"the times counted run from {self.first} to {self.last} and the file's from {file.first} to {file.last}"
+            return (
+                f"the counted times run from {self.first} to {self.last}, the file's from {file.first} to {file.last}"
+            )
         if self.checksum != file.checksum:
             return f"both have {self.rows} events, but the checksums of their ids differ ({self.checksum} and {file.checksum})"
         return None
@@ -80,24 +83,24 @@ def count_in_database(
     end: datetime,
     source: sql.Identifier = EVENTS,
 ) -> dict[datetime, Counted]:
-    """What `source` holds of [start, end), by spans of `width` (`1 minute`, `1 day`, …) in order; without `start` all before `end`.
+    """Count the events of `source` in [start, end), or before `end` if there is no `start`.
 
-    Spans without events are left out.
+    Returns counts by the beginning of each span of `width` (`1 minute`, `1 day`, …), in order; spans without events are left out.
     """
     query = _COUNTS.format(
         width=sql.Literal(width), source=source, start=sql.Literal(start or "-infinity"), end=sql.Literal(end)
     )
     with connection.cursor(row_factory=tuple_row) as cursor:
-        found = {
+        counts = {
             span.astimezone(UTC): Counted(rows, first.astimezone(UTC), last.astimezone(UTC), int(checksum))
             for span, rows, first, last, checksum in cursor.execute(query)
         }
-    # Sorted here: told to, PostgreSQL would sort the events, whose spans it expects to be many, and take half as long again.
-    return dict(sorted(found.items(), key=itemgetter(0)))
+    # Sorted here: with ORDER BY, PostgreSQL expects many spans, sorts the events and takes 50 % longer.
+    return dict(sorted(counts.items(), key=itemgetter(0)))
 
 
 def count_table(table: pa.Table) -> Counted:
-    """What a table holds, its rows in the order of an archive's. Raises NotAnArchiveError for an id that is none."""
+    """Count the events of a table whose rows are in the archive's order. Raises NotAnArchiveError for an invalid id."""
     if not table.num_rows:
         return Counted()
     times = table["timestamp"]
@@ -107,16 +110,16 @@ def count_table(table: pa.Table) -> Counted:
 
 
 def count_file(path: Path) -> Counted:
-    """What a file holds, read a row group at a time: its ids and times only.
+    """Count the events of a file; reads only ids and times, one row group at a time.
 
-    Raises NotAnArchiveError when an event stands in it twice or out of order.
+    Raises NotAnArchiveError if an event is in the file twice or out of order.
     """
     with ArchivedFile(path) as file:
         return count_groups(file.groups(IDENTITY))
 
 
 def count_groups(groups: Iterable[pa.Table]) -> Counted:
-    """The same for tables that follow each other."""
+    """Count the events of consecutive tables. Raises NotAnArchiveError as `count_file` does."""
     total, before = Counted(), None
     for group in groups:
         if not group.num_rows:
@@ -127,8 +130,8 @@ def count_groups(groups: Iterable[pa.Table]) -> Counted:
             raise NotAnArchiveError(_out_of_order(before == (times[0].as_py(), ids[0].as_py()), 1))
         earlier, later = times[:-1], times[1:]
         same = pc.equal(earlier, later)
-        wrong = pc.or_(pc.greater(earlier, later), pc.and_(same, pc.greater_equal(ids[:-1], ids[1:])))
-        if pc.any(wrong).as_py():
+        unordered = pc.or_(pc.greater(earlier, later), pc.and_(same, pc.greater_equal(ids[:-1], ids[1:])))
+        if pc.any(unordered).as_py():
             twice = pc.sum(pc.and_(same, pc.equal(ids[:-1], ids[1:]))).as_py()
             raise NotAnArchiveError(_out_of_order(bool(twice), twice))
         total = total + count_table(group)
@@ -137,7 +140,7 @@ def count_groups(groups: Iterable[pa.Table]) -> Counted:
 
 
 def _out_of_order(twice: bool, count: int) -> str:
-    return f"{count} events stand in the file twice" if twice else "the file's events are not in order"
+    return f"{count} events are in the file twice" if twice else "the file's events are not in order"
 
 
 def microseconds_at(times: pa.ChunkedArray, index: int) -> int:
@@ -146,7 +149,7 @@ def microseconds_at(times: pa.ChunkedArray, index: int) -> int:
 
 
 def _id_halves(texts: pa.Array) -> np.ndarray[Any, Any]:
-    """Ids as text → two signed 64-bit numbers each, as PostgreSQL's `bit(64)::bigint` has them."""
+    """Both halves of each id as signed 64-bit numbers, as PostgreSQL's `bit(64)::bigint` computes them."""
     count = len(texts)
     if pc.any(pc.not_equal(pc.binary_length(texts), 36)).as_py() or texts.null_count:
         raise NotAnArchiveError("an event id in the file does not have 36 characters")
@@ -157,10 +160,10 @@ def _id_halves(texts: pa.Array) -> np.ndarray[Any, Any]:
     for (begin, end), at in ID_PARTS:
         nibbles[:, at : at + end - begin] = values[:, begin:end]
     if nibbles.max() > 15:
-        raise NotAnArchiveError("an event id in the file has a character that is no lower-case hexadecimal digit")
+        raise NotAnArchiveError("an event id in the file has a character that is not a lower-case hexadecimal digit")
     return np.ascontiguousarray((nibbles[:, 0::2] << 4) | nibbles[:, 1::2]).view(">i8").astype(np.int64)
 
 
 def _exact_sum(numbers: np.ndarray[Any, Any]) -> int:
-    """The sum of 64-bit numbers, which itself may need more bits."""
+    """The sum of 64-bit numbers, which may itself need more than 64 bits."""
     return (int((numbers >> 32).sum()) << 32) + int((numbers & 0xFFFFFFFF).sum())

@@ -1,28 +1,28 @@
-"""`exp.archived_hours` and `exp.restored_days`: what the archive holds of each hour, which hours wait for it, which days came back.
+"""`exp.archived_hours` and `exp.restored_days`: what the archive holds of each hour, which hours wait for it, which days are restored.
 
-An hour's row tells of its file and of PostgreSQL's events at the same moment, so a count tells whether more came since. A month of
-history has a row too, at its first hour.
+An hour's row describes its file and PostgreSQL's events at the same moment, so that a count shows whether more events have come since.
+A month of history has a row too, at its first hour.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, scalar_row, tuple_row
 
+from eventlog.partitions import midnight
 from foundation import locks
 
 HOUR = timedelta(hours=1)
-# Any constant will do, as long as every process takes the same one.
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchivedHour:
-    """One hour, or month of history, as it was last archived; the fields are the table's columns."""
+    """An hour or a month of history, as last archived; the fields are the table's columns."""
 
     hour: datetime
     key: str
@@ -44,7 +44,7 @@ _RECORD = f"""
 INSERT INTO exp.archived_hours ({_LISTED}) VALUES ({", ".join(f"%({name})s" for name in _COLUMNS)})
 ON CONFLICT (hour) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[1:])}
 """
-# An event may have come, and been marked, after the archive counted: then the hour stays late. A month of history is nobody's queue.
+# An hour stays late if an event came, and was marked, after the archive counted. Months of history are never queued.
 _SETTLE = """
 UPDATE exp.archived_hours AS archived SET late = false
 WHERE late AND hour = ANY(%s) AND (key LIKE 'events/history/%%' OR database_rows = (
@@ -57,7 +57,7 @@ UPDATE exp.archived_hours SET database_rows = 0, checksum = 0, late = EXISTS (
 WHERE hour >= %s AND hour < %s
 """
 
-# `EXISTS` stops at an hour's first event, and PostgreSQL looks into that hour's day only.
+# `EXISTS` stops at an hour's first event, and PostgreSQL reads only the partition of that day.
 _MISSING = """
 SELECT missing.hour
 FROM generate_series(%(start)s::timestamptz, %(end)s::timestamptz - interval '1 hour', interval '1 hour') AS missing (hour)
@@ -65,7 +65,8 @@ WHERE NOT EXISTS (SELECT FROM exp.archived_hours AS archived WHERE archived.hour
   AND EXISTS (SELECT FROM exp.events WHERE "timestamp" >= missing.hour AND "timestamp" < missing.hour + interval '1 hour')
 """
 _LATE = "SELECT hour FROM exp.archived_hours WHERE late AND hour >= %(start)s AND hour < %(end)s"
-# An event is visible once its transaction ends, and has the time at which that began: up to the oldest open transaction all were seen.
+# An event's `created_at` is the start of its transaction, and it is visible once that ends: all events created before the start of the
+# oldest open transaction have been seen.
 _EDGE = """
 SELECT least(clock_timestamp(), min(xact_start)) - interval '1 second'
 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -93,40 +94,40 @@ ON CONFLICT (day) DO UPDATE SET rows = excluded.rows, restored_at = now(), keep_
 
 @contextmanager
 def archive_lock(connection: psycopg.Connection[Any], days: Iterable[date]) -> Iterator[None]:
-    """The right to write these days' files (a history month's is its first day): others wait, whatever their connection does.
+    """Lock the files of these days for the block, across transactions; other writers wait. History uses `date.min`.
 
-    The connection must be idle: what is read inside must not be older than the lock. Raises ValueError where it is not.
+    Raises ValueError unless the connection is idle: an open transaction could read data older than the lock.
     """
     if connection.info.transaction_status != TransactionStatus.IDLE:
         raise ValueError("The archive needs a connection without an open transaction: commit first.")
-    # In order: two writers with overlapping days would wait for each other.
-    keys = [(locks.ARCHIVE, day.toordinal()) for day in sorted(set(days))]
+    # In order: otherwise two writers with overlapping days would deadlock.
+    ordered = sorted(set(days))
     with connection.transaction():
-        for key in keys:
-            connection.execute("SELECT pg_advisory_lock(%s, %s)", key)
+        for day in ordered:
+            locks.lock_archive_day(connection, day)
     try:
         yield
     finally:
         if not connection.closed and connection.info.transaction_status == TransactionStatus.IDLE:
             with connection.transaction():
-                for key in keys:
-                    connection.execute("SELECT pg_advisory_unlock(%s, %s)", key)
+                for day in ordered:
+                    locks.unlock_archive_day(connection, day)
 
 
 def hold_archive(connection: psycopg.Connection[Any], days: Iterable[date]) -> None:
-    """The same right until the caller's transaction ends. Take it before what the archive may wait for."""
+    """Lock the files of these days until the caller's transaction ends. Call it before taking locks that the archive may wait for."""
     for day in sorted(set(days)):
-        connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (locks.ARCHIVE, day.toordinal()))
+        locks.hold_archive_day(connection, day)
 
 
 def archived_hours(connection: psycopg.Connection[Any], start: datetime, end: datetime) -> dict[datetime, ArchivedHour]:
-    """What is known of the hours (or history months) that begin in [start, end), by their beginning in UTC, in order."""
+    """The archived hours (or history months) that begin in [start, end), by their beginning in UTC, in order."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        rows = [_archived(columns) for columns in cursor.execute(_READ, (start, end))]
+        rows = [_from_row(columns) for columns in cursor.execute(_READ, (start, end))]
     return {row.hour: row for row in rows}
 
 
-def _archived(columns: dict[str, Any]) -> ArchivedHour:
+def _from_row(columns: dict[str, Any]) -> ArchivedHour:
     moments = {name: value.astimezone(UTC) for name, value in columns.items() if isinstance(value, datetime)}
     sums = {name: int(columns[name]) for name in ("checksum", "file_checksum")}
     return ArchivedHour(**{**columns, **moments, **sums})
@@ -135,46 +136,46 @@ def _archived(columns: dict[str, Any]) -> ArchivedHour:
 def record_archived(
     connection: psycopg.Connection[Any], hours: Sequence[ArchivedHour], unchanged: Sequence[ArchivedHour] = ()
 ) -> None:
-    """Note what was archived, in the caller's transaction; `unchanged` hours were found to be archived as they stand.
+    """Record archived hours in the caller's transaction; the archive of `unchanged` hours was up to date already.
 
-    What was late before is not any more, unless more came since it was counted.
+    None of them is late any more, unless more events came since it was counted.
     """
     with connection.cursor() as cursor:
-        # `mark_late_hours` waits, or is through: else its marks could be taken away unseen.
+        # Keeps `mark_late_hours` from running meanwhile: otherwise its new marks could be removed here.
         cursor.execute("SELECT FROM exp.archive_watch FOR SHARE")
         cursor.executemany(_RECORD, [asdict(hour) for hour in hours])
         cursor.execute(_SETTLE, ([hour.hour for hour in (*hours, *unchanged)],))
 
 
 def record_dropped(connection: psycopg.Connection[Any], day: date) -> None:
-    """Note that what PostgreSQL held of the day is gone, in the caller's transaction: whatever it holds now is late."""
-    start = datetime.combine(day, time(), UTC)
+    """Record in the caller's transaction that PostgreSQL's events of the day are dropped; any it holds now are late."""
+    start = midnight(day)
     connection.execute(_DROPPED, (start, start + timedelta(days=1)))
 
 
 def record_late(connection: psycopg.Connection[Any], hour: datetime) -> None:
-    """Note that an archived hour has events that are not in its file, in the caller's transaction."""
+    """Record in the caller's transaction that an archived hour has events that are not in its file."""
     connection.execute("UPDATE exp.archived_hours SET late = true WHERE hour = %s", (hour,))
 
 
 def mark_late_hours(connection: psycopg.Connection[Any], first_day: date) -> None:
-    """Mark the archived hours that got events since, in a transaction of its own; archiving them again takes the mark away.
+    """Mark archived hours that have received events since as late, in a separate transaction; archiving removes the mark.
 
-    Looks at events that came since it was last called (an index scan), and counts the archived hours among theirs.
+    Reads the events created since its last call (an index scan), and counts the events of their hours.
     """
     with connection.transaction(), connection.cursor(row_factory=scalar_row) as cursor:
         cursor.execute("SELECT seen_until FROM exp.archive_watch FOR UPDATE")
         edge = cursor.execute(_EDGE).fetchone()
-        cursor.execute(_MARK, {"start": datetime.combine(first_day, time(), UTC)})
+        cursor.execute(_MARK, {"start": midnight(first_day)})
         cursor.execute("UPDATE exp.archive_watch SET seen_until = greatest(seen_until, %s)", (edge,))
 
 
 def waiting_hours(connection: psycopg.Connection[Any], first_day: date, now: datetime) -> list[datetime]:
-    """The full hours since `first_day` that have events which are not archived, in order: never archived, or late as marked."""
+    """The full hours since `first_day` with events that are not archived, in order: hours never archived, or marked as late."""
     bounds = _bounds(first_day, now)
     with connection.cursor(row_factory=scalar_row) as cursor:
-        found = [*cursor.execute(_MISSING, bounds), *cursor.execute(_LATE, bounds)]
-    return sorted(hour.astimezone(UTC) for hour in found)
+        hours = [*cursor.execute(_MISSING, bounds), *cursor.execute(_LATE, bounds)]
+    return sorted(hour.astimezone(UTC) for hour in hours)
 
 
 def anything_archived(connection: psycopg.Connection[Any]) -> bool:
@@ -183,10 +184,10 @@ def anything_archived(connection: psycopg.Connection[Any]) -> bool:
 
 
 def archive_queue(connection: psycopg.Connection[Any], first_day: date, now: datetime) -> int:
-    """How many full hours since `first_day` have events that are not archived.
+    """The number of full hours since `first_day` with events that are not archived.
 
-    Cheap enough for every minute: it reads the rows of `exp.archived_hours`, looks for a first event in the hours without a row, and
-    scans by index what came since `mark_late_hours` was last called.
+    Cheap enough to run every minute: it reads the rows of `exp.archived_hours`, looks for a first event in each hour without a row, and
+    scans by index the events created since the last call of `mark_late_hours`.
     """
     bounds = _bounds(first_day, now)
     with connection.cursor(row_factory=scalar_row) as cursor:
@@ -194,30 +195,35 @@ def archive_queue(connection: psycopg.Connection[Any], first_day: date, now: dat
     return len(waiting_hours(connection, first_day, now)) + len(just_arrived)
 
 
+def hour_of(moment: datetime) -> datetime:
+    """The beginning of a moment's hour, in UTC."""
+    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
 def _bounds(first_day: date, now: datetime) -> dict[str, datetime]:
     return {
-        "start": datetime.combine(first_day, time(), UTC),
-        "end": now.astimezone(UTC).replace(minute=0, second=0, microsecond=0),
+        "start": midnight(first_day),
+        "end": hour_of(now),
     }
 
 
 def last_arrival(connection: psycopg.Connection[Any]) -> datetime | None:
-    """When the latest event was stored, or None where there is none."""
+    """When the latest event was stored; None if there are no events."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute("SELECT max(created_at) FROM exp.events").fetchone()
 
 
 def record_restored(connection: psycopg.Connection[Any], day: date, rows: int, keep_until: datetime) -> None:
-    """Note a day that came back from the archive, in the caller's transaction."""
+    """Record a restored day in the caller's transaction."""
     connection.execute(_RESTORED, (day, rows, keep_until))
 
 
 def kept_until(connection: psycopg.Connection[Any]) -> dict[date, datetime]:
-    """Restored days, and until when retention leaves each alone."""
+    """The restored days, and until when retention must keep each."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         return dict(cursor.execute("SELECT day, keep_until FROM exp.restored_days").fetchall())
 
 
 def forget_restored(connection: psycopg.Connection[Any], day: date) -> None:
-    """Note that a restored day is gone again, in the caller's transaction."""
+    """Record in the caller's transaction that a restored day is dropped again."""
     connection.execute("DELETE FROM exp.restored_days WHERE day = %s", (day,))

@@ -1,4 +1,4 @@
-"""Writing one period's file: fresh events and what the archive held besides, merged in order, counted, and published whole."""
+"""Writing the file of a period: new events merged with those already archived, in order, counted, and published atomically."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,72 +15,72 @@ from foundation.object_store import FileFacts, ObjectStore
 
 
 class ArchiveError(LifecycleError):
-    """A period could not be archived, or was never archived; the message names it and the difference."""
+    """A period can't be archived, or was never archived; the message names it and what is wrong."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file as it was published, and what is in it."""
+    """A published file and the counts of its events."""
 
     facts: FileFacts
     counted: Counted
 
 
 class PeriodFile:
-    """A file in the making. Add its events in order of time, `publish`, and `close` in any case: nothing half written shows."""
+    """A file being written. Add its events in order of time, then `publish`, and always `close`: an incomplete file is never published."""
 
-    def __init__(self, store: ObjectStore, key: str, *, held: bool) -> None:
-        """`held`: something lies under `key`, whose events go into the new file too."""
+    def __init__(self, store: ObjectStore, key: str, *, merge_existing: bool) -> None:
+        """`merge_existing`: the events of the existing file under `key` go into the new file too."""
         self.key = key
         self._store = store
         self._stack = ExitStack()
         self._staged: Path = self._stack.enter_context(store.staged_file())
         self._writer = pq.ParquetWriter(
             self._staged, ARCHIVE_SCHEMA, compression="zstd", compression_level=1,
-            # Dictionaries made the files a third bigger and took longer: zstd finds the repetitions by itself.
-            # Statistics of everything else took a third of the time, and only time is ever looked for.
+            # Dictionaries made the files a third larger and took longer: zstd finds repetitions by itself.
+            # Statistics of all columns took a third of the time, and readers only filter by time.
             use_dictionary=False, write_statistics=["timestamp"],
         )  # fmt: skip
         self._before: ArchivedFile | None = None
-        if held:
+        if merge_existing:
             self._before = self._stack.enter_context(open_archive(store, key))
         self._kept = Counted()
 
     def close(self) -> None:
-        """Take away what was not published."""
+        """Remove the file if it was not published."""
         self._stack.close()
 
-    def add(self, fresh: pa.Table, start: datetime, end: datetime) -> None:
-        """Write the fresh events of [start, end), and those that only the archive has."""
+    def add(self, new: pa.Table, start: datetime, end: datetime) -> None:
+        """Write the new events of [start, end) and those that only the archive has."""
         if self._before is not None:
-            only_archived = rows_without(self._before.between(start, end), fresh)
+            only_archived = rows_without(self._before.between(start, end), new)
             if only_archived.num_rows:
                 self._kept = self._kept + count_table(only_archived)
-                fresh = pa.concat_tables([only_archived, fresh]).sort_by(ORDER)
-        if fresh.num_rows:
-            self._writer.write_table(fresh)
+                new = pa.concat_tables([only_archived, new]).sort_by(ORDER)
+        if new.num_rows:
+            self._writer.write_table(new)
 
     def publish(self, expected: Counted) -> Published:
-        """Close the file, read it back and hold it against what PostgreSQL counted; then it shows.
+        """Close the file, read it back, compare it with PostgreSQL's counts, and publish it.
 
-        Raises ArchiveError, foundation.object_store.StoreError; what was there before then stays.
+        Raises ArchiveError, foundation.object_store.StoreError; then the previous file stays.
         """
         self._writer.close()
-        whole = expected + self._kept
+        total = expected + self._kept
 
         def verify(stored: Path) -> None:
-            difference = _difference(stored, whole)
-            if difference is None and self._before is not None and whole.rows < self._before.rows:
+            difference = _difference(stored, total)
+            if difference is None and self._before is not None and total.rows < self._before.rows:
                 difference = (
-                    f"the archive holds {self._before.rows} events and the new file {whole.rows}; it may only grow"
+                    f"the archive holds {self._before.rows} events and the new file {total.rows}; it may only grow"
                 )
             if difference is not None:
                 raise ArchiveError(
                     f"{period_name(self.key)}: {difference}; nothing was published. "
-                    "Archive it again; if it stays, the events changed under the same key."
+                    "Archive it again; if it fails again, events changed under the same id and time."
                 )
 
-        return Published(self._store.publish_file(self.key, self._staged, verify), whole)
+        return Published(self._store.publish_file(self.key, self._staged, verify), total)
 
 
 def _difference(stored: Path, expected: Counted) -> str | None:
@@ -90,10 +90,10 @@ def _difference(stored: Path, expected: Counted) -> str | None:
         return str(error)
 
 
-def rows_without(held: pa.Table, fresh: pa.Table) -> pa.Table:
-    """The rows of `held` that are not among `fresh`, in order; an event is its id and time."""
-    if not held.num_rows or not fresh.num_rows:
-        return held
-    numbered = held.select(IDENTITY).append_column("row", pa.array(range(held.num_rows), pa.int64()))
-    rows = numbered.join(fresh.select(IDENTITY), keys=IDENTITY, join_type="left anti", use_threads=False)["row"]
-    return held.take(rows.sort())
+def rows_without(table: pa.Table, excluded: pa.Table) -> pa.Table:
+    """The rows of `table` whose id and time are not in `excluded`, in order."""
+    if not table.num_rows or not excluded.num_rows:
+        return table
+    numbered = table.select(IDENTITY).append_column("row", pa.array(range(table.num_rows), pa.int64()))
+    rows = numbered.join(excluded.select(IDENTITY), keys=IDENTITY, join_type="left anti", use_threads=False)["row"]
+    return table.take(rows.sort())

@@ -1,6 +1,6 @@
-"""Reading `exp.events` by binary COPY straight into Arrow: slices of time, two at once, in one snapshot.
+"""Reading `exp.events` by binary COPY straight into Arrow: slices of time, two in parallel, in one snapshot.
 
-Arrow's own driver (ADBC) reads: through Python's rows it took twelve times as long. Memory holds a few slices, never an hour.
+Uses Arrow's own driver (ADBC), which is twelve times as fast as going through Python rows. Memory holds a few slices, never an hour.
 """
 
 from collections import deque
@@ -25,19 +25,19 @@ from eventlog.archive.rows import RAW_COLUMNS, event_table
 from foundation.errors import LifecycleError
 
 READERS = 2
-# Compiling a query that runs for a tenth of a second takes longer than it saves.
+# For a query of a tenth of a second, compiling takes longer than it saves.
 _NO_JIT = "SET LOCAL jit = off"
 _BATCH_BYTES = 8 * 2**20
 _ROWS = sql.SQL('SELECT {columns} FROM {source} WHERE "timestamp" >= {start} AND "timestamp" < {end}')
 
 
 class EventReadError(LifecycleError):
-    """PostgreSQL ended the reading of events; the message tells what it said."""
+    """PostgreSQL failed while events were read; the message includes its error."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A span of time [start, end), and how many events it has: as many as fit in memory."""
+    """A span of time [start, end) and its number of events, few enough to fit in memory."""
 
     start: datetime
     end: datetime
@@ -46,7 +46,7 @@ class Slice:
 
 @contextmanager
 def snapshot(connection: psycopg.Connection[Any]) -> Iterator[str]:
-    """A transaction on an idle connection whose picture of the database other connections can share, by the name it yields."""
+    """Open a read-only snapshot on an idle connection and yield its name, by which other connections can share it."""
     with connection.transaction(), connection.cursor(row_factory=scalar_row) as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         cursor.execute(_NO_JIT)
@@ -56,18 +56,18 @@ def snapshot(connection: psycopg.Connection[Any]) -> Iterator[str]:
 def read_slices(
     connection: psycopg.Connection[Any], shared: str, source: sql.Identifier, slices: Sequence[Slice]
 ) -> Iterator[tuple[Slice, pa.Table]]:
-    """Each slice with its events, as a table of ARCHIVE_SCHEMA in order, read a little ahead.
+    """Yield each slice with its events as a sorted table of ARCHIVE_SCHEMA; reads a few slices ahead.
 
-    `shared` is the name of a snapshot that `connection` holds. Raises EventReadError.
+    `shared` is the name of a snapshot that `connection` has open. Raises EventReadError.
     """
     cursors: SimpleQueue[Any] = SimpleQueue()
 
-    def read(one: Slice) -> pa.Table:
-        if not one.rows:
+    def read(part: Slice) -> pa.Table:
+        if not part.rows:
             return ARCHIVE_SCHEMA.empty_table()
         query = _ROWS.format(
             columns=sql.SQL(", ").join(map(sql.Identifier, RAW_COLUMNS)),
-            source=source, start=sql.Literal(one.start), end=sql.Literal(one.end),
+            source=source, start=sql.Literal(part.start), end=sql.Literal(part.end),
         )  # fmt: skip
         cursor = cursors.get()
         try:
@@ -84,8 +84,8 @@ def read_slices(
         pool = stack.enter_context(ThreadPoolExecutor(READERS))
         pending: deque[tuple[Slice, Future[pa.Table]]] = deque()
         try:
-            for one in slices:
-                pending.append((one, pool.submit(read, one)))
+            for part in slices:
+                pending.append((part, pool.submit(read, part)))
                 if len(pending) > READERS:
                     first, table = pending.popleft()
                     yield first, table.result()
@@ -98,7 +98,7 @@ def read_slices(
 
 @contextmanager
 def _cursor(connection: psycopg.Connection[Any], shared: str) -> Iterator[Any]:
-    """A cursor of a connection of its own to the same database, in the shared snapshot."""
+    """A cursor on a separate connection to the same database, in the shared snapshot."""
     conninfo = make_conninfo(connection.info.dsn, password=connection.info.password)
     try:
         with adbc.connect(conninfo, autocommit=True) as opened, opened.cursor() as cursor:
@@ -112,5 +112,5 @@ def _cursor(connection: psycopg.Connection[Any], shared: str) -> Iterator[Any]:
 
 
 def _sentence(error: Exception) -> str:
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"PostgreSQL ended the reading of events ({said.rstrip('.')}): look at its log, and run it again."
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"PostgreSQL failed while events were read ({reason.rstrip('.')}): look at its log, then run this again."

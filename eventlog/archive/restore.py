@@ -1,7 +1,6 @@
-"""Bringing archived days back into PostgreSQL, exactly as they were: every column, `created_at` too.
+"""Restoring archived days into PostgreSQL with every column as it was, including `created_at`.
 
- Events of erased units are not brought back; events that are
-there already stay as they are.
+Events of erased units are not restored; events that PostgreSQL still has are not changed.
 """
 
 import io
@@ -18,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from eventlog.archive.counting import Counted, count_in_database
-from eventlog.archive.files import day_folder, open_archive, period_name
+from eventlog.archive.files import name_some, open_archive, period_name
 from eventlog.archive.hours import ArchivedHour, archive_lock, record_archived, record_late, record_restored
-from eventlog.archive.manifest import read_manifest
+from eventlog.archive.manifest import day_manifest
 from eventlog.archive.period_file import ArchiveError
 from eventlog.partitions import ensure_event_days
 from foundation.object_store import FileFacts, ObjectStore
@@ -49,7 +48,7 @@ ON CONFLICT DO NOTHING
 
 @dataclass(frozen=True)
 class RestoredHour:
-    """One hour that was brought back: `rows` in its file, how many of them were `new` to PostgreSQL, how many `erased`."""
+    """A restored hour: the `rows` in its file, how many of them were `new` to PostgreSQL, and how many `erased`."""
 
     hour: datetime
     rows: int
@@ -58,17 +57,16 @@ class RestoredHour:
 
 
 def restorable(store: ObjectStore, start: date, end: date) -> list[ArchivedHour]:
-    """The archived hours of the days [start, end), in order; a manifest says what each must hold.
+    """The archived hours of the days [start, end) as their manifests describe them, in order.
 
-    Raises ArchiveError naming the days that were never archived as a whole, foundation.object_store.StoreError.
+    Raises ArchiveError with the days that were never archived completely, foundation.object_store.StoreError.
     """
     days = [start + DAY * index for index in range((end - start).days)]
-    manifests = {day: [file for file in read_manifest(store, day_folder(day))] for day in days}
+    manifests = {day: day_manifest(store, day) for day in days}
     missing = [str(day) for day, files in manifests.items() if len(files) < 24]
     if missing:
-        named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise ArchiveError(
-            f"Never archived as whole days: {named}; nothing was restored. "
+            f"Never archived completely: {name_some(missing)}; nothing was restored. "
             "Choose other days, or materialise raw_events for these if PostgreSQL still has them."
         )
     return [file for files in manifests.values() for file in files]
@@ -77,19 +75,19 @@ def restorable(store: ObjectStore, start: date, end: date) -> list[ArchivedHour]
 def restore_hours(
     connection: psycopg.Connection[Any], store: ObjectStore, hours: Sequence[ArchivedHour], keep_until: datetime
 ) -> Iterator[RestoredHour]:
-    """Bring the events of these archived hours back, an hour a transaction, and say of each how many there were.
+    """Restore the events of archived hours, one transaction per hour, and yield the counts of each.
 
-    Their days are noted, so that retention leaves them alone until `keep_until`. Again brings back what is missing. `connection` is idle.
-    Raises ArchiveError when a file is not the one that its manifest tells of, foundation.object_store.StoreError.
+    The days are recorded, so that retention keeps them until `keep_until`. Running it again restores only what is missing. `connection`
+    is idle. Raises ArchiveError if a file differs from its manifest, foundation.object_store.StoreError.
     """
     for day in sorted({hour.hour.date() for hour in hours}):
-        ours = [hour for hour in hours if hour.hour.date() == day]
-        # Retention and the archive wait: an hour's row must tell of what PostgreSQL holds when they go on.
+        day_hours = [hour for hour in hours if hour.hour.date() == day]
+        # Retention and archiving wait until the rows of the hours agree with what PostgreSQL holds.
         with archive_lock(connection, [day]):
             ensure_event_days(connection, [day])
             with connection.transaction():
-                record_restored(connection, day, sum(hour.file_rows for hour in ours), keep_until)
-            for hour in ours:
+                record_restored(connection, day, sum(hour.file_rows for hour in day_hours), keep_until)
+            for hour in day_hours:
                 yield _restore(connection, store, hour)
 
 
@@ -97,8 +95,8 @@ def _restore(connection: psycopg.Connection[Any], store: ObjectStore, hour: Arch
     new = erased = 0
     if store.facts(hour.key) != FileFacts(hour.bytes, hour.sha256):
         raise ArchiveError(
-            f"{period_name(hour.key)}: {store.uri(hour.key)} is not the file that its manifest tells of, and was not restored. "
-            "Materialise raw_events for it, and run the restore again."
+            f"{period_name(hour.key)}: {store.uri(hour.key)} differs from its manifest, and was not restored. "
+            "Materialise raw_events for it, then run the restore again."
         )
     with open_archive(store, hour.key) as file, connection.transaction():
         for group in file.groups():
@@ -109,12 +107,12 @@ def _restore(connection: psycopg.Connection[Any], store: ObjectStore, hour: Arch
                 erased += cursor.execute(_ERASED).rowcount
                 new += cursor.execute(_INSERT).rowcount
                 cursor.execute("TRUNCATE restored_events")
-        _note(connection, hour, hour.file_rows - erased)
+        _record(connection, hour, hour.file_rows - erased)
     return RestoredHour(hour.hour, hour.file_rows, new, erased)
 
 
-def _note(connection: psycopg.Connection[Any], hour: ArchivedHour, expected: int) -> None:
-    """Where PostgreSQL holds what was brought back and nothing else, the archive has nothing to do."""
+def _record(connection: psycopg.Connection[Any], hour: ArchivedHour, expected: int) -> None:
+    """Record the hour as archived if PostgreSQL holds exactly the `expected` restored events, otherwise as late."""
     counts = count_in_database(connection, "1 hour", hour.hour, hour.hour + timedelta(hours=1))
     counted = counts.get(hour.hour, Counted())
     if counted.rows == expected:
@@ -124,7 +122,7 @@ def _note(connection: psycopg.Connection[Any], hour: ArchivedHour, expected: int
 
 
 def _csv(group: pa.Table) -> bytes:
-    """Rows of an archive as CSV for `_COPY`; text is quoted, and nothing at all is null."""
+    """Rows of an archive as CSV for `_COPY`: text is quoted, and an empty field is NULL."""
     columns = [
         group["event_id"], group["event_type"], group["unit_type"], group["unit_id"],
         _exact(group["experiments_json"], group["experiments"]), group["context"],
@@ -141,7 +139,7 @@ def _csv(group: pa.Table) -> bytes:
 
 
 def _exact(texts: pa.ChunkedArray, typed: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The JSON that was archived; from the typed column in files of older versions, which have none."""
+    """The archived JSON; in files of older versions, which have none, the typed column as JSON."""
     return pc.coalesce(texts, _as_json(typed)) if texts.null_count else texts
 
 

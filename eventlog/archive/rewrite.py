@@ -1,4 +1,4 @@
-"""Writing an archived file anew without some of its rows, or with other values in them: the one way in which the archive shrinks."""
+"""Rewriting an archived file without some of its rows or with other values: the only way in which the archive shrinks."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -29,7 +29,7 @@ _IDENTITIES = 'SELECT id::text, "timestamp" FROM exp.events WHERE "timestamp" >=
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A file before and after; `written` is False where nothing had to change."""
+    """The rows of a file before and after; `written` is False if nothing had to change."""
 
     key: str
     rows_before: int
@@ -40,18 +40,18 @@ class Rewritten:
 def rewrite_period(
     connection: psycopg.Connection[Any], store: ObjectStore, key: str, keep: Callable[[pa.Table], pa.Table]
 ) -> Rewritten:
-    """Write the file under `key` anew with what `keep` makes of each of its row groups, counted, then its row and manifest.
+    """Replace each row group of the file under `key` by the result of `keep`, then update the file's row and manifest.
 
-    `keep` gets a table of ARCHIVE_SCHEMA and returns rows of it in the same order, with the same ids and times; their other values may
-    change. Take the same events out of `exp.events` first, and commit: what leaves the archive must not come back from there. Where
-    PostgreSQL has other events that the file lacks, the hour is late. `connection` is idle, and other writers of that day wait. Raises
+    `keep` gets a table of ARCHIVE_SCHEMA and returns some of its rows in the same order, with the same ids and times; other values may
+    change. First delete the same events from `exp.events` and commit: otherwise they would be archived again. If PostgreSQL has other
+    events that are not in the file, the hour is marked as late. `connection` is idle; other writers of that day wait. Raises
     ArchiveError, foundation.object_store.MissingObjectError, StoreError.
     """
     start, end = period_of(key)
     with (
         archive_lock(connection, [date.min if is_history(key) else start.date()]),
         open_archive(store, key) as before,
-        closing(PeriodFile(store, key, held=False)) as file,
+        closing(PeriodFile(store, key, merge_existing=False)) as file,
     ):
         counted, changed, removed = Counted(), False, []
         for group in before.groups():
@@ -67,31 +67,31 @@ def rewrite_period(
             record_files(connection, store, [], [known] if known else [])
             return Rewritten(key, before.rows, before.rows, written=False)
         _require_gone(connection, key, removed)
-        done = file.publish(counted)
-        in_database, late = _in_database(connection, store, key, counted)
-        # The numbers of a late hour agree with no events that PostgreSQL has: whoever compares them archives it.
-        row = archived_row(start, key, Counted() if late else in_database, done, datetime.now(UTC))
+        published = file.publish(counted)
+        in_database, late = _count_in_database(connection, store, key, counted)
+        # A late hour is recorded with zero counts: they never match PostgreSQL's, so that the next run archives it.
+        row = archived_row(start, key, Counted() if late else in_database, published, datetime.now(UTC))
         record_files(connection, store, [row], late=late)
-        return Rewritten(key, before.rows, done.counted.rows, written=True)
+        return Rewritten(key, before.rows, published.counted.rows, written=True)
 
 
 def _require_gone(connection: psycopg.Connection[Any], key: str, removed: Sequence[pa.Table]) -> None:
-    """What is to leave the archive must have left PostgreSQL."""
+    """Raise ArchiveError if PostgreSQL still has any of the removed events."""
     for table in removed:
         columns = [table[name].to_pylist() for name in IDENTITY]
         with connection.transaction(), connection.cursor(row_factory=scalar_row) as cursor:
-            still = cursor.execute(_STILL_THERE, (*period_of(key), *columns)).fetchone()
-        if still:
+            count = cursor.execute(_STILL_THERE, (*period_of(key), *columns)).fetchone()
+        if count:
             raise ArchiveError(
-                f"{period_name(key)}: PostgreSQL still holds {still} of the events that are to leave the file; nothing was published. "
-                "Take the events out of PostgreSQL first."
+                f"{period_name(key)}: PostgreSQL still has {count} of the events to remove from the file; nothing was published. "
+                "Delete the events from PostgreSQL first."
             )
 
 
-def _in_database(
+def _count_in_database(
     connection: psycopg.Connection[Any], store: ObjectStore, key: str, in_file: Counted
 ) -> tuple[Counted, bool]:
-    """What PostgreSQL holds of a file's time, and whether any of it is not in the file; a row group's ids are held at once."""
+    """PostgreSQL's events of a file's period, and whether any is not in the file. Memory holds the ids of one row group at a time."""
     start, end = period_of(key)
     with snapshot(connection), open_archive(store, key) as file, connection.cursor(row_factory=tuple_row) as cursor:
         counted = sum(count_in_database(connection, "1 hour", start, end).values(), Counted())

@@ -1,7 +1,7 @@
-"""Rows of `exp.events`, as binary COPY brings them, as the columns of the archive.
+"""Converting rows of `exp.events`, as read by binary COPY, into the archive's columns.
 
-Metrics are taken apart column-wise; a slice in which one is no plain number (or its name is odd) goes through Python, with the same
-result. Not by Arrow's JSON reader: documents that PostgreSQL accepts end the whole process there.
+Metrics are parsed column-wise. A slice with a metric that is not a plain number, or has an unusual name, is parsed in Python, with the
+same result. Arrow's JSON reader is not used: some documents that PostgreSQL accepts crash the whole process.
 """
 
 import json
@@ -19,14 +19,14 @@ RAW_COLUMNS = (
     "id", "event_type", "unit_type", "unit_id", "experiments", "context", "metrics", "payload", "timestamp", "created_at", "flags",
 )  # fmt: skip
 _FLOATS = pa.map_(pa.string(), pa.float64())
-# Where an id's digits stand in its text, and where among the 32 digits.
+# The position of each part of an id in its text, and in its 32 digits.
 ID_PARTS = (((0, 8), 0), ((9, 13), 8), ((14, 18), 12), ((19, 23), 16), ((24, 36), 20))
 _PAIRS = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
 
 
 def event_table(raw: pa.Table) -> pa.Table:
-    """Rows with RAW_COLUMNS, in any order, as a table of ARCHIVE_SCHEMA in order of (timestamp, id)."""
-    raw = raw.combine_chunks()  # rows are then taken three times as fast
+    """Convert rows with RAW_COLUMNS, in any order, to a table of ARCHIVE_SCHEMA in order of (timestamp, id)."""
+    raw = raw.combine_chunks()  # makes taking rows three times as fast
     ids = _id_bytes(_storage(raw["id"])).reshape(-1, 16)
     halves = ids.view(">u8").astype(np.uint64)
     keys = pa.table({"timestamp": raw["timestamp"], "high": halves[:, 0], "low": halves[:, 1]})
@@ -46,18 +46,18 @@ def event_table(raw: pa.Table) -> pa.Table:
 
 
 def _typed(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    # A cast copies, even to the same type.
+    # A cast copies even to the same type.
     return column if column.type == kind else column.cast(kind)
 
 
 def _storage(column: pa.ChunkedArray) -> pa.Array:
-    whole = column.combine_chunks()
-    whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
-    return whole.storage if isinstance(whole, pa.ExtensionArray) else whole
+    array = column.combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
 
 
 def _experiments(texts: pa.Array) -> pa.Array:
-    """As a list of pairs: thousands of events share a few texts, so each is read once."""
+    """Lists of pairs. Thousands of events share a few texts, so each distinct text is parsed once."""
     encoded = texts.dictionary_encode()
     return pa.array(
         [_pairs(text) for text in encoded.dictionary.to_pylist()], EVENT_SCHEMA.field("experiments").type
@@ -65,23 +65,23 @@ def _experiments(texts: pa.Array) -> pa.Array:
 
 
 def _pairs(text: str) -> list[dict[str, str | None]]:
-    read = _loads(text)
+    refs = _loads(text)
     return [
-        {name: _text(one, name) for name in ("experiment_id", "variant_id")}
-        for one in (read if isinstance(read, list) else [])
-        if isinstance(one, dict)
+        {name: _text(ref, name) for name in ("experiment_id", "variant_id")}
+        for ref in (refs if isinstance(refs, list) else [])
+        if isinstance(ref, dict)
     ]
 
 
 class _Context(msgspec.Struct, gc=False):
-    """What has a column of its own out of a context."""
+    """The fields of a context that have columns of their own."""
 
     policy_version_id: str | None = None
     session_id: str | None = None
 
 
 class _OddContext(msgspec.Struct):
-    """The same, of whatever type it came."""
+    """The same fields with values of any type."""
 
     policy_version_id: Any = None
     session_id: Any = None
@@ -92,27 +92,27 @@ _decode_odd_context = msgspec.json.Decoder(_OddContext).decode
 
 
 def _context(texts: pa.Array) -> dict[str, pa.Array]:
-    read = list(map(_one_context, texts.to_pylist()))
-    return {name: pa.array(list(map(attrgetter(name), read)), pa.string()) for name in _Context.__struct_fields__}
+    contexts = list(map(_parse_context, texts.to_pylist()))
+    return {name: pa.array(list(map(attrgetter(name), contexts)), pa.string()) for name in _Context.__struct_fields__}
 
 
-def _one_context(text: str) -> _Context:
+def _parse_context(text: str) -> _Context:
     try:
         return _decode_context(text)
     except (msgspec.MsgspecError, RecursionError):
-        return _one_odd_context(text)
+        return _parse_odd_context(text)
 
 
-def _one_odd_context(text: str) -> _Context:
+def _parse_odd_context(text: str) -> _Context:
     try:
         odd = _decode_odd_context(text)
-    except (msgspec.MsgspecError, RecursionError):  # no object, or one deeper than can be read
+    except (msgspec.MsgspecError, RecursionError):  # not an object, or nested too deeply to parse
         return _Context()
     return _Context(*(value if isinstance(value, str) else None for value in (odd.policy_version_id, odd.session_id)))
 
 
 def _numbers(texts: pa.Array) -> dict[str, pa.Array]:
-    """The map of all metrics, and a column for each known one."""
+    """The map of all metrics, and a column for each known metric."""
     pairs = _pairs_of_numbers(texts)
     if pairs is None:
         return _numbers_by_python(texts)
@@ -122,17 +122,18 @@ def _numbers(texts: pa.Array) -> dict[str, pa.Array]:
     columns = {}
     for name in KNOWN_METRICS:
         code = keys.dictionary.index(name).as_py()
-        column, there = np.zeros(len(texts)), np.zeros(len(texts), bool)
-        chosen = keys.indices.to_numpy() == code  # -1, an unknown name's, is no index
-        column[rows[chosen]], there[rows[chosen]] = numbers[chosen], True
-        columns[name] = pa.array(column, mask=~there)
+        column, present = np.zeros(len(texts)), np.zeros(len(texts), bool)
+        selected = keys.indices.to_numpy() == code  # the code of a name that no text has is -1, which matches no index
+        column[rows[selected]], present[rows[selected]] = numbers[selected], True
+        columns[name] = pa.array(column, mask=~present)
     return {"metrics": pa.MapArray.from_arrays(pa.array(offsets), keys.dictionary_decode(), values), **columns}
 
 
 def _pairs_of_numbers(texts: pa.Array) -> tuple[np.ndarray[Any, Any], pa.DictionaryArray, pa.Array] | None:
-    """Where each text's pairs begin, their names and numbers; None unless all are plain: `{"a": 1, "b": 2.5}`, as jsonb writes them.
+    """The offset of each text's first pair, all names and all numbers; None unless all texts are as simple as `{"a": 1, "b": 2.5}`.
 
-    Split at `, ` and `": `: a name or a value with one of these in it leaves a piece that is no pair or a value that is no number.
+    Relies on jsonb's output format: splits at `, ` and `": `. If a name or a value contains one of these, a piece is not a pair or a
+    value not a number, and the result is None.
     """
     if not len(texts) or pc.any(pc.match_substring(texts, "\\")).as_py():
         return None
@@ -144,31 +145,31 @@ def _pairs_of_numbers(texts: pa.Array) -> tuple[np.ndarray[Any, Any], pa.Diction
     halves = pc.split_pattern(flat, '": ')
     if len(flat) != counts.sum() or pc.any(pc.not_equal(pc.list_value_length(halves), 2)).as_py():
         return None
-    both = halves.flatten()
-    names = both.take(pa.array(np.arange(0, len(both), 2))).dictionary_encode()
-    known = names.dictionary.to_pylist()
-    if not all(name.startswith('"') for name in known):
+    names_and_values = halves.flatten()
+    names = names_and_values.take(pa.array(np.arange(0, len(names_and_values), 2))).dictionary_encode()
+    quoted = names.dictionary.to_pylist()
+    if not all(name.startswith('"') for name in quoted):
         return None
     try:
-        values = both.take(pa.array(np.arange(1, len(both), 2))).cast(pa.float64())
+        values = names_and_values.take(pa.array(np.arange(1, len(names_and_values), 2))).cast(pa.float64())
     except pa.ArrowInvalid:
         return None
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    stripped = pa.array([name[1:] for name in known], pa.string())
+    stripped = pa.array([name[1:] for name in quoted], pa.string())
     return offsets, pa.DictionaryArray.from_arrays(names.indices, stripped), values
 
 
 def _numbers_by_python(texts: pa.Array) -> dict[str, pa.Array]:
     objects = [_loads(text) for text in texts.to_pylist()]
     numbers = [
-        {name: value if isinstance(value, float) else None for name, value in one.items()}
-        if isinstance(one, dict)
+        {name: value if isinstance(value, float) else None for name, value in metrics.items()}
+        if isinstance(metrics, dict)
         else {}
-        for one in objects
+        for metrics in objects
     ]
     return {
-        "metrics": pa.array([list(one.items()) for one in numbers], _FLOATS),
-        **{name: pa.array([one.get(name) for one in numbers], pa.float64()) for name in KNOWN_METRICS},
+        "metrics": pa.array([list(metrics.items()) for metrics in numbers], _FLOATS),
+        **{name: pa.array([metrics.get(name) for metrics in numbers], pa.float64()) for name in KNOWN_METRICS},
     }
 
 
@@ -195,7 +196,7 @@ def _id_bytes(ids: pa.Array) -> np.ndarray[Any, Any]:
 
 
 def id_texts(ids: np.ndarray[Any, Any]) -> pa.Array:
-    """16 bytes an id → their texts."""
+    """The texts of ids that are given as 16 bytes each."""
     count = len(ids)
     texts = np.full((count, 36), ord("-"), np.uint8)
     digits = np.take(_PAIRS, ids).view(np.uint8).reshape(count, 32)

@@ -25,7 +25,8 @@ from eventlog.imports.mapping import (
 from eventlog.validation import EVENT_TYPES, UNIT_TYPES
 from experimentation.config.yaml_nodes import ConfigError, Reader, UnusableValueError
 from experimentation.runs.allocations import WHOLE
-from experimentation.runs.run import ExperimentationError, NewVariant
+from experimentation.runs.run import NewVariant
+from foundation.errors import LifecycleError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,7 +41,7 @@ _TIME_KEYS = (*_VALUE_KEYS[:4], "format", "zone")
 _SCALARS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
 
 
-class MappingMissingError(ExperimentationError):
+class MappingMissingError(LifecycleError):
     """There is no such mapping file."""
 
 

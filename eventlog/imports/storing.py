@@ -21,6 +21,7 @@ from eventlog.imports.runs import Experiments, find_experiments, of_run
 from eventlog.store import store_read_events
 from experimentation.runs.imported import import_run, note_units, noted_units, stage_units, store_units
 from experimentation.runs.run import Run
+from foundation import locks
 from foundation.audit import Change, write_audit
 from foundation.errors import LifecycleError
 
@@ -38,8 +39,6 @@ ORDER BY id DESC LIMIT 1
 """
 # Whoever erases a unit waits for the chunk, and what was erased before is known to it.
 HOLD_ERASURES = "LOCK TABLE exp.erased_units IN SHARE MODE"
-LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
-UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
 
 Told = Callable[[str, float], None]
 """Called meanwhile with what is done, and its share from 0 to 1."""
@@ -151,17 +150,12 @@ class EventImport:
 
     @contextmanager
     def _alone(self, subject: str) -> Iterator[None]:
-        with self._connection.cursor(row_factory=tuple_row) as cursor:
-            free = cursor.execute(LOCK, (subject,)).fetchone()
-            if free is None or not free[0]:
+        with locks.try_named(self._connection, locks.IMPORTS, subject) as is_locked:
+            if not is_locked:
                 raise ImportRefusedError(
                     f"{self._source.path} is being imported by another command: wait until that ends."
                 )
-            try:
-                yield
-            finally:
-                if not self._connection.closed:
-                    cursor.execute(UNLOCK, (subject,))
+            yield
 
     def _refuse_another_mapping(self, subject: str) -> None:
         with self._connection.cursor(row_factory=tuple_row) as cursor:

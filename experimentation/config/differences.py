@@ -7,7 +7,7 @@ from typing import Any
 
 from experimentation.config.files import ExperimentEntry
 from experimentation.config.yaml_nodes import Place
-from experimentation.runs.allocations import MOST_FOR_A_NEW_TREATMENT, shrunk
+from experimentation.runs.allocations import MOST_FOR_A_NEW_TREATMENT, shrink_shares
 from experimentation.runs.run import ExperimentationError, Json, LayerRange, NewVariant, Run, Variant
 
 
@@ -47,7 +47,7 @@ def added_variant(entry: ExperimentEntry, run: Run, variants: Sequence[NewVarian
             f"{MOST_FOR_A_NEW_TREATMENT}.",
         )
     else:
-        shares = list(shrunk([old.allocation for old in run.variants], new[0].allocation))
+        shares = list(shrink_shares([old.allocation for old in run.variants], new[0].allocation))
     for old, kept, share in zip(run.variants, variants, shares, strict=False):
         if kept.allocation != share and new:
             raise Refused(

@@ -18,7 +18,7 @@ import yaml
 from experimentation.assignments.targeting import Targeting, TargetingError
 from experimentation.config.layer_entries import LayerEntry, RangeEntry, check_ranges, read_layer, read_range
 from experimentation.config.yaml_nodes import ConfigError, Place, Reader, UnusableValueError
-from experimentation.runs.allocations import WHOLE, shrunk
+from experimentation.runs.allocations import WHOLE, shrink_shares
 from experimentation.runs.run import LayerRange, PolicyVersionStatus, Role, RunStatus, UnitType
 
 EXPERIMENTS, POLICIES = "experiments.yml", "policies.yml"
@@ -370,7 +370,7 @@ def _room_for_last(variants: Sequence[VariantEntry]) -> str:
     *others, last = variants
     if sum(other.allocation for other in others) != WHOLE or not last.allocation:
         return ""
-    shares = shrunk([other.allocation for other in others], last.allocation)
+    shares = shrink_shares([other.allocation for other in others], last.allocation)
     told = ", ".join(f"{other.name} to {share}" for other, share in zip(others, shares, strict=True))
     return f"; to make room for {last.name}, shrink {told}"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from experimentation.runs.allocations import share_of
+from experimentation.runs.allocations import parse_share
 from experimentation.runs.run import ExperimentationError
 
 _LONGEST_NAME = 255
@@ -162,7 +162,7 @@ class Reader:
         if _kind(node) != "a number":
             raise self.refuse(node, f"{what} must be a number from 0 to 1, not {_kind(node)}.")
         try:
-            return share_of(node.value)
+            return parse_share(node.value)
         except ValueError as error:
             raise self.refuse(node, f"{what} must be a number from 0 to 1 of at most 4 decimals: {error}.") from None
 

@@ -1,1 +1,1 @@
-"""From a passed replay to traffic: what a candidate is compared with and what its arms serve."""
+"""From a passed replay to traffic: the baseline of a candidate and what the arms of its run serve."""

@@ -1,4 +1,4 @@
-"""A change of a run in the audit log."""
+"""Changes of runs in the audit log."""
 
 from typing import Any
 from uuid import UUID
@@ -10,22 +10,24 @@ from experimentation.runs.store import load_run
 from foundation.audit import Change, write_audit
 
 
-def audited(connection: psycopg.Connection[Any], before: Run | None, run_id: UUID, action: str, change: Change) -> Run:
-    """The run as it is now, after its audit row is written."""
+def audit_run_change(
+    connection: psycopg.Connection[Any], before: Run | None, run_id: UUID, action: str, change: Change
+) -> Run:
+    """Write an audit row for a change of a run; returns the run as it is now."""
     after = load_run(connection, run_id)
     write_audit(
         connection,
         change=change,
         action=action,
         subject=after.label,
-        before=None if before is None else _picture(before),
-        after=_picture(after),
+        before=None if before is None else _audited_fields(before),
+        after=_audited_fields(after),
     )
     return after
 
 
-def _picture(run: Run) -> dict[str, Any]:
-    """What the audit log keeps of a run."""
+def _audited_fields(run: Run) -> dict[str, Any]:
+    """The fields of a run that the audit log keeps."""
     return {
         "status": run.status,
         "shipped": None if run.shipped is None else run.shipped.name,

@@ -1,4 +1,4 @@
-"""Finished experiments that ran elsewhere: their run, made completed, and its units, each stored once."""
+"""Importing finished experiments from elsewhere: a completed run and its units, each stored once."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,7 +10,7 @@ import psycopg
 from psycopg.rows import dict_row, scalar_row
 
 from experimentation.runs import store as run_store
-from experimentation.runs.audit_trail import audited
+from experimentation.runs.audit_trail import audit_run_change
 from experimentation.runs.run import ExperimentationError, NewVariant, Run, UnitType
 from experimentation.runs.store import runs_of
 from foundation.audit import Change
@@ -18,7 +18,7 @@ from foundation.audit import Change
 IMPORTED = "experiment.imported"
 WAS_IMPORTED = "SELECT 1 FROM exp.audit_log WHERE subject = %s AND action = %s"
 
-# Of the session: what a file says of its units, whose first variant is the one that counts.
+# The units in a file, for the session. A unit's first variant counts.
 STAGE_UNITS = """
 CREATE TEMPORARY TABLE imported_units (unit_id text PRIMARY KEY, variant text NOT NULL, assigned_at timestamptz NOT NULL)
 """
@@ -65,7 +65,7 @@ UNITS_BY_VARIANT = "SELECT variant, count(*) AS units FROM imported_units GROUP 
 
 
 class NotedUnit(msgspec.Struct, frozen=True):
-    """A unit as a file shows it: at which place of those told at once, with which variant, since when."""
+    """A unit in a file: its index in the batch, its variant, and when it was assigned."""
 
     place: int
     unit_id: str
@@ -74,7 +74,7 @@ class NotedUnit(msgspec.Struct, frozen=True):
 
 
 class ImportedRunError(ExperimentationError):
-    """A run of this name can't be imported: there is another one."""
+    """A run can't be imported because a different run has its name."""
 
 
 def imported_run(
@@ -86,9 +86,9 @@ def imported_run(
     started: datetime,
     ended: datetime,
 ) -> Run | None:
-    """The run that was imported under this name with just these variants and times, or None where the name is free.
+    """The run that was imported under this name with exactly these variants and times; None if the name is free.
 
-    Raises ImportedRunError when the name belongs to a run that was not imported, or to an imported one that differs.
+    Raises ImportedRunError if the name belongs to a run that was not imported, or to an imported run that differs.
     """
     runs = runs_of(connection, name)
     if not runs:
@@ -96,14 +96,14 @@ def imported_run(
     run = runs[-1]
     if connection.execute(WAS_IMPORTED, (run.label, IMPORTED)).fetchone() is None:
         raise ImportedRunError(
-            f"{run.label} ran here and is {run.status}: give the imported experiment another name, or refer to {name} by its name alone "
-            "to bring in events without units."
+            f"{run.label} ran here and is {run.status}: give the imported experiment another name, or refer to {name} only by its name "
+            "to import events without units."
         )
-    here = {(arm.name, arm.role, arm.allocation) for arm in run.variants}
-    said = {(arm.name, arm.role, arm.allocation) for arm in variants}
-    if here != said or (run.unit_type, run.start_at, run.end_at) != (unit_type, started, ended):
+    existing = {(arm.name, arm.role, arm.allocation) for arm in run.variants}
+    declared = {(arm.name, arm.role, arm.allocation) for arm in variants}
+    if existing != declared or (run.unit_type, run.start_at, run.end_at) != (unit_type, started, ended):
         raise ImportedRunError(
-            f"{run.label} was imported with {_told(run)}: declare it so again to add to it, or give the experiment another name."
+            f"{run.label} was imported with {_describe(run)}: declare the same to add to it, or give the experiment another name."
         )
     return run
 
@@ -119,17 +119,17 @@ def import_run(
     description: str | None,
     change: Change,
 ) -> Run:
-    """The run of that name, made completed with one epoch unless it was imported before. Raises ImportedRunError.
+    """The imported run of that name, created as completed and with one epoch if there is none. Raises ImportedRunError.
 
-    The caller answers for allocations that sum to 1 and for one control.
+    The caller checks that allocations sum to 1 and that there is exactly one control.
     """
     with connection.transaction():
         run_store.lock_name(connection, name)
-        known = imported_run(
+        existing = imported_run(
             connection, name=name, unit_type=unit_type, variants=variants, started=started, ended=ended
         )
-        if known is not None:
-            return known
+        if existing is not None:
+            return existing
         run_id = run_store.insert_run(
             connection,
             name=name,
@@ -146,41 +146,41 @@ def import_run(
         run_store.insert_variants(connection, run_id, variants)
         run_store.open_epoch(connection, run_id, started)
         run_store.set_status(connection, run_id, "completed", None)
-        return audited(connection, None, run_id, IMPORTED, change)
+        return audit_run_change(connection, None, run_id, IMPORTED, change)
 
 
 def stage_units(connection: psycopg.Connection[Any]) -> None:
-    """Begin to note units, for as long as the connection lasts."""
+    """Create the table for `note_units`, which lives as long as the connection."""
     connection.execute(STAGE_UNITS)
 
 
 def note_units(connection: psycopg.Connection[Any], run_id: UUID | None, units: Sequence[NotedUnit]) -> dict[int, str]:
-    """Note units; return the places of those that have another variant, and that variant.
+    """Stage a batch of units; returns the indexes of units that have a different variant, with that variant.
 
-    A unit's variant is the one that `run_id` enrolled it with, or else the first one noted; since when is the earliest that was noted
-    with it. Noting the same again changes nothing.
+    A unit's variant is the one it is enrolled with in `run_id`, otherwise the first one staged; its time is the earliest staged with that
+    variant. Staging the same units again changes nothing.
     """
-    # As one JSON text: arrays of thousands of values take psycopg longer than PostgreSQL.
-    given = {"units": msgspec.json.encode(units).decode(), "run": run_id}
+    # One JSON text: psycopg takes longer to adapt arrays of thousands of values than PostgreSQL takes for the query.
+    parameters = {"units": msgspec.json.encode(units).decode(), "run": run_id}
     with connection.cursor(row_factory=dict_row) as cursor:
-        cursor.execute(NOTE_UNITS, given)
-        return {row["place"]: row["variant"] for row in cursor.execute(OTHER_VARIANTS, given)}
+        cursor.execute(NOTE_UNITS, parameters)
+        return {row["place"]: row["variant"] for row in cursor.execute(OTHER_VARIANTS, parameters)}
 
 
 def noted_units(connection: psycopg.Connection[Any]) -> dict[str, int]:
-    """How many units each variant has, of those noted."""
+    """The number of staged units of each variant."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return {row["variant"]: row["units"] for row in cursor.execute(UNITS_BY_VARIANT)}
 
 
 def store_units(connection: psycopg.Connection[Any], run_id: UUID) -> int:
-    """Enrol the units that were noted and are neither enrolled yet nor erased, in epoch 1; return how many were new."""
+    """Enrol the staged units that are neither enrolled nor erased, in epoch 1; returns how many."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         cursor.execute(STORE_UNITS, (run_id,))
         return cursor.rowcount
 
 
-def _told(run: Run) -> str:
+def _describe(run: Run) -> str:
     arms = ", ".join(f"{arm.name} ({arm.role}) {arm.allocation}" for arm in run.variants)
     times = " to ".join("" if at is None else at.isoformat() for at in (run.start_at, run.end_at))
     return f"units of the type {run.unit_type}, {arms}, {times}"

@@ -1,7 +1,6 @@
-"""Layers: experiments that exclude each other by taking separate buckets, and units held out of all of them.
+"""Layers: experiments that exclude each other because they use separate buckets, and units held out of all of them.
 
-A completed run gives its range back. Locks are taken in one order, or two transactions would wait for each other: an experiment's
-name, its layer, its run.
+A completed run frees its range. To avoid deadlocks, locks are always taken in this order: an experiment's name, its layer, its run.
 """
 
 from collections.abc import Collection
@@ -31,22 +30,22 @@ ORDER BY layer_from
 
 
 class LayerError(ExperimentationError):
-    """A layer or a range of it that can't be had."""
+    """A layer does not exist, or its range or holdout can't be used."""
 
 
 def lock_layer(connection: psycopg.Connection[Any], name: str) -> None:
-    """Keep others from taking ranges of the layer until the transaction ends: two must not both find a range free."""
+    """Lock the layer until the transaction ends, so that two transactions can't both find the same range free."""
     locks.hold_named(connection, locks.LAYERS, name)
 
 
 def find_layer(connection: psycopg.Connection[Any], name: str) -> Layer | None:
-    """The layer of that name."""
+    """The layer of that name, or None."""
     with connection.cursor(row_factory=class_row(Layer)) as cursor:
         return cursor.execute(FIND, (name,)).fetchone()
 
 
 def names_of_layers(connection: psycopg.Connection[Any]) -> list[str]:
-    """Names of all layers, in order."""
+    """The names of all layers, in order."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(NAMES).fetchall()
 
@@ -59,15 +58,15 @@ def ensure_layer(
     description: str | None = None,
     change: Change,
 ) -> Layer:
-    """The layer of that name, made so where there was none; one that is there stays as it is."""
+    """The layer of that name, created like this if there is none; an existing layer is not changed."""
     with connection.transaction():
         lock_layer(connection, name)
-        found = find_layer(connection, name)
-        if found is None:
+        layer = find_layer(connection, name)
+        if layer is None:
             connection.execute(ADD, (name, description, holdout))
-            found = _known(connection, name)
-            _audit(connection, "layer.created", None, found, change)
-    return found
+            layer = _require_layer(connection, name)
+            _audit(connection, "layer.created", None, layer, change)
+    return layer
 
 
 def describe_layer(
@@ -76,7 +75,7 @@ def describe_layer(
     """Change a layer's description."""
     with connection.transaction():
         connection.execute(DESCRIBE, (description, layer.id))
-        after = _known(connection, layer.name)
+        after = _require_layer(connection, layer.name)
         _audit(connection, "layer.described", layer, after, change)
     return after
 
@@ -91,7 +90,7 @@ def set_holdout(
 ) -> Layer:
     """Change the share of units that get none of the layer's experiments.
 
-    Raises LayerError when a run that is not completed reaches into it; runs `leaving` their range in this transaction don't count.
+    Raises LayerError if it overlaps the range of a run that is not completed; runs `leaving` their range in this transaction are ignored.
     """
     with connection.transaction():
         lock_layer(connection, layer.name)
@@ -99,10 +98,10 @@ def set_holdout(
         if holders := _holders(connection, layer, 0, end, leaving):
             raise LayerError(
                 f"The holdout of {layer.name} can't be {holdout}, its first {end} buckets, while {' and '.join(holders)}: "
-                "complete what is in the way first."
+                "complete those runs first."
             )
         connection.execute(SET_HOLDOUT, (holdout, layer.id))
-        after = _known(connection, layer.name)
+        after = _require_layer(connection, layer.name)
         _audit(connection, "layer.holdout_changed", layer, after, change)
     return after
 
@@ -110,36 +109,36 @@ def set_holdout(
 def check_range(
     connection: psycopg.Connection[Any], taken: LayerRange, experiment: str, *, leaving: Collection[UUID] = ()
 ) -> None:
-    """Make sure that `experiment` can take a range, and that it stays free for it until the transaction ends.
+    """Check that `experiment` can take a range, and keep the range free for it until the transaction ends.
 
-    `leaving`: the run itself, and runs that give up their range in this transaction. Raises LayerError when the layer is unknown, or
-    the range is none, reaches into the holdout, or into the range of another run that is not completed.
+    `leaving`: the run itself, and runs that free their range in this transaction. Raises LayerError if the layer is unknown, or the range
+    is invalid or overlaps the holdout or the range of another run that is not completed.
     """
-    wish = f"{experiment} can't take the buckets {taken.first} to {taken.end} of {taken.layer}"
+    problem = f"{experiment} can't take the buckets {taken.first} to {taken.end} of {taken.layer}"
     if not 0 <= taken.first < taken.end <= BUCKETS:
-        raise LayerError(f"{wish}: a range begins at 0 or later, ends behind that, and at most at {BUCKETS}.")
+        raise LayerError(f"{problem}: a range needs 0 ≤ first < end ≤ {BUCKETS}.")
     lock_layer(connection, taken.layer)
-    layer = _known(connection, taken.layer)
+    layer = _require_layer(connection, taken.layer)
     holdout = int(layer.holdout * BUCKETS)
     if taken.first < holdout:
-        raise LayerError(f"{wish}: its first {holdout} are the holdout, so take a range behind them.")
+        raise LayerError(f"{problem}: the layer's first {holdout} buckets are the holdout, so take a range after them.")
     if holders := _holders(connection, layer, taken.first, taken.end, leaving):
-        raise LayerError(f"{wish} while {' and '.join(holders)}: take a free range, or complete what has it first.")
+        raise LayerError(f"{problem} while {' and '.join(holders)}: take a free range, or complete those runs first.")
 
 
-def _known(connection: psycopg.Connection[Any], name: str) -> Layer:
-    found = find_layer(connection, name)
-    if found is None:
+def _require_layer(connection: psycopg.Connection[Any], name: str) -> Layer:
+    layer = find_layer(connection, name)
+    if layer is None:
         raise LayerError(
             f"No layer is called {name}: add it to `layers` in config/experiments.yml and run `lifecycle sync`."
         )
-    return found
+    return layer
 
 
 def _holders(
     connection: psycopg.Connection[Any], layer: Layer, first: int, end: int, leaving: Collection[UUID]
 ) -> list[str]:
-    """Runs that have a bucket of this stretch, as half sentences."""
+    """The runs that have a bucket of this range, as clauses for a message."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(HOLDERS, (layer.id, end, first, list(leaving))).fetchall()
 
@@ -152,10 +151,10 @@ def _audit(
         change=change,
         action=action,
         subject=f"layer {after.name}",
-        before=None if before is None else _picture(before),
-        after=_picture(after),
+        before=None if before is None else _audited_fields(before),
+        after=_audited_fields(after),
     )
 
 
-def _picture(layer: Layer) -> dict[str, Any]:
+def _audited_fields(layer: Layer) -> dict[str, Any]:
     return {"holdout": str(layer.holdout), "description": layer.description}

@@ -1,4 +1,4 @@
-"""Runs of experiments and their lives: made, started, paused, completed, and opened for a candidate."""
+"""The lifecycle of runs: creating, changing, starting, pausing and completing them, and opening a candidate's run."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -11,10 +11,22 @@ import psycopg
 
 from experimentation.assignments.targeting import Targeting, TargetingError
 from experimentation.policies import version_by_id
-from experimentation.promotion.candidates import arm_config, baseline_of, compares, startable, tries
+from experimentation.promotion.candidates import (
+    arm_config,
+    find_baseline,
+    has_treatment,
+    is_comparison,
+    require_started,
+)
 from experimentation.runs import store as run_store
-from experimentation.runs.allocations import MOST_FOR_A_NEW_TREATMENT, WHOLE, candidate_split, ramped, shrunk
-from experimentation.runs.audit_trail import audited
+from experimentation.runs.allocations import (
+    MOST_FOR_A_NEW_TREATMENT,
+    WHOLE,
+    candidate_split,
+    ramp_shares,
+    shrink_shares,
+)
+from experimentation.runs.audit_trail import audit_run_change
 from experimentation.runs.layers import LayerError, check_range, lock_layer
 from experimentation.runs.run import (
     CandidateRun,
@@ -63,16 +75,16 @@ def create_run(
     leaving: Collection[UUID] = (),
     change: Change,
 ) -> Run:
-    """Make the next run of a name, as a draft. Runs `leaving` their range of the layer do so in this transaction.
+    """Create the next run of an experiment, as a draft. Runs `leaving` their range of the layer do so in this transaction.
 
-    Raises ExperimentationError when a run of it is not completed yet, `targeting` can't be used, an override names no variant of it,
-    or (LayerError) the range is not free.
+    Raises ExperimentationError if the experiment has a run that is not completed, `targeting` is invalid, an override names an unknown
+    variant, or (LayerError) the range is not free.
     """
     with connection.transaction():
         run_store.lock_name(connection, name)
         for run in runs_of(connection, name):
             if run.status != "completed":
-                raise ExperimentationError(f"{run.label} is {run.status}: complete it before {name} is tried anew.")
+                raise ExperimentationError(f"{run.label} is {run.status}: complete it before creating another run.")
         _check_targeting(name, targeting)
         _check_overrides(name, overrides or {}, variants)
         if layer is not None:
@@ -91,7 +103,7 @@ def create_run(
             overrides=overrides or {},
         )
         run_store.insert_variants(connection, run_id, variants)
-        return audited(connection, None, run_id, "experiment.created", change)
+        return audit_run_change(connection, None, run_id, "experiment.created", change)
 
 
 def update_run(
@@ -108,21 +120,21 @@ def update_run(
     leaving: Collection[UUID] = (),
     change: Change,
 ) -> Run:
-    """Change what stands beside the variants; another `targeting` of a running run opens an epoch.
+    """Change everything but the variants; changing the `targeting` of a started run opens an epoch.
 
-    Raises ExperimentationError for another unit type, layer or range (LayerError) in a run that was started, and for another targeting
-    in a completed one; and as `create_run` does.
+    Raises ExperimentationError when changing the unit type, layer or range (LayerError) of a started run, or the targeting of a completed
+    run; and as `create_run` does.
     """
     with connection.transaction():
         if layer is not None:
-            # Before the run, as whoever opens a candidate's run does.
+            # The layer is locked before the run, as in `open_candidate_run`.
             lock_layer(connection, layer.layer)
         before = load_run(connection, run_id, hold=True)
         if unit_type != before.unit_type and before.status != "draft":
             raise ExperimentationError(f"{before.label} is {before.status}: only a draft's unit_type can be changed.")
         if layer != before.layer and before.status != "draft":
             raise LayerError(
-                f"{before.label} is {before.status}: only a draft's layer and range can be changed, or units would be in two "
+                f"{before.label} is {before.status}: only a draft's layer and range can be changed; otherwise units would be in two "
                 "experiments of the layer."
             )
         if layer is not None and layer != before.layer:
@@ -146,18 +158,18 @@ def update_run(
         run_store.set_details(connection, after)
         if targeting != before.targeting and before.status != "draft":
             run_store.open_epoch(connection, run_id)
-        return audited(connection, before, run_id, "experiment.updated", change)
+        return audit_run_change(connection, before, run_id, "experiment.updated", change)
 
 
 def set_overrides(
     connection: psycopg.Connection[Any], run_id: UUID, overrides: Mapping[str, str], *, change: Change
 ) -> Run:
-    """Change whom a run shows what, and nothing else. Raises ExperimentationError for a variant that it does not have."""
+    """Change a run's overrides, and nothing else. Raises ExperimentationError for an unknown variant."""
     with connection.transaction():
         before = load_run(connection, run_id, hold=True)
         _check_overrides(before.label, overrides, before.variants)
         run_store.set_details(connection, replace(before, overrides=overrides))
-        return audited(connection, before, run_id, "experiment.updated", change)
+        return audit_run_change(connection, before, run_id, "experiment.updated", change)
 
 
 def replace_variants(
@@ -168,7 +180,7 @@ def replace_variants(
     *,
     change: Change,
 ) -> Run:
-    """Give a draft other variants; overrides to one that is gone go with it. Raises ExperimentationError when it has been started."""
+    """Replace a draft's variants, and drop overrides to removed ones. Raises ExperimentationError if the run was started."""
     with connection.transaction():
         before = load_run(connection, run_id, hold=True)
         if before.status != "draft":
@@ -177,11 +189,11 @@ def replace_variants(
         run_store.insert_variants(connection, run_id, variants)
         kept = _overrides_of(before, variants)
         run_store.set_details(connection, replace(before, policy_id=policy_id, overrides=kept))
-        return audited(connection, before, run_id, "experiment.variants_replaced", change)
+        return audit_run_change(connection, before, run_id, "experiment.variants_replaced", change)
 
 
 def add_variant(connection: psycopg.Connection[Any], run_id: UUID, variant: NewVariant, *, change: Change) -> Run:
-    """Add a treatment to a running plain split: the others shrink in proportion, an epoch opens.
+    """Add a treatment to a running split without a remainder: the other variants shrink in proportion, and an epoch opens.
 
     Raises ExperimentationError for a draft, a completed run, or a share above 10 %.
     """
@@ -189,31 +201,33 @@ def add_variant(connection: psycopg.Connection[Any], run_id: UUID, variant: NewV
         before = load_run(connection, run_id, hold=True)
         if before.status not in ("active", "paused"):
             raise ExperimentationError(
-                f"{before.label} is {before.status}: a variant is added to a running experiment."
+                f"{before.label} is {before.status}: variants can only be added to a running experiment."
             )
         if variant.allocation > MOST_FOR_A_NEW_TREATMENT:
             raise ExperimentationError(
                 f"{variant.name} of {before.label} starts with {variant.allocation}: a new treatment gets at most "
                 f"{MOST_FOR_A_NEW_TREATMENT}."
             )
-        shares = shrunk([other.allocation for other in before.variants], variant.allocation)
+        shares = shrink_shares([other.allocation for other in before.variants], variant.allocation)
         for other, share in zip(before.variants, shares, strict=True):
             run_store.set_allocation(connection, other.id, share)
         run_store.insert_variants(connection, run_id, [variant], before.variants[-1].position + 1)
         run_store.open_epoch(connection, run_id)
         run_store.set_details(connection, before)
-        return audited(connection, before, run_id, "experiment.variant_added", change)
+        return audit_run_change(connection, before, run_id, "experiment.variant_added", change)
 
 
 def ramp_run(connection: psycopg.Connection[Any], run_id: UUID, share: Decimal, *, change: Change) -> Run:
-    """Give every arm of a running file's run this share, out of the remainder; an epoch opens. A withdrawn arm keeps what it has.
+    """Ramp every arm of a running run of the file to this share, out of the remainder; an epoch opens. Withdrawn arms keep their share.
 
-    Raises ExperimentationError for another run, one without a remainder, and a share at which an arm shrinks or a unit would move.
+    Raises ExperimentationError for any other run, a run without a remainder, or a share at which an arm would shrink or a unit move.
     """
     with connection.transaction():
         before = load_run(connection, run_id, hold=True)
         if before.made_by != "file":
-            raise ExperimentationError(f"{before.label} is promotion's: only a run of the file is ramped by hand.")
+            raise ExperimentationError(
+                f"{before.label} belongs to promotion: only runs of config/experiments.yml can be ramped by hand."
+            )
         if before.status not in ("active", "paused"):
             raise ExperimentationError(f"{before.label} is {before.status}: only a running experiment is ramped.")
         roles = [variant.role for variant in before.variants]
@@ -223,32 +237,33 @@ def ramp_run(connection: psycopg.Connection[Any], run_id: UUID, share: Decimal, 
             )
         kept = {place for place, variant in enumerate(before.variants) if variant.withdrawn_at is not None}
         try:
-            shares = ramped([variant.allocation for variant in before.variants], share, roles.index("remainder"), kept)
+            allocations = [variant.allocation for variant in before.variants]
+            shares = ramp_shares(allocations, share, roles.index("remainder"), kept)
         except ValueError as error:
             raise ExperimentationError(f"{before.label} can't be ramped to {share}: {error}.") from None
         for variant, allocation in zip(before.variants, shares, strict=True):
             run_store.set_allocation(connection, variant.id, allocation)
         run_store.open_epoch(connection, run_id)
         run_store.set_details(connection, before)
-        return audited(connection, before, run_id, "experiment.ramped", change)
+        return audit_run_change(connection, before, run_id, "experiment.ramped", change)
 
 
 def start_run(connection: psycopg.Connection[Any], run_id: UUID, *, change: Change) -> Run:
-    """Draft → active, with epoch 1. Raises ExperimentationError unless allocations sum to 1 and one variant is the control."""
+    """Draft → active, with epoch 1. Raises ExperimentationError unless allocations sum to 1 and exactly one variant is the control."""
     with connection.transaction():
         run = load_run(connection, run_id, hold=True)
         total = sum(variant.allocation for variant in run.variants)
         if total != WHOLE:
             raise ExperimentationError(f"The allocations of {run.label} sum to {total}, not to 1: correct them first.")
         if [variant.role for variant in run.variants].count("control") != 1:
-            raise ExperimentationError(f"{run.label} needs exactly one control to be started.")
+            raise ExperimentationError(f"{run.label} can't start without exactly one control: correct its variants.")
         if run.status == "draft":
             run_store.open_epoch(connection, run_id)
         return _set_status(connection, run, ("draft",), "active", None, "experiment.started", change)
 
 
 def pause_run(connection: psycopg.Connection[Any], run_id: UUID, *, change: Change) -> Run:
-    """Active → paused: stored units keep their variant, new ones are skipped. Raises ExperimentationError."""
+    """Active → paused: enrolled units keep their variant, new units are skipped. Raises ExperimentationError."""
     with connection.transaction():
         run = load_run(connection, run_id, hold=True)
         return _set_status(connection, run, ("active",), "paused", None, "experiment.paused", change)
@@ -264,9 +279,9 @@ def resume_run(connection: psycopg.Connection[Any], run_id: UUID, *, change: Cha
 def complete_run(
     connection: psycopg.Connection[Any], run_id: UUID, *, shipped: str | None = None, change: Change
 ) -> Run:
-    """Active or paused → completed, for good. Every unit gets the `shipped` variant from then on; without one, none is answered.
+    """Active or paused → completed, for good. From then on every unit gets the `shipped` variant, or none if nothing is shipped.
 
-    Raises ExperimentationError when the run is a draft or completed, or has no such variant.
+    Raises ExperimentationError if the run is a draft or completed, or has no such variant.
     """
     with connection.transaction():
         run = load_run(connection, run_id, hold=True)
@@ -288,14 +303,13 @@ def open_candidate_run(
     share: Decimal = MOST_FOR_A_NEW_TREATMENT,
     change: Change,
 ) -> CandidateRun:
-    """Try a policy version: end the run before with its control shipped, and open the next run, all in one transaction.
+    """Try a policy version: complete the last run with its control shipped, and open the next run, in one transaction.
 
-    The new run has two equal arms of `share` (control: the version in production; the treatment) and an un-enrolled remainder. It is
-    for the same units: targeting and range of the layer are the last run's, as are the overrides to variants that it has too.
-    Called again for the same version it returns the run that was opened for it, whatever became of that. While another run of the
-    name compares something, nothing is changed and the candidate waits. Raises ExperimentationError for a share above 10 %, an
-    experiment that doesn't exist or was never started, a version that can't be a candidate, and (LayerError) a range that others have
-    taken since the last run was completed.
+    The new run has two equal arms of `share` (the control, which is the version in production, and the treatment) and a remainder that is
+    not enrolled. It is for the same units: it keeps the last run's targeting, range of the layer, and overrides to variants that it has
+    too. Called again for the same version, it returns the run opened for it, whatever its status. While another run of the experiment
+    compares anything, nothing is changed and the candidate waits. Raises ExperimentationError for a share above 10 %, an experiment that
+    does not exist or was never started, a version that can't be a candidate, and (LayerError) a range that another run has taken since.
     """
     try:
         shares = candidate_split(share)
@@ -306,13 +320,13 @@ def open_candidate_run(
         runs = runs_of(connection, experiment_name)
         candidate = version_by_id(connection, policy_version_id)
         for run in runs:
-            if run.made_by == "promotion" and tries(run, candidate):
+            if run.made_by == "promotion" and has_treatment(run, candidate):
                 return CandidateRun(
                     "existing", run, f"{run.label} was opened for {candidate.label} and is {run.status}."
                 )
-        latest = startable(runs, experiment_name)
-        production = baseline_of(connection, candidate)
-        if latest.status != "completed" and compares(latest):
+        latest = require_started(runs, experiment_name)
+        production = find_baseline(connection, candidate)
+        if latest.status != "completed" and is_comparison(latest):
             return CandidateRun("waits", latest, f"{candidate.label} waits until {latest.label} ends.")
         if latest.layer is not None:
             lock_layer(connection, latest.layer.layer)
@@ -352,14 +366,14 @@ def _check_targeting(name: str, rule: str | None) -> None:
 
 def _check_overrides(name: str, overrides: Mapping[str, str], variants: Sequence[NewVariant]) -> None:
     for unit_id, variant in overrides.items():
-        if variant not in {known.name for known in variants}:
+        if variant not in {existing.name for existing in variants}:
             raise ExperimentationError(
                 f"An override of {name} gives {unit_id} the variant {variant}, which it does not have."
             )
 
 
 def _overrides_of(run: Run, variants: Sequence[NewVariant]) -> dict[str, str]:
-    """The run's overrides that make sense with these variants."""
+    """The run's overrides to these variants."""
     names = {variant.name for variant in variants}
     return {unit_id: name for unit_id, name in run.overrides.items() if name in names}
 
@@ -378,4 +392,4 @@ def _set_status(
     if run.status not in allowed:
         raise ExperimentationError(f"{run.label} is {run.status}, so it can't become {status}.")
     run_store.set_status(connection, run.id, status, shipped_variant_id)
-    return audited(connection, run, run.id, action, change)
+    return audit_run_change(connection, run, run.id, action, change)

@@ -1,4 +1,4 @@
-"""What the ground floor hands to the floors above: policies, runs and variants as small frozen records."""
+"""Policies, layers, runs and variants as small frozen records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ Json = Mapping[str, Any]
 
 
 class ExperimentationError(LifecycleError):
-    """Something that a person can put right. Its text is one sentence, shown without a traceback."""
+    """A change of policies, experiments or layers that can't be made; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A way of serving a product, in versions. `production_version_id` is the version that units outside of any trial get."""
+    """A versioned way of serving a product. Units outside of any experiment get the version `production_version_id`."""
 
     id: UUID
     name: str
@@ -33,7 +33,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class PolicyVersion:
-    """One version of a policy, pinned for good to one registered model version and its default params."""
+    """A version of a policy, permanently pinned to a registered model version and default params."""
 
     id: UUID
     policy_id: UUID
@@ -58,7 +58,7 @@ class PolicyVersion:
 
 @dataclass(frozen=True)
 class Layer:
-    """Experiments that exclude each other. Its first `holdout` × 10,000 buckets hold the units that get none of them."""
+    """Experiments that exclude each other. Units in its first `holdout` × 10,000 buckets get none of them."""
 
     id: UUID
     name: str
@@ -68,7 +68,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerRange:
-    """The buckets of a layer, from `first` on and before `end`, whose units an experiment may enrol: 0 ≤ first < end ≤ 10,000."""
+    """The buckets [first, end) of a layer, whose units an experiment may enrol: 0 ≤ first < end ≤ 10,000."""
 
     layer: str
     first: int
@@ -77,7 +77,7 @@ class LayerRange:
 
 @dataclass(frozen=True)
 class NewVariant:
-    """A variant that is to be made. `allocation` is an exact share of units in [0, 1], of at most 4 decimals."""
+    """A variant to be created. `allocation` is an exact share of units in [0, 1] with at most 4 decimals."""
 
     name: str
     role: Role
@@ -88,7 +88,7 @@ class NewVariant:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant(NewVariant):
-    """One arm of a run. `config` is as stored: `policy_version_id` and `params` where it serves a model."""
+    """A variant of a run. `config` is as stored: with `policy_version_id` and `params` if it serves a model."""
 
     id: UUID
     position: int
@@ -97,7 +97,7 @@ class Variant(NewVariant):
 
 @dataclass(frozen=True)
 class Run:
-    """One run of an experiment, with its variants in walking order.
+    """A run of an experiment, with its variants in the order of their buckets.
 
     `targeting` is a rule in CEL (targeting.py), `overrides` maps unit ids to names of variants.
     """
@@ -125,12 +125,12 @@ class Run:
 
     @property
     def control(self) -> Variant:
-        """The arm that the others are held against. Every run has one."""
+        """The variant that the others are compared with. Every run has one."""
         return next(variant for variant in self.variants if variant.role == "control")
 
     @property
     def shipped(self) -> Variant | None:
-        """The variant that every unit gets since the run ended, where one was shipped."""
+        """The variant that every unit gets since the run was completed; None if none was shipped."""
         return next((variant for variant in self.variants if variant.id == self.shipped_variant_id), None)
 
     def variant(self, name: str) -> Variant:
@@ -143,9 +143,9 @@ class Run:
 
 @dataclass(frozen=True)
 class CandidateRun:
-    """What became of the wish to try a candidate, and a sentence about it.
+    """The result of opening a candidate's run, with a sentence about it.
 
-    `state` is `opened` (`run` was opened just now), `existing` (`run` was opened for it earlier), or `waits` (`run`, of another
+    `state` is `opened` (`run` was opened now), `existing` (`run` was opened for the candidate earlier), or `waits` (`run`, of another
     candidate or comparison, has to end first; nothing was changed).
     """
 

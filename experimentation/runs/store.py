@@ -1,4 +1,4 @@
-"""Runs and variants in PostgreSQL: reading them as records, writing them row by row."""
+"""Runs and variants in PostgreSQL: reading them as records and writing their rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ SET_ALLOCATION = "UPDATE exp.variants SET allocation = %s WHERE id = %s"
 DESCRIBE_VARIANT = "UPDATE exp.variants SET description = %s WHERE id = %s"
 REMOVE_VARIANTS = "DELETE FROM exp.variants WHERE experiment_id = %s"
 SET_STATUS = "UPDATE exp.experiments SET status = %s, shipped_variant_id = %s WHERE id = %s"
-# `updated_at` moves even when nothing else does: it tells readers that the experiment's variants changed.
+# Run this even when no field changes: it moves `updated_at`, which tells readers that the experiment's variants changed.
 SET_DETAILS = """
 UPDATE exp.experiments
 SET description = %(description)s, unit_type = %(unit_type)s, policy_id = %(policy_id)s, start_at = %(start_at)s, end_at = %(end_at)s,
@@ -73,7 +73,7 @@ ENROLLED = "SELECT variant_id, count(*) AS units FROM exp.assignments WHERE expe
 
 @dataclass(frozen=True)
 class Epoch:
-    """A period of a run in which allocations (by variant id, as text) and targeting stayed as they were."""
+    """A period of a run with constant allocations (by variant id, as text) and targeting."""
 
     epoch: int
     started_at: datetime
@@ -82,23 +82,23 @@ class Epoch:
 
 
 def load_run(connection: psycopg.Connection[Any], run_id: UUID, *, hold: bool = False) -> Run:
-    """The run with its variants; with `hold`, what is decided from it stays true until the transaction ends.
+    """The run with its variants; with `hold`, it is locked until the transaction ends.
 
-    Raises ExperimentationError when there is none.
+    Raises ExperimentationError if there is none.
     """
-    found = _runs(connection, RUN_BY_ID_FOR_UPDATE if hold else RUN_BY_ID, run_id)
-    if not found:
+    runs = _runs(connection, RUN_BY_ID_FOR_UPDATE if hold else RUN_BY_ID, run_id)
+    if not runs:
         raise ExperimentationError(f"No experiment run has the id {run_id}: `exp.experiments` lists them.")
-    return found[0]
+    return runs[0]
 
 
 def runs_of(connection: psycopg.Connection[Any], name: str) -> list[Run]:
-    """Every run of that name with its variants, the first run first."""
+    """All runs of an experiment with their variants, the first run first."""
     return _runs(connection, RUNS_OF_NAME, name)
 
 
 def lock_name(connection: psycopg.Connection[Any], name: str) -> None:
-    """Keep others from opening a run of this name until the transaction ends: two must not both find that there is none."""
+    """Lock an experiment's name until the transaction ends, so that two transactions can't both open a run."""
     locks.hold_named(connection, locks.EXPERIMENTS, name)
 
 
@@ -116,7 +116,7 @@ def insert_run(
     layer: LayerRange | None,
     overrides: Mapping[str, str],
 ) -> UUID:
-    """Add the next run of a name, as a draft without variants. Returns its id."""
+    """Add the next run of an experiment, as a draft without variants. Returns its id."""
     fields = {
         "name": name,
         "unit_type": unit_type,
@@ -135,19 +135,19 @@ def insert_run(
 def insert_variants(
     connection: psycopg.Connection[Any], run_id: UUID, variants: Sequence[NewVariant], first_position: int = 0
 ) -> None:
-    """Add variants, in this order, at positions from `first_position` on."""
+    """Add variants in this order, at positions from `first_position` on."""
     for position, variant in enumerate(variants, first_position):
-        place = (run_id, variant.name, position, variant.role, variant.description)
-        connection.execute(ADD_VARIANT, (*place, variant.allocation, Jsonb(dict(variant.config))))
+        texts = (run_id, variant.name, position, variant.role, variant.description)
+        connection.execute(ADD_VARIANT, (*texts, variant.allocation, Jsonb(dict(variant.config))))
 
 
 def delete_variants(connection: psycopg.Connection[Any], run_id: UUID) -> None:
-    """Remove every variant of a run."""
+    """Delete all variants of a run."""
     connection.execute(REMOVE_VARIANTS, (run_id,))
 
 
 def set_allocation(connection: psycopg.Connection[Any], variant_id: UUID, allocation: Decimal) -> None:
-    """Change a variant's share. Whoever does so in a started run opens an epoch in the same transaction."""
+    """Change a variant's share. If the run was started, the caller opens an epoch in the same transaction."""
     connection.execute(SET_ALLOCATION, (allocation, variant_id))
 
 
@@ -164,7 +164,7 @@ def set_status(
 
 
 def set_details(connection: psycopg.Connection[Any], run: Run) -> None:
-    """Write what stands beside a run's status: description, unit type, policy, start and end, targeting, layer, overrides."""
+    """Write all fields of a run but its status: description, unit type, policy, start and end, targeting, layer, overrides."""
     fields = {
         "id": run.id,
         "description": run.description,
@@ -178,7 +178,7 @@ def set_details(connection: psycopg.Connection[Any], run: Run) -> None:
 
 
 def open_epoch(connection: psycopg.Connection[Any], run_id: UUID, started_at: datetime | None = None) -> None:
-    """Record the run's allocations and targeting, as they are now, as its next epoch, which begins now unless it is said."""
+    """Record the run's current allocations and targeting as its next epoch, which begins at `started_at` (default: now)."""
     connection.execute(OPEN_EPOCH, {"run_id": run_id, "started_at": started_at})
 
 
@@ -189,19 +189,19 @@ def epochs_of(connection: psycopg.Connection[Any], run_id: UUID) -> list[Epoch]:
 
 
 def enrolled_units(connection: psycopg.Connection[Any], run_id: UUID) -> dict[UUID, int]:
-    """How many units each variant was given; one without any is left out."""
+    """The number of units enrolled in each variant; variants without units are left out."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return {row["variant_id"]: row["units"] for row in cursor.execute(ENROLLED, (run_id,))}
 
 
 def names_of_runs(connection: psycopg.Connection[Any]) -> list[str]:
-    """Every name that has a run, in order."""
+    """The names of all experiments that have runs, in order."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(NAMES_OF_RUNS).fetchall()
 
 
 def names_of_open_runs(connection: psycopg.Connection[Any]) -> list[str]:
-    """Names that have a run which is not completed, in order."""
+    """The names of all experiments with a run that is not completed, in order."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(NAMES_OF_OPEN_RUNS).fetchall()
 
@@ -214,13 +214,13 @@ def _runs(connection: psycopg.Connection[Any], query: str, key: object) -> list[
 
 
 def _run(row: dict[str, Any], variants: tuple[Variant, ...]) -> Run:
-    """From the columns of `_SELECT_RUN`, of which three make the range."""
+    """A run from the columns of `_SELECT_RUN`, three of which make up the layer's range."""
     layer, first, end = (row.pop(column) for column in ("layer_name", "layer_from", "layer_to"))
     return Run(**row, layer=None if layer is None else LayerRange(layer, first, end), variants=variants)
 
 
 def _narrowing(targeting: str | None, layer: LayerRange | None, overrides: Mapping[str, str]) -> dict[str, Any]:
-    """The columns that say which units a run is for."""
+    """The columns that determine which units a run is for."""
     first, end = (None, None) if layer is None else (layer.first, layer.end)
     return {
         "targeting": targeting,

@@ -1,1 +1,1 @@
-"""Estimates with intervals. Pure functions over numbers; plots and SQL live elsewhere."""
+"""Estimates with intervals: pure functions over numbers."""

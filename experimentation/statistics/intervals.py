@@ -1,15 +1,15 @@
-"""Means and paired differences with intervals, when rows come in clusters (several plans of one household).
+"""Means and paired differences with intervals, for rows in clusters (several plans of a household).
 
-Rows of one household resemble each other, so they say less than as many independent rows would. The mean over rows is a ratio of two
-sums over households, Σ S_g ÷ Σ n_g, and its variance follows from the delta method:
+Rows of the same household resemble each other, so they carry less information than independent rows. The mean over rows is a ratio of
+two sums over households, Σ S_g ÷ Σ n_g, and its variance follows from the delta method:
 
     Var(ȳ) = G/(G−1) · Σ_g (S_g − ȳ·n_g)² ÷ N²
 
 with G households, n_g rows and sum S_g in household g, and N rows in all. It is the ratio estimator of Cochran, *Sampling Techniques*
 (3rd ed., 1977, §6.3 and §9A), the form that Deng, Knoblich and Lu, "Applying the Delta Method in Metric Analytics" (KDD 2018) give for
-online experiments, and the cluster-robust CR1 variance of a regression on a constant (Liang and Zeger, 1986). The interval takes
-Student's t with G − 1 degrees of freedom (Cameron and Miller, 2015). With one row a unit it is the ordinary t interval. Sums are exact
-(`math.fsum`), so the order of rows does not change a digit.
+online experiments, and the cluster-robust CR1 variance of a regression on a constant (Liang and Zeger, 1986). The interval uses
+Student's t with G − 1 degrees of freedom (Cameron and Miller, 2015). With one row per unit it is the ordinary t interval. Sums are exact
+(`math.fsum`), so the order of rows does not change the result.
 """
 
 import math
@@ -26,7 +26,7 @@ LEVEL = 0.95
 class Estimate:
     """A mean over `rows` rows of `units` units, with a two-sided interval at `level`.
 
-    `mean` is None without rows. `low` and `high` are None with fewer than two units: one household says nothing about others.
+    `mean` is None if there are no rows. `low` and `high` are None for fewer than two units: one household says nothing about others.
     """
 
     mean: float | None
@@ -38,16 +38,16 @@ class Estimate:
 
 
 def clustered_mean(values: Sequence[float], units: Sequence[Hashable], level: float = LEVEL) -> Estimate:
-    """Mean of `values` with an interval; `units` says whose each value is.
+    """The mean of `values` with an interval; `units` has the unit of each value.
 
-    Raises ValueError for different lengths, a level outside (0, 1), or a value that is no finite number.
+    Raises ValueError for different lengths, a level outside (0, 1), or a value that is not a finite number.
     """
     if len(values) != len(units):
-        raise ValueError(f"{len(values)} values need as many units, and {len(units)} were given.")
+        raise ValueError(f"Each value needs a unit: got {len(values)} values and {len(units)} units.")
     if not 0 < level < 1:
-        raise ValueError(f"The level of an interval lies between 0 and 1, and {level} was given.")
+        raise ValueError(f"The level of an interval must be between 0 and 1, not {level}.")
     if not all(math.isfinite(value) for value in values):
-        raise ValueError("A mean needs finite numbers: count failed rows, and do not hand them over as NaN.")
+        raise ValueError("A mean needs finite numbers: count failed rows instead of passing them as NaN.")
     if not values:
         return Estimate(None, None, None, 0, 0, level)
     by_unit: defaultdict[Hashable, list[float]] = defaultdict(list)
@@ -57,18 +57,18 @@ def clustered_mean(values: Sequence[float], units: Sequence[Hashable], level: fl
     mean = math.fsum(values) / rows
     if groups < 2:
         return Estimate(mean, None, None, rows, groups, level)
-    squares = math.fsum(math.fsum(value - mean for value in own) ** 2 for own in by_unit.values())
+    squares = math.fsum(math.fsum(value - mean for value in unit_values) ** 2 for unit_values in by_unit.values())
     error = math.sqrt(groups / (groups - 1) * squares) / rows
-    reach = float(stdtrit(groups - 1, 0.5 + level / 2)) * error
-    return Estimate(mean, mean - reach, mean + reach, rows, groups, level)
+    half_width = float(stdtrit(groups - 1, 0.5 + level / 2)) * error
+    return Estimate(mean, mean - half_width, mean + half_width, rows, groups, level)
 
 
 def paired_difference(
     left: Sequence[float], right: Sequence[float], units: Sequence[Hashable], level: float = LEVEL
 ) -> Estimate:
-    """Mean of `left` − `right`, row by row, with an interval. Raises ValueError like `clustered_mean`."""
+    """The mean of `left` − `right`, row by row, with an interval. Raises ValueError as `clustered_mean` does."""
     if len(left) != len(right):
-        raise ValueError(f"Pairs need two values each, and {len(left)} and {len(right)} were given.")
+        raise ValueError(f"Each pair needs two values: got {len(left)} left and {len(right)} right values.")
     return clustered_mean([a - b for a, b in zip(left, right, strict=True)], units, level)
 
 

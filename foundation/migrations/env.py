@@ -1,4 +1,4 @@
-"""Alembic's entry: runs revisions on the connection that `migrate.py` opened."""
+"""Alembic's entry point: runs revisions on the connection that `migrate.py` opened."""
 
 from alembic import context
 

@@ -24,10 +24,10 @@ def list_letters(
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most that are shown, oldest first.")] = 50,
 ) -> None:
     """List them, oldest first."""
-    from eventlog.dead_letters import count_dead_letters, dead_letters
+    from eventlog.dead_letters import count_dead_letters, list_dead_letters
 
     with connection_for(PURPOSE, reads=True) as connection:
-        count, letters = count_dead_letters(connection), dead_letters(connection, limit=limit)
+        count, letters = count_dead_letters(connection), list_dead_letters(connection, limit=limit)
     if not letters:
         say("There are no dead letters.")
         return
@@ -56,10 +56,10 @@ def show(ids: Annotated[list[int], typer.Argument(help="Numbers that `list` show
     """Print events whole, a JSON object a line, with what was wrong."""
     import msgspec
 
-    from eventlog.dead_letters import dead_letters
+    from eventlog.dead_letters import list_dead_letters
 
     with connection_for(PURPOSE, reads=True) as connection:
-        letters = dead_letters(connection, ids)
+        letters = list_dead_letters(connection, ids)
     _require(ids, [letter.id for letter in letters])
     for letter in letters:
         shown = {"number": letter.id, "error": letter.error, "tries": letter.tries, "failed_at": letter.failed_at}
@@ -69,12 +69,12 @@ def show(ids: Annotated[list[int], typer.Argument(help="Numbers that `list` show
 @app.command()
 def replay(ids: Ids = None, every: All = False) -> None:
     """Store them once more; what is stored is no dead letter any more, what is refused again stays."""
-    from eventlog.dead_letters import replay as replay_letter
+    from eventlog.dead_letters import replay_dead_letter
 
     outcomes: Counter[str] = Counter()
     with connection_for(PURPOSE) as connection:
         for letter in _chosen(connection, ids, every):
-            done = replay_letter(connection, letter)
+            done = replay_dead_letter(connection, letter)
             # Each for itself: making a day's partition keeps others from making theirs until it is committed.
             connection.commit()
             outcomes[done.outcome or "refused"] += 1
@@ -97,7 +97,7 @@ def drop(
     ids: Ids = None, every: All = False, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
 ) -> None:
     """Remove them for good: these events are lost then."""
-    from eventlog.dead_letters import drop as drop_letters
+    from eventlog.dead_letters import delete_dead_letters
     from foundation.audit import write_audit
 
     with connection_for(PURPOSE) as connection:
@@ -107,7 +107,7 @@ def drop(
             return
         if not yes:
             typer.confirm(f"Remove {len(chosen):,} dead letters for good?", abort=True)
-        dropped = drop_letters(connection, chosen)
+        dropped = delete_dead_letters(connection, chosen)
         write_audit(
             connection, change=change_by_hand(PURPOSE, "Dropped by hand."), action="dead_letters.dropped", subject="events",
             after={"numbers": dropped[:PAGE], "count": len(dropped)},
@@ -116,30 +116,30 @@ def drop(
 
 
 def _chosen(connection: Any, ids: list[int] | None, every: bool) -> Iterator[Any]:
-    """Those with `ids`, or every one, a page at a time. Raises ExperimentationError for an id that there is not."""
-    from eventlog.dead_letters import dead_letters
-    from experimentation.runs.run import ExperimentationError
+    """Those with `ids`, or every one, a page at a time. Raises LifecycleError for an id that there is not."""
+    from eventlog.dead_letters import list_dead_letters
+    from foundation.errors import LifecycleError
 
     if bool(ids) is every:
-        raise ExperimentationError(
+        raise LifecycleError(
             "Give either the numbers of dead letters or --all: `lifecycle events dead-letters list` shows them."
         )
     if ids:
-        letters = dead_letters(connection, ids)
+        letters = list_dead_letters(connection, ids)
         _require(ids, [letter.id for letter in letters])
         yield from letters
         return
     last = 0
-    while page := dead_letters(connection, after=last, limit=PAGE):
+    while page := list_dead_letters(connection, after=last, limit=PAGE):
         yield from page
         last = page[-1].id
 
 
 def _require(ids: list[int], found: list[int]) -> None:
-    from experimentation.runs.run import ExperimentationError
+    from foundation.errors import LifecycleError
 
     missing = sorted(set(ids) - set(found))
     if missing:
-        raise ExperimentationError(
+        raise LifecycleError(
             f"There is no dead letter {', '.join(map(str, missing))}: `lifecycle events dead-letters list` shows those that there are."
         )

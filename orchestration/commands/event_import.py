@@ -37,7 +37,7 @@ def import_events(
     from eventlog.imports.mapping_file import read_mapping
     from eventlog.imports.reading import open_source
     from eventlog.imports.storing import EventImport, ImportRefusedError, too_many
-    from eventlog.store import make_partitions, recorded_first_day
+    from eventlog.store import ensure_partitions, recorded_first_day
     from foundation.settings import settings
     from orchestration.local.databases import database
 
@@ -58,7 +58,7 @@ def import_events(
         imported = work.judge(listed)
         refused = too_many(imported.tally, max_rejects, file)
         if refused is None and not check:
-            make_partitions(current.platform_url, current.lineage_start, days_ahead=7, days=imported.tally.days)
+            ensure_partitions(current.platform_url, current.lineage_start, days_ahead=7, days=imported.tally.days)
             work.store(imported, actor=by_hand(PURPOSE))
             first_day = recorded_first_day(connection) or current.lineage_start
     _show_rejects(imported.tally, rejects)

@@ -86,14 +86,14 @@ def ramp(
 ) -> None:
     """Let the arms of a running split with a remainder grow: whoever is in an arm stays in it."""
     from experimentation.config.differences import shares_of
-    from experimentation.runs.allocations import share_of
+    from experimentation.runs.allocations import parse_share
     from experimentation.runs.lifecycle import ramp_run
-    from experimentation.runs.run import ExperimentationError
+    from foundation.errors import LifecycleError
 
     try:
-        share = share_of(to)
+        share = parse_share(to)
     except ValueError as error:
-        raise ExperimentationError(f"{name} can't be ramped: {error}.") from None
+        raise LifecycleError(f"{name} can't be ramped: {error}.") from None
     with connection_for(PURPOSE) as connection:
         run = ramp_run(connection, _newest(connection, name).id, share, change=change_by_hand(PURPOSE, _said(reason)))
         _tell(connection, run, f"ramped: {shares_of(run.variants)}; write these allocations into experiments.yml")
@@ -163,13 +163,13 @@ def show(name: Name) -> None:
 
 
 def _newest(connection: Any, name: str) -> "Run":
-    """The newest run of a name. Raises ExperimentationError."""
+    """The newest run of a name. Raises LifecycleError."""
     from experimentation.runs.lifecycle import runs_of
-    from experimentation.runs.run import ExperimentationError
+    from foundation.errors import LifecycleError
 
     runs = runs_of(connection, name)
     if not runs:
-        raise ExperimentationError(f"No experiment is called {name}: `lifecycle experiment list` shows them.")
+        raise LifecycleError(f"No experiment is called {name}: `lifecycle experiment list` shows them.")
     return runs[-1]
 
 

@@ -65,12 +65,12 @@ def rotate(
     ] = 0,
 ) -> None:
     """Give a key a new secret and print it, alone on stdout. A key from before the one that is replaced ends at once."""
-    from experimentation.runs.run import ExperimentationError
     from foundation.api_keys import MAX_GRACE, rotate_api_key
+    from foundation.errors import LifecycleError
 
     most = MAX_GRACE // timedelta(minutes=1)
     if not 0 <= grace_minutes <= most:
-        raise ExperimentationError(f"--grace-minutes is {grace_minutes}: give 0 to {most}, which is a week.")
+        raise LifecycleError(f"--grace-minutes is {grace_minutes}: give 0 to {most}, which is a week.")
     with connection_for(PURPOSE) as connection:
         key, plaintext = rotate_api_key(
             connection, name, timedelta(minutes=grace_minutes), change=change_by_hand(PURPOSE, "Rotated by hand.")
@@ -87,11 +87,11 @@ def rotate(
 @app.command()
 def revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) -> None:
     """Revoke a key for good."""
-    from experimentation.runs.run import ExperimentationError
     from foundation.api_keys import revoke_api_key
+    from foundation.errors import LifecycleError
 
     with connection_for(PURPOSE) as connection:
         was_valid = revoke_api_key(connection, name, change=change_by_hand(PURPOSE, "Revoked by hand."))
     if not was_valid:
-        raise ExperimentationError(f"There is no valid key named {name}: `lifecycle keys list` shows them.")
+        raise LifecycleError(f"There is no valid key named {name}: `lifecycle keys list` shows them.")
     say(f"Key {name} is revoked.")

@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.rows import scalar_row, tuple_row
 
 from eventlog.archive.hours import hold_archive
-from eventlog.erased_units import note_erased
+from eventlog.erased_units import record_erased_unit
 from eventlog.partitions import LEAVING, LeavingDay, leaving_days
 from orchestration.erasure.records import Unit
 
@@ -92,7 +92,7 @@ def hash_of(connection: psycopg.Connection[Any], unit: Unit) -> str:
 
 def draw_pseudonym(connection: psycopg.Connection[Any], unit: Unit) -> str:
     """The pseudonym of an erasure that is under way, the same after a kill; the unit is noted as erased. In the caller's transaction."""
-    note_erased(connection, unit.unit_type, unit.unit_id)
+    record_erased_unit(connection, unit.unit_type, unit.unit_id)
     with connection.cursor(row_factory=scalar_row) as cursor:
         drawn: UUID | None = cursor.execute(_DRAW, (hash_of(connection, unit),)).fetchone()
     return PSEUDONYM.format(drawn)
@@ -122,7 +122,7 @@ def erase(connection: psycopg.Connection[Any], unit: Unit, pseudonym: str | None
     """
     # Before anything is locked that the archive may wait for: who is dropping such a day is waited for.
     _hold_unseen(connection)
-    note_erased(connection, unit.unit_type, unit.unit_id)
+    record_erased_unit(connection, unit.unit_type, unit.unit_id)
     names = _names(unit, pseudonym)
     # Overrides first: a trigger notes everybody in them as overridden.
     rows = {"exp.experiments, overrides": connection.execute(_NO_OVERRIDE, names).rowcount}

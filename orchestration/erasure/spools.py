@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import psycopg
 
-from eventlog.dead_letters import dead_letters, drop
-from eventlog.spool import orphans, read_segment, rewrite, taken_over
+from eventlog.dead_letters import delete_dead_letters, list_dead_letters
+from eventlog.spool import read_segment, rewrite_segment, take_over, writer_folders
 from orchestration.erasure.records import ErasureError, Found, Unit
 
 WAIT_SECONDS = 15.0
@@ -32,10 +32,10 @@ _decode = msgspec.json.Decoder(_Named).decode
 def dead_letters_of(connection: psycopg.Connection[Any], unit: Unit, change: bool) -> Iterator[Found]:
     """Dead letters of the unit, removed where `change`, a page a transaction."""
     rows = last = 0
-    while page := dead_letters(connection, after=last, limit=_PAGE):
+    while page := list_dead_letters(connection, after=last, limit=_PAGE):
         mine = [letter.id for letter in page if _is_of(letter.event, unit)]
         if mine and change:
-            drop(connection, mine)
+            delete_dead_letters(connection, mine)
         rows += len(mine)
         last = page[-1].id
     if rows:
@@ -52,7 +52,7 @@ def spooled_events(root: Path, unit: Unit, change: bool, wait_seconds: float = W
         if rows:
             yield Found(f"spool {root}", rows, "removed")
         return
-    rows = sum(_take_out(folder, unit) for folder in orphans(root))
+    rows = sum(_take_out(folder, unit) for folder in writer_folders(root))
     if rows:
         yield Found(f"spool {root}", rows, "removed")
     _wait_for_writers(root, unit, wait_seconds)
@@ -61,7 +61,7 @@ def spooled_events(root: Path, unit: Unit, change: bool, wait_seconds: float = W
 def _take_out(folder: Path, unit: Unit) -> int:
     """Rewrite a dead writer's segments without the unit; how many records that were."""
     taken = 0
-    with taken_over(folder) as segments:
+    with take_over(folder) as segments:
         for path in segments or ():
             # What a killed rewriting left beside it.
             path.with_suffix(".new").unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def _take_out(folder: Path, unit: Unit) -> int:
             if len(kept) == len(segment.records) or segment.damaged:
                 continue
             if kept:
-                rewrite(segment, kept)
+                rewrite_segment(segment, kept)
             else:
                 path.unlink()
             taken += len(segment.records) - len(kept)

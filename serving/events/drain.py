@@ -9,9 +9,9 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from eventlog.dead_letters import add_dead_letter, first_line
+from eventlog.dead_letters import first_line, store_dead_letter
 from eventlog.erased_units import ErasedUnits, read_erased_units
-from eventlog.spool import Segment, SpoolWriter, finish, orphans, read_segment, taken_over
+from eventlog.spool import Segment, SpoolWriter, read_segment, remove_segment, take_over, writer_folders
 from eventlog.validation import Event
 from serving.events.store import REFUSED, EventStore, PartitionUnavailableError
 from serving.http.database import TRANSIENT, Database
@@ -74,7 +74,7 @@ class Drainer:
                 await connection.execute("SELECT 1")
             self._database.away = False
             log.info("The database is available again.")
-        for path in await asyncio.to_thread(self._spool.sealed):
+        for path in await asyncio.to_thread(self._spool.seal):
             try:
                 segment = await self._drained(path)
             except FileNotFoundError:
@@ -83,14 +83,14 @@ class Drainer:
                 continue
             # This process completed its writes, so an incomplete record at the end is later damage.
             segment.damaged += segment.torn
-            await asyncio.to_thread(self._spool.done, segment)
+            await asyncio.to_thread(self._spool.remove, segment)
 
     async def drain_orphans(self) -> None:
         """Store what dead processes left behind. Raises DATABASE_ERRORS, OSError."""
-        for folder in await asyncio.to_thread(orphans, self._root):
+        for folder in await asyncio.to_thread(writer_folders, self._root):
             with ExitStack() as stack:
-                for path in stack.enter_context(taken_over(folder)) or ():
-                    await asyncio.to_thread(finish, self._root, await self._drained(path))
+                for path in stack.enter_context(take_over(folder)) or ():
+                    await asyncio.to_thread(remove_segment, self._root, await self._drained(path))
 
     async def _drained(self, path: Path) -> Segment:
         """The segment, once each of its events is stored, was stored before, belongs to an erased unit, or is a dead letter."""
@@ -132,7 +132,7 @@ class Drainer:
         reason = first_line(error.__cause__ or error)
         log.error("Event %s became a dead letter: %s", event.event_id, reason)
         async with self._database.acquire() as connection:
-            await add_dead_letter(connection, event, reason, TRIES)
+            await store_dead_letter(connection, event, reason, TRIES)
 
 
 def _read(records: Sequence[bytes], segment: Segment) -> Iterator[Event]:

@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 import psycopg
 
-from eventlog.dead_letters import add_dead_letter, first_line
+from eventlog.dead_letters import first_line, store_dead_letter
 from eventlog.spool import SpoolError, SpoolFullError, SpoolWriter
 from eventlog.store import NoPartitionError, insert_events
 from eventlog.validation import Event, set_flags
@@ -103,7 +103,7 @@ class EventStore:
 
         async def add() -> None:
             async with self._database.acquire() as connection:
-                await add_dead_letter(connection, event, first_line(error), 1)
+                await store_dead_letter(connection, event, first_line(error), 1)
 
         await self._database.retrying(add)
         return "dead_letter"

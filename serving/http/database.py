@@ -11,7 +11,7 @@ from typing import TypeVar
 import asyncpg
 import psycopg
 
-from eventlog.store import make_partitions
+from eventlog.store import ensure_partitions
 from foundation.settings import Settings
 from serving.http.errors import service_unavailable, validation_error
 
@@ -194,7 +194,7 @@ class PartitionKeeper:
     async def create(self, days: Collection[date] = ()) -> None:
         """Create missing partitions and those of `days`, which may be old. Raises psycopg.Error."""
         created = await asyncio.to_thread(
-            make_partitions,
+            ensure_partitions,
             self._url,
             self._settings.lineage_start,
             PARTITION_DAYS_AHEAD,

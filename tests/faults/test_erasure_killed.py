@@ -22,7 +22,7 @@ USER = UNITS[0]
 DIES_BEFORE = (
     # module, function, which of its calls is the last
     ("orchestration.erasure.archive", "wait_for_archive", 1, "PostgreSQL is done"),
-    ("orchestration.erasure.spools", "rewrite", 1, "in the spool"),
+    ("orchestration.erasure.spools", "rewrite_segment", 1, "in the spool"),
     ("orchestration.erasure.spools", "drop", 1, "before the dead letters"),
     ("orchestration.erasure.archive", "rewrite_period", 3, "between two hours of the archive"),
     ("eventlog.archive.rewrite", "record_files", 4, "between an hour's file and its manifest"),

@@ -1,4 +1,4 @@
-"""A process that is killed between writing and publishing: what was there stays, nothing half shows, and the next run ends well."""
+"""A process is killed between writing and publishing: the old data stays, nothing incomplete shows, and the next run succeeds."""
 
 import os
 import signal
@@ -22,27 +22,27 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of ours in a process of its own."""
+    """Run a Python script in a separate process."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 
-def killed(script: str, *arguments: str) -> None:
-    """Run a script that is to kill itself, and make sure that it did."""
-    done = run(script, *arguments)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+def run_killed(script: str, *arguments: str) -> None:
+    """Run a script that must kill itself."""
+    process = run(script, *arguments)
+    assert process.returncode == -signal.SIGKILL, process.stderr
 
 
 def left_in_staging(folder: Path) -> int:
     return len(list((folder / STAGING).iterdir()))
 
 
-def test_a_write_that_is_killed_leaves_the_object_that_was_there(tmp_path: Path) -> None:
+def test_old_object_stays_when_a_write_is_killed(tmp_path: Path) -> None:
     store = ObjectStore(str(tmp_path))
     store.write("a/b", b"old")
-    killed(
+    run_killed(
         """
         import os, signal, sys
         from foundation.object_store import ObjectStore
@@ -58,7 +58,7 @@ def test_a_write_that_is_killed_leaves_the_object_that_was_there(tmp_path: Path)
     assert store.read("a/b") == b"newer"
 
 
-def test_an_archive_run_that_is_killed_ends_well_when_run_again(database_url: str, tmp_path: Path) -> None:
+def test_next_archive_run_succeeds_when_a_run_was_killed(database_url: str, tmp_path: Path) -> None:
     first = (datetime.now(UTC) - timedelta(days=3)).replace(hour=0, minute=0, second=0, microsecond=0)
     with psycopg.connect(database_url) as connection:
         ensure_event_partitions(connection, first.date())
@@ -71,7 +71,7 @@ def test_an_archive_run_that_is_killed_ends_well_when_run_again(database_url: st
             [first],
         )
         connection.commit()
-        killed(
+        run_killed(
             """
             import os, signal, sys
             from datetime import datetime, timedelta
@@ -105,7 +105,7 @@ def test_an_archive_run_that_is_killed_ends_well_when_run_again(database_url: st
     assert all(store.facts(hour.key) == FileFacts(hour.bytes, hour.sha256) for hour in manifest)
 
 
-def test_a_late_event_s_run_that_is_killed_leaves_the_hour_as_it_was(database_url: str, tmp_path: Path) -> None:
+def test_hour_stays_as_it_was_when_archiving_late_events_is_killed(database_url: str, tmp_path: Path) -> None:
     first = (datetime.now(UTC) - timedelta(days=3)).replace(hour=0, minute=0, second=0, microsecond=0)
     add = """
     INSERT INTO exp.events (event_type, unit_type, unit_id, "timestamp")
@@ -120,7 +120,7 @@ def test_a_late_event_s_run_that_is_killed_leaves_the_hour_as_it_was(database_ur
         (before,) = day_manifest(store, first.date())
         connection.execute(add, (first + timedelta(minutes=30), 5))
         connection.commit()
-        killed(
+        run_killed(
             """
             import os, signal, sys
             from datetime import datetime, timedelta
@@ -138,7 +138,7 @@ def test_a_late_event_s_run_that_is_killed_leaves_the_hour_as_it_was(database_ur
         )  # fmt: skip
         assert store.facts(before.key) == FileFacts(before.bytes, before.sha256)
         assert day_manifest(store, first.date()) == [before]
-        # The lock of the killed run's connection went with it.
+        # The killed run's lock ended with its connection.
         (hour,) = archive_hours(connection, store, first, first + timedelta(hours=1))
     assert (hour.rows, hour.written) == (105, True)
 
@@ -169,21 +169,23 @@ print(build_dataset(rows, store=Fragile(sys.argv[1]), product=MealPlanner(), win
 
 
 @pytest.mark.parametrize("dies_at", ["dataset_summary.md", "training.parquet"])
-def test_a_dataset_that_is_killed_in_the_middle_is_no_version(tmp_path: Path, dies_at: str) -> None:
-    whole = run(BUILD, str(tmp_path / "whole"), "never")
-    assert whole.returncode == 0, whole.stderr
+def test_dataset_is_not_a_version_when_its_build_is_killed(tmp_path: Path, dies_at: str) -> None:
+    complete = run(BUILD, str(tmp_path / "complete"), "never")
+    assert complete.returncode == 0, complete.stderr
     folder = tmp_path / "datasets"
     script = BUILD.replace("key.endswith(sys.argv[2])", f"key.endswith({dies_at!r}) and sys.argv[2] == 'die'")
-    killed(script, str(folder), "die")
+    run_killed(script, str(folder), "die")
     assert versions(ObjectStore(str(folder)), "planner") == []
     again = run(script, str(folder), "live")
-    assert again.stdout == whole.stdout, again.stderr
+    assert again.stdout == complete.stdout, again.stderr
     name = "planner/2025-06-01"
     for file in ("training.parquet", "schema.json", "dataset_summary.md"):
-        assert (folder / name / file).read_bytes() == (tmp_path / "whole" / name / file).read_bytes()
+        assert (folder / name / file).read_bytes() == (tmp_path / "complete" / name / file).read_bytes()
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_fails_with_a_message_and_leaves_nothing_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = ObjectStore(str(tmp_path))
     store.write("a", b"old")
 

@@ -1,4 +1,4 @@
-"""The archive against a real PostgreSQL, in a folder and over S3: nothing lost, nothing twice, nothing shown before it is counted."""
+"""The archive with a real PostgreSQL, in a folder and on S3: nothing is lost or duplicated, or published before it is counted."""
 
 import json
 import time
@@ -44,10 +44,10 @@ def store(tmp_path: Path) -> ObjectStore:
     return ObjectStore(str(tmp_path / "store"))
 
 
-def test_every_hour_gets_a_file_that_holds_its_events(
+def test_archive_writes_a_file_with_the_events_of_every_hour(
     connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "SLICE_ROWS", 7)  # hours then stretch over slices, and slices over hours
+    monkeypatch.setattr(archive, "SLICE_ROWS", 7)  # then hours span slices, and slices span hours
     rows = [event(FIRST + timedelta(minutes=13 * number), number) for number in range(60)]
     rows += [event(FIRST + 20 * HOUR, 1000), event(FIRST + 24 * HOUR - timedelta(microseconds=1), 1001)]
     insert(connection, [*rows, event(FIRST + 24 * HOUR, 1002), event(FIRST - timedelta(microseconds=1), 1003)])
@@ -74,7 +74,9 @@ def test_every_hour_gets_a_file_that_holds_its_events(
     ]
 
 
-def test_again_changes_nothing_and_late_events_join(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_archiving_again_changes_nothing_but_adds_late_events(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
     insert(connection, [event(FIRST, 1), event(FIRST + HOUR, 2)])
     archive_hours(connection, store, FIRST, FIRST + 3 * HOUR)
     before = {key: store.read(key) for key in store.list()}
@@ -88,7 +90,9 @@ def test_again_changes_nothing_and_late_events_join(connection: psycopg.Connecti
     assert [(hour.rows, hour.written) for hour in late] == [(2, True), (1, False), (0, False)]
 
 
-def test_what_postgresql_dropped_stays_in_the_archive(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_archive_keeps_events_when_postgresql_dropped_them(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
     insert(connection, [event(FIRST, 1), event(FIRST + timedelta(minutes=1), 2)])
     archive_hours(connection, store, FIRST, FIRST + HOUR)
     connection.execute("DELETE FROM exp.events")
@@ -116,56 +120,56 @@ def replaced(table: pa.Table, column: str, value: Any) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    ("lie", "says"),
+    ("corrupt", "message"),
     [
         (lambda table: table.slice(1), "3 events were counted and the file holds 2, 1 fewer"),
-        (lambda table: pa.concat_tables([table.slice(0, 1), table.slice(0, 2)]), "1 events stand in the file twice"),
+        (lambda table: pa.concat_tables([table.slice(0, 1), table.slice(0, 2)]), "1 events are in the file twice"),
         (lambda table: table.take([1, 0, 2]), "the file's events are not in order"),
         (lambda table: replaced(table, "event_id", str(uuid.UUID(int=9))), "checksums of their ids differ"),
-        (lambda table: replaced(table, "event_id", "9" * 35 + "G"), "no lower-case hexadecimal digit"),
+        (lambda table: replaced(table, "event_id", "9" * 35 + "G"), "not a lower-case hexadecimal digit"),
         (lambda table: replaced(table, "event_id", "9"), "does not have 36 characters"),
-        (lambda table: replaced(table, "timestamp", FIRST + HOUR + timedelta(seconds=1)), "the times counted run from"),
+        (lambda table: replaced(table, "timestamp", FIRST + HOUR + timedelta(seconds=1)), "the counted times run from"),
     ],
 )
-def test_a_wrong_count_names_the_hour_and_shows_nothing(
-    connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch, lie: Any, says: str
+def test_archive_fails_with_the_hour_and_publishes_nothing_when_counts_differ(
+    connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch, corrupt: Any, message: str
 ) -> None:
     insert(connection, [event(FIRST + HOUR + timedelta(minutes=number), number) for number in range(3)])
-    honest = event_rows.event_table
-    monkeypatch.setattr(event_reader, "event_table", lambda raw: lie(honest(raw)))
-    with pytest.raises(ArchiveError, match=says) as refused:
+    event_table = event_rows.event_table
+    monkeypatch.setattr(event_reader, "event_table", lambda raw: corrupt(event_table(raw)))
+    with pytest.raises(ArchiveError, match=message) as raised:
         archive_hours(connection, store, FIRST, FIRST + 2 * HOUR)
-    assert str(refused.value).startswith(f"Hour {FIRST:%Y-%m-%d} 01:00 UTC: ")
+    assert str(raised.value).startswith(f"Hour {FIRST:%Y-%m-%d} 01:00 UTC: ")
     assert not store.exists(hour_key(FIRST + HOUR))
     assert store.sweep(older_than_s=-1) == 0
-    # What was published before is noted.
+    # The hour published before is recorded.
     assert [hour.key for hour in day_manifest(store, FIRST.date())] == [hour_key(FIRST)]
 
 
-def test_rows_and_counts_are_one_snapshot(
+def test_archive_reads_rows_and_counts_in_one_snapshot_when_an_event_arrives(
     connection: psycopg.Connection[Any], database_url: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert(connection, [event(FIRST, 1)])
     count = count_in_database
 
-    def then_another_arrives(*arguments: Any) -> Any:
+    def count_and_insert(*arguments: Any) -> Any:
         counted = count(*arguments)
         with psycopg.connect(database_url) as other:
             insert(other, [event(FIRST + timedelta(minutes=1), 2)])
         return counted
 
-    monkeypatch.setattr(archive, "count_in_database", then_another_arrives)
+    monkeypatch.setattr(archive, "count_in_database", count_and_insert)
     assert [hour.rows for hour in archive_hours(connection, store, FIRST, FIRST + HOUR)] == [1]
     monkeypatch.undo()
     assert [hour.rows for hour in archive_hours(connection, store, FIRST, FIRST + HOUR)] == [2]
 
 
-def test_odd_values_are_archived_all_the_same(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_archive_keeps_events_with_odd_values(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
     odd = event(
         FIRST, 1, metrics={"latency_ms": "fast", "token_count": 10**400, "b": True}, context=["a list"], payload=None
     )
     deep: Any = None
-    for _ in range(900):  # as deep as json.dumps can write here
+    for _ in range(900):  # about as deep as json.dumps can write
         deep = {"a": deep}
     insert(
         connection,
@@ -186,11 +190,11 @@ def test_odd_values_are_archived_all_the_same(connection: psycopg.Connection[Any
     assert (usual["session_id"], usual["latency_ms"]) == ("s2", 14.5)
 
 
-def test_everything_goes_through_python_with_the_same_result(
+def test_archive_is_the_same_when_metrics_are_parsed_in_python(
     connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = hostile_events(1, 300, FIRST, HOUR)
-    for part in range(0, 300, 3):  # so that some slices have nothing odd in them
+    for part in range(0, 300, 3):  # so that some slices have no odd values
         rows[part] = event(
             FIRST + HOUR + timedelta(seconds=part), part, metrics={"latency_ms": part, "x": 1e-7, "cost_usd": 0.1}
         )
@@ -207,17 +211,19 @@ def test_everything_goes_through_python_with_the_same_result(
     assert [read_archive(store, key) for key in keys] == by_arrow
 
 
-def test_a_file_that_is_gone_is_not_written_over(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_archive_fails_when_an_archived_file_is_missing(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
     insert(connection, [event(FIRST, 1)])
     archive_hours(connection, store, FIRST, FIRST + HOUR)
     connection.execute("DELETE FROM exp.events")
     connection.commit()
     store.delete(hour_key(FIRST))
-    with pytest.raises(ArchiveError, match=r"1 events were archived, and their file .* is gone"):
+    with pytest.raises(ArchiveError, match=r"1 events were archived, but their file .* is missing"):
         archive_hours(connection, store, FIRST, FIRST + HOUR)
 
 
-def test_two_runs_of_one_day_lose_nothing(
+def test_parallel_runs_of_a_day_lose_nothing(
     connection: psycopg.Connection[Any], database_url: str, store: ObjectStore
 ) -> None:
     insert(connection, [event(FIRST + number * timedelta(minutes=6), number) for number in range(240)])
@@ -229,13 +235,13 @@ def test_two_runs_of_one_day_lose_nothing(
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(run, (range(0, 24, 2), range(23, 0, -2), range(6, 12))))
-    told = day_manifest(store, FIRST.date())
-    assert [hour.key for hour in told] == [hour_key(FIRST + hour * HOUR) for hour in range(24)]
-    assert all(store.facts(hour.key) == FileFacts(hour.bytes, hour.sha256) for hour in told)
-    assert sum(hour.file_rows for hour in told) == 240
+    hours_in_manifest = day_manifest(store, FIRST.date())
+    assert [hour.key for hour in hours_in_manifest] == [hour_key(FIRST + hour * HOUR) for hour in range(24)]
+    assert all(store.facts(hour.key) == FileFacts(hour.bytes, hour.sha256) for hour in hours_in_manifest)
+    assert sum(hour.file_rows for hour in hours_in_manifest) == 240
 
 
-def test_an_archive_older_than_the_database_stays_in_the_manifest(
+def test_manifest_keeps_files_that_are_older_than_the_database(
     connection: psycopg.Connection[Any], store: ObjectStore
 ) -> None:
     insert(connection, [event(FIRST + number * HOUR, number) for number in range(24)])
@@ -248,7 +254,7 @@ def test_an_archive_older_than_the_database_stays_in_the_manifest(
     assert [hour.file_rows for hour in day_manifest(store, FIRST.date())] == [2] + [1] * 23
 
 
-def test_files_of_older_versions_join(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_archive_merges_files_of_older_versions(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
     insert(connection, [event(FIRST + timedelta(minutes=number), number) for number in range(4)])
     archive_hours(connection, store, FIRST, FIRST + HOUR)
     old = read_archive(store, hour_key(FIRST))  # without the exact columns
@@ -265,15 +271,15 @@ def test_files_of_older_versions_join(connection: psycopg.Connection[Any], store
     assert exact[0] is None and json.loads(exact[1]) == {"latency_ms": 13.5, "own_metric": 3}
 
 
-def test_half_hours_and_local_times_are_refused(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
-    with pytest.raises(ValueError, match="no whole hour"):
+def test_archive_rejects_half_hours_and_local_times(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+    with pytest.raises(ValueError, match="not a whole hour"):
         archive_hours(connection, store, FIRST + timedelta(minutes=30), FIRST + 2 * HOUR)
-    with pytest.raises(ValueError, match="no whole hour"):
+    with pytest.raises(ValueError, match="not a whole hour"):
         archive_hours(connection, store, FIRST.replace(tzinfo=None), FIRST + 2 * HOUR)
     assert archive_hours(connection, store, FIRST, FIRST) == []
 
 
-def test_history_is_a_file_a_month(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_history_is_archived_as_one_file_per_month(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
     moments = [
         datetime(2003, 7, 1, tzinfo=UTC),
         datetime(2003, 7, 31, 23, 59, tzinfo=UTC),
@@ -292,7 +298,7 @@ def test_history_is_a_file_a_month(connection: psycopg.Connection[Any], store: O
     assert clean_history(store).frame.height == 4
 
 
-def test_cleaned_days_come_from_whole_archived_days(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_cleaning_needs_completely_archived_days(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
     insert(connection, [event(FIRST + number * HOUR, number) for number in range(30)])
     archive_hours(connection, store, FIRST, FIRST + 23 * HOUR)
     with pytest.raises(ArchiveError, match=r"its hours 23 \(UTC\) were never archived"):
@@ -311,7 +317,7 @@ def test_cleaned_days_come_from_whole_archived_days(connection: psycopg.Connecti
     assert both["plan_id"].to_list() == [f"p{number}" for number in range(30)]
 
 
-def test_the_archive_goes_to_s3_through_the_same_code(connection: psycopg.Connection[Any], s3_root: str) -> None:
+def test_archive_works_on_s3(connection: psycopg.Connection[Any], s3_root: str) -> None:
     store = ObjectStore(s3_root)
     insert(connection, [event(FIRST + number * HOUR, number) for number in range(24)])
     archive_hours(connection, store, FIRST, FIRST + 24 * HOUR)
@@ -322,7 +328,7 @@ def test_the_archive_goes_to_s3_through_the_same_code(connection: psycopg.Connec
     assert len(archived_keys(store)) == 24
 
 
-def test_eight_weeks_of_hours_take_seconds(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_archiving_eight_weeks_of_hours_takes_seconds(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
     connection.execute(
         """
         INSERT INTO exp.events (id, event_type, unit_type, unit_id, experiments, context, metrics, payload, "timestamp")
@@ -335,14 +341,14 @@ def test_eight_weeks_of_hours_take_seconds(connection: psycopg.Connection[Any], 
     connection.commit()
     started = time.perf_counter()
     hours = archive_hours(connection, store, FIRST, FIRST + 1344 * HOUR)
-    took = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     assert [hour.rows for hour in hours] == [10] * 1344
-    # A few seconds on two idle cores; the bound only tells a query (or a wait) per hour from one for all.
-    assert took < 30
-    print(f"1,344 hours archived in {took:.1f} s")
+    # It takes a few seconds on two idle cores; the bound only fails if there is a query (or a wait) per hour.
+    assert seconds < 30
+    print(f"1,344 hours archived in {seconds:.1f} s")
 
 
-def test_a_manifest_that_a_killed_run_left_behind_is_put_right_by_the_next(
+def test_next_run_corrects_the_manifest_when_a_run_was_killed(
     connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert(connection, [event(FIRST + timedelta(minutes=1), 1), event(FIRST - DAY, 2)])
@@ -363,12 +369,12 @@ def test_a_manifest_that_a_killed_run_left_behind_is_put_right_by_the_next(
     again = archive_hours(connection, store, FIRST + HOUR, FIRST + 2 * HOUR)  # another hour of that day
     again += archive_history(connection, store, FIRST.date())
     assert not any(period.written for period in again)
-    told = [*day_manifest(store, FIRST.date()), *manifest.read_manifest(store, HISTORY_FOLDER)]
-    assert [file.file_rows for file in told] == [2, 0, 2]
-    assert all(store.facts(file.key) == FileFacts(file.bytes, file.sha256) for file in told)
+    files = [*day_manifest(store, FIRST.date()), *manifest.read_manifest(store, HISTORY_FOLDER)]
+    assert [file.file_rows for file in files] == [2, 0, 2]
+    assert all(store.facts(file.key) == FileFacts(file.bytes, file.sha256) for file in files)
 
 
-def test_an_event_that_is_marked_late_while_its_hour_is_archived_stays_marked(
+def test_hour_stays_late_when_it_is_marked_while_being_archived(
     connection: psycopg.Connection[Any], database_url: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert(connection, [event(FIRST, 1)])
@@ -376,7 +382,7 @@ def test_an_event_that_is_marked_late_while_its_hour_is_archived_stays_marked(
     insert(connection, [event(FIRST + timedelta(minutes=1), 2)])
     count = count_in_database
 
-    def then_another_is_marked(*arguments: Any) -> Any:
+    def count_insert_and_mark(*arguments: Any) -> Any:
         counted = count(*arguments)
         with psycopg.connect(database_url) as other:
             insert(other, [event(FIRST + timedelta(minutes=2), 3)])
@@ -385,12 +391,12 @@ def test_an_event_that_is_marked_late_while_its_hour_is_archived_stays_marked(
             mark_late_hours(other, FIRST.date())
         return counted
 
-    monkeypatch.setattr(archive, "count_in_database", then_another_is_marked)
+    monkeypatch.setattr(archive, "count_in_database", count_insert_and_mark)
     archive_hours(connection, store, FIRST, FIRST + HOUR)
     monkeypatch.undo()
     assert waiting_hours(connection, FIRST.date(), FIRST + HOUR) == [FIRST]
     connection.execute("DELETE FROM exp.events WHERE id = %s", (uuid.uuid5(uuid.NAMESPACE_OID, "3"),))
     connection.commit()
-    # Nothing is left to archive: that is found out too, and the mark goes.
+    # Nothing is left to archive, and the mark is removed.
     assert [hour.written for hour in archive_hours(connection, store, FIRST, FIRST + HOUR)] == [False]
     assert waiting_hours(connection, FIRST.date(), FIRST + HOUR) == []

@@ -1,4 +1,4 @@
-"""Archived again after late events, a file is the union of both: wherever the events lie, and however small the slices are."""
+"""A file archived again after late events is the union of both, wherever the events lie and however small the slices are."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from foundation.object_store import ObjectStore
 Run = Callable[[psycopg.Connection[Any], ObjectStore], list[PeriodArchive]]
 MONTH = (FIRST - timedelta(days=40)).replace(day=1)
 IN_THE_HOUR = 3_600_000_000
-"""Microseconds; a share of them stands for the same share of a month's first 28 days."""
+"""Microseconds of an hour. For a month, a moment is scaled to the same share of its first 28 days."""
 
 
 def evenly(first: int, step: int, count: int) -> list[int]:
@@ -50,7 +50,7 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
 @given(first=moments, late=moments, dropped=st.floats(0, 1), slice_rows=st.integers(1, 30))
 @example(first=evenly(3_000, 3_000, 60), late=evenly(1_000, 3_000, 20), dropped=0, slice_rows=10)
-def test_a_file_is_the_union_of_what_came_before_and_late(
+def test_file_is_the_union_of_earlier_and_late_events(
     connection: psycopg.Connection[Any],
     tmp_path: Path,
     start: datetime,

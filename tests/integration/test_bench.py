@@ -1,4 +1,4 @@
-"""`make bench` measures every path, on a database of its own, and writes what it found. No speed is asserted here."""
+"""`make bench` measures every path on a separate database and writes the figures. Speed is not asserted here."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ FIELDS = {
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `make bench`, as short as it can be."""
+    """Run the shortest possible benchmark."""
     short = ["--rounds", "1", "--seconds", "0.3", "--units", "500", "--events", "1000", "--hour", "2000"]
     return subprocess.run(
         [sys.executable, "-m", "benchmarks.bench", *arguments, *short],
@@ -23,9 +23,9 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_every_path_is_measured_and_written(home: Path, tmp_path: Path) -> None:
-    done = bench("all", "--output", str(tmp_path / "figures.json"))
-    assert done.returncode == 0, done.stderr
+def test_bench_measures_every_path_and_writes_the_figures(home: Path, tmp_path: Path) -> None:
+    process = bench("all", "--output", str(tmp_path / "figures.json"))
+    assert process.returncode == 0, process.stderr
     written = json.loads((tmp_path / "figures.json").read_text())
     assert (written["rounds"], written["seconds"], written["events"]) == (1, 0.3, 1000)
     requests = {figure["path"]: figure for figure in written["figures"] if figure["what"] == "requests"}
@@ -42,12 +42,12 @@ def test_every_path_is_measured_and_written(home: Path, tmp_path: Path) -> None:
         assert 0 < figure["p50_ms"] <= figure["p99_ms"]
         assert figure["cpu_us"] >= 0 and figure["met"] is (not figure["missed"])
     assert written["memory"]["units"] == 500 and written["memory"]["after_mb"] > 0
-    assert "Memory of the API" in done.stdout and not home.exists()
+    assert "Memory of the API" in process.stdout and not home.exists()
 
 
-def test_one_path_alone_is_measured(home: Path, tmp_path: Path) -> None:
-    done = bench("assignments", "--only", "hit", "--output", str(tmp_path / "figures.json"))
-    assert done.returncode == 0, done.stderr
+def test_bench_measures_only_the_given_path(home: Path, tmp_path: Path) -> None:
+    process = bench("assignments", "--only", "hit", "--output", str(tmp_path / "figures.json"))
+    assert process.returncode == 0, process.stderr
     written = json.loads((tmp_path / "figures.json").read_text())
     assert [figure["path"] for figure in written["figures"]] == ["hit: stored units, in memory"]
     assert written["memory"] is None

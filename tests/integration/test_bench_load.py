@@ -1,4 +1,4 @@
-"""The load generator: it reads answers however they are split, never counts a refusal, and its figures and verdicts are right."""
+"""The load generator reads split answers and never counts refused ones; its figures and verdicts are right."""
 
 import socket
 import threading
@@ -18,12 +18,12 @@ REQUEST = "GET /{unit} HTTP/1.1\r\nHost: x\r\n\r\n"
 END_OF_REQUEST = b"\r\n\r\n"
 
 Answer = Callable[[int], bytes | None]
-"""The answer to the n-th request of all, from 0; None closes the connection."""
+"""The answer to request number n, from 0; None closes the connection."""
 
 
 @contextmanager
 def answering(answer: Answer) -> Iterator[tuple[int, list[bytes]]]:
-    """A server of threads on a port, and the request lines that it was sent."""
+    """The port of a threaded server, and the request lines that it received."""
     seen: list[bytes] = []
     lock = threading.Lock()
 
@@ -63,13 +63,13 @@ def answering(answer: Answer) -> Iterator[tuple[int, list[bytes]]]:
 @pytest.mark.parametrize(
     ("share", "expected"), [(0.0, 1), (0.01, 1), (0.5, 50), (0.501, 51), (0.95, 95), (0.99, 99), (1.0, 100)]
 )
-def test_percentiles_are_the_nearest_rank(share: float, expected: float) -> None:
+def test_percentile_is_the_nearest_rank(share: float, expected: float) -> None:
     assert percentile([float(n) for n in range(1, 101)], share) == expected
     assert percentile([7.0], share) == 7.0
 
 
 @pytest.mark.parametrize("size", range(1, len(OK)))
-def test_an_answer_is_read_however_it_is_split(size: int) -> None:
+def test_reader_reads_an_answer_however_it_is_split(size: int) -> None:
     reader = ResponseReader()
     for _ in range(2):
         parts = [OK[at : at + size] for at in range(0, len(OK), size)]
@@ -77,27 +77,27 @@ def test_an_answer_is_read_however_it_is_split(size: int) -> None:
         assert (reader.status, reader.response) == (200, OK)
 
 
-def test_an_answer_without_a_body_is_complete_with_its_head() -> None:
+def test_answer_without_a_body_is_complete_after_its_head() -> None:
     reader = ResponseReader()
     assert reader.feed(b"HTTP/1.1 204 No Content\r\ndate: today\r\ncontent-length: 0\r\n\r\n") and reader.status == 204
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", "without a content-length"),
         (b"HTTP/1.1 200 OK\r\nx: \r\ncontent-length: some\r\n\r\n", "without a content-length"),
         (b"HTTP/1.1 200 OK\r\n\r\ncontent-length: 1", "without a content-length"),
-        (b"220 smtp.example ready\r\n\r\n", "no HTTP answer"),
+        (b"220 smtp.example ready\r\n\r\n", "not an HTTP answer"),
         (OK + OK, "More bytes"),
     ],
 )
-def test_what_is_no_answer_to_one_request_is_refused(data: bytes, said: str) -> None:
-    with pytest.raises(LoadError, match=said):
+def test_reader_fails_when_data_is_not_a_single_answer(data: bytes, message: str) -> None:
+    with pytest.raises(LoadError, match=message):
         ResponseReader().feed(data)
 
 
-def test_every_request_names_another_unit_and_a_cycle_starts_again() -> None:
+def test_requests_name_different_units_until_the_cycle_restarts() -> None:
     def lines(load: Load, count: int) -> list[bytes]:
         requests = requests_of(load)
         return [next(requests).partition(b" HTTP")[0] for _ in range(count)]
@@ -106,7 +106,7 @@ def test_every_request_names_another_unit_and_a_cycle_starts_again() -> None:
     assert lines(Load(1, REQUEST, cycle=2), 3) == [b"GET /h00000000", b"GET /h00000001", b"GET /h00000000"]
 
 
-def test_a_count_is_sent_exactly_once_each_over_all_connections() -> None:
+def test_each_request_of_a_count_is_sent_once_over_all_connections() -> None:
     with answering(lambda n: OK) as (port, seen):
         result = run(Load(port, REQUEST, connections=4, count=50))
     assert sorted(seen) == [b"GET /h%08d HTTP/1.1" % n for n in range(50)]
@@ -115,7 +115,7 @@ def test_a_count_is_sent_exactly_once_each_over_all_connections() -> None:
     assert result.per_second == pytest.approx(50 / result.seconds)
 
 
-def test_seconds_are_kept_and_the_warm_up_does_not_count() -> None:
+def test_load_runs_for_its_seconds_without_counting_the_warm_up() -> None:
     with answering(lambda n: OK) as (port, seen):
         result = run(Load(port, REQUEST, connections=2, seconds=0.2, warm_up=0.2))
     assert result.seconds == pytest.approx(0.2)
@@ -123,51 +123,51 @@ def test_seconds_are_kept_and_the_warm_up_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("refused_at", [0, 7, 19])
-def test_one_answer_that_is_not_200_fails_the_measurement(refused_at: int) -> None:
-    said = r"1 of 20 answers were not 200, the first: HTTP/1.1 429 .* slowdown"
-    with answering(lambda n: REFUSED if n == refused_at else OK) as (port, _), pytest.raises(LoadError, match=said):
+def test_measurement_fails_when_one_answer_is_not_200(refused_at: int) -> None:
+    message = r"1 of 20 answers were not 200, the first: HTTP/1.1 429 .* slowdown"
+    with answering(lambda n: REFUSED if n == refused_at else OK) as (port, _), pytest.raises(LoadError, match=message):
         run(Load(port, REQUEST, connections=3, count=20))
 
 
-def test_a_refusal_during_the_warm_up_counts_too() -> None:
+def test_measurement_fails_when_a_request_is_refused_during_the_warm_up() -> None:
     with answering(lambda n: REFUSED if n == 0 else OK) as (port, _), pytest.raises(LoadError, match="were not 200"):
         run(Load(port, REQUEST, connections=1, seconds=0.1, warm_up=0.1))
 
 
-def test_a_closed_connection_fails_and_says_what_was_refused_before() -> None:
-    said = r"closed a connection.* 1 of 3 answers were not 200"
-    with answering(lambda n: (OK, REFUSED, None)[n]) as (port, _), pytest.raises(LoadError, match=said):
+def test_error_names_refused_answers_when_the_server_closes_a_connection() -> None:
+    message = r"closed a connection.* 1 of 3 answers were not 200"
+    with answering(lambda n: (OK, REFUSED, None)[n]) as (port, _), pytest.raises(LoadError, match=message):
         run(Load(port, REQUEST, connections=1, count=5))
 
 
-def test_nothing_that_listens_fails() -> None:
+def test_measurement_fails_when_nothing_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with pytest.raises(LoadError, match="No connection"):
         run(Load(port, REQUEST, count=1))
 
 
-def test_a_process_of_its_own_measures_and_complains_alike() -> None:
+def test_measuring_in_a_separate_process_gives_the_same_results_and_errors() -> None:
     with answering(lambda n: OK if n < 10 else REFUSED) as (port, _):
         assert measure(Load(port, REQUEST, connections=2, count=10)).answered == 10
         with pytest.raises(LoadError, match="1 of 1 answers were not 200"):
             measure(Load(port, REQUEST, connections=2, count=1))
 
 
-def test_a_floor_that_computes_and_got_no_whole_core_was_disturbed() -> None:
-    alone = figure(floor_per_second=30_000.0, floor_cpu_us=32.0, floor_only_computes=True)
-    assert not alone.disturbed
-    pushed = figure(floor_per_second=20_000.0, floor_cpu_us=32.0, floor_only_computes=True, goal=0.0)
-    assert pushed.disturbed and pushed.verdict == "met (disturbed)"
+def test_figure_is_disturbed_when_a_computing_floor_had_less_than_a_core() -> None:
+    undisturbed = figure(floor_per_second=30_000.0, floor_cpu_us=32.0, floor_only_computes=True)
+    assert not undisturbed.disturbed
+    disturbed = figure(floor_per_second=20_000.0, floor_cpu_us=32.0, floor_only_computes=True, goal=0.0)
+    assert disturbed.disturbed and disturbed.verdict == "met (disturbed)"
     assert not figure(floor_per_second=20_000.0, floor_cpu_us=32.0).disturbed, "a floor that waits never fills a core"
 
 
-def figure(**changed: float | None) -> Figure:
-    given: dict[str, float | None] = {"per_second": 60.0, "floor_per_second": 100.0, **changed}
-    return Figure(path="p", what="requests", floor="f", **given)  # type: ignore[arg-type]  # figures only
+def figure(**changes: float | None) -> Figure:
+    fields: dict[str, float | None] = {"per_second": 60.0, "floor_per_second": 100.0, **changes}
+    return Figure(path="p", what="requests", floor="f", **fields)  # type: ignore[arg-type]  # figures only
 
 
-def test_verdicts_name_the_goals_that_are_missed() -> None:
+def test_verdict_names_the_missed_goals() -> None:
     assert figure().verdict == "" and figure().as_json()["met"] is None
     assert figure(goal=0.6).verdict == "met"
     assert figure(goal=0.61).verdict == "missed: ratio"
@@ -177,7 +177,7 @@ def test_verdicts_name_the_goals_that_are_missed() -> None:
     assert figure(cpu_us=0.0, floor_cpu_us=25.0).cpu_ratio is None
 
 
-def test_memory_is_judged_by_its_second_half() -> None:
+def test_memory_verdict_depends_on_the_second_half_of_units() -> None:
     def memory(**changes: Any) -> Memory:
         sizes = {
             "units": 300_000,
@@ -196,8 +196,8 @@ def test_memory_is_judged_by_its_second_half() -> None:
     assert memory().as_json()["bytes_another_unit"] == pytest.approx(2**20 / 150_000)
 
 
-def test_the_command_line_names_what_can_be_measured() -> None:
+def test_command_line_offers_every_path() -> None:
     from benchmarks.assignments import NAMES
     from benchmarks.ingestion import WAYS
 
-    assert tuple(one.value for one in Only) == (*NAMES, *(way.name for way in WAYS), "archive")
+    assert tuple(path.value for path in Only) == (*NAMES, *(way.name for way in WAYS), "archive")

@@ -15,9 +15,9 @@ import msgspec
 import psycopg
 import pytest
 
-from eventlog.dead_letters import add_dead_letter
-from eventlog.erased_units import note_erased
-from eventlog.store import make_partitions
+from eventlog.dead_letters import store_dead_letter
+from eventlog.erased_units import record_erased_unit
+from eventlog.store import ensure_partitions
 from eventlog.validation import Event
 
 TODAY = datetime.now(UTC).date()
@@ -33,19 +33,19 @@ def letter(unit: str, at: datetime) -> Event:
 @pytest.fixture
 def lifecycle(home: Path, database_url: str) -> Any:
     """Runs a command on a database with three letters: of an old day, of a unit that was erased, and one that is stored already."""
-    make_partitions(database_url, TODAY - timedelta(days=30), 1, keep_days=1)
+    ensure_partitions(database_url, TODAY - timedelta(days=30), 1, keep_days=1)
     now = datetime.now(UTC)
     letters = [letter("old", now - timedelta(days=20)), letter("gone", now), letter("known", now)]
 
     async def add() -> None:
         connection = await asyncpg.connect(database_url)
         for one in letters:
-            await add_dead_letter(connection, one, "value too long", 3)
+            await store_dead_letter(connection, one, "value too long", 3)
         await connection.close()
 
     asyncio.run(add())
     with psycopg.connect(database_url) as connection:
-        note_erased(connection, "user", "gone")
+        record_erased_unit(connection, "user", "gone")
         known = letters[2]
         connection.execute(
             'INSERT INTO exp.events (id, event_type, unit_type, unit_id, "timestamp") VALUES (%s, %s, %s, %s, %s)',

@@ -18,8 +18,8 @@ from eventlog.archive.files import hour_key
 from eventlog.archive.hours import archive_lock, record_dropped, waiting_hours
 from eventlog.archive.retention import apply_retention
 from eventlog.erased_units import erased_units
-from eventlog.partitions import LeavingDay, leaving_days, take_out
-from eventlog.spool import SpoolWriter, finish, read_segment
+from eventlog.partitions import LeavingDay, detach_day, leaving_days
+from eventlog.spool import SpoolWriter, read_segment, remove_segment
 from orchestration.erasure import spools
 from orchestration.erasure.records import ErasureError, Unit
 
@@ -147,7 +147,7 @@ def test_a_running_writer_is_waited_for_and_then_told_of(world: World, monkeypat
     writer = SpoolWriter(world.platform.spool, 2**20)
     others = msgspec.json.encode(record(LONGER, 1))
     writer.append([msgspec.json.encode(record(USER, 1)), others])
-    (path,) = writer.sealed()
+    (path,) = writer.seal()
     with pytest.raises(ErasureError, match=r"1 spooled events of it are still in .*: a running API drops them"):
         list(spools.spooled_events(world.platform.spool, USER, change=True, wait_seconds=0))
     path.unlink()
@@ -161,13 +161,13 @@ def leave(world: World, state: str) -> LeavingDay:
     day = FIRST.date() + timedelta(days=1)
     with world.connect() as connection, psycopg.connect(world.url) as reader:
         if state == "detached":
-            return take_out(connection, day)
+            return detach_day(connection, day)
         connection.execute(f"ALTER TABLE exp.events_{day:%Y%m%d} RENAME TO events_{day:%Y%m%d}_leaving")
         if state == "pending":
             reader.execute("SELECT count(*) FROM exp.events")
             connection.execute("SET lock_timeout = '300ms'")
             with pytest.raises(psycopg.errors.LockNotAvailable):
-                take_out(connection, day)
+                detach_day(connection, day)
         (leaving,) = leaving_days(connection)
         assert (leaving.attached, leaving.pending) == (True, state == "pending")
         return leaving
@@ -234,9 +234,9 @@ def test_a_damaged_segment_that_was_kept_aside_is_told_of(world: World) -> None:
     writer = SpoolWriter(spool, 2**20)
     writer.append([msgspec.json.encode(record(LONGER, 1))])
     writer.append([msgspec.json.encode(record(USER, 1))])
-    (path,) = writer.sealed()
+    (path,) = writer.seal()
     path.write_bytes(b"spoilt" + path.read_bytes()[6:])
-    finish(spool, read_segment(path))
+    remove_segment(spool, read_segment(path))
     assert list(spool.glob("damaged/*")) and not path.exists()
     assert world.places(USER)["spool /spool"] == 3
     with pytest.raises(

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from import_support import CLICKS, FIRST_DAY, TRIAL, judge, judge_and_store, mapping_of, rows, store, written
 
-from eventlog.erased_units import note_erased
+from eventlog.erased_units import record_erased_unit
 from eventlog.imports import judging, storing
 from eventlog.imports.storing import ImportRefusedError
 from eventlog.store import store_read_events
@@ -208,7 +208,7 @@ def test_events_lie_on_their_days_and_in_history(database_url: str, tmp_path: Pa
 
 def test_erased_units_do_not_come_back(database_url: str, tmp_path: Path) -> None:
     with psycopg.connect(database_url) as connection:
-        note_erased(connection, "user", "gone")
+        record_erased_unit(connection, "user", "gone")
     path, rejects = written(tmp_path, "log.csv", HEADER + f"gone,a,{AT}\nhere,a,{AT}\n"), tmp_path / "rejects.jsonl"
     mapping = mapping_of(tmp_path, TRIAL)
     judge(database_url, path, mapping, rejects)
@@ -230,7 +230,7 @@ def test_a_unit_that_is_erased_meanwhile_does_not_come_back(
     def erase(doing: str, share: float) -> None:
         if doing == when:
             with psycopg.connect(database_url) as connection:
-                note_erased(connection, "user", "gone")
+                record_erased_unit(connection, "user", "gone")
 
     path = written(tmp_path, "log.csv", HEADER + f"here,a,{AT}\ngone,a,{AT}\n")
     imported = judge_and_store(database_url, path, mapping_of(tmp_path, TRIAL), erase)
@@ -248,7 +248,7 @@ def test_an_erasure_waits_for_the_chunk_that_is_being_stored(database_url: str, 
         stored = store_read_events(connection, events)
         with psycopg.connect(database_url) as other, pytest.raises(psycopg.errors.LockNotAvailable):
             other.execute("SET lock_timeout = '100ms'")
-            note_erased(other, "user", "u")
+            record_erased_unit(other, "user", "u")
         held.append(True)
         return stored
 

@@ -16,7 +16,7 @@ from import_support import CLICKS, FIRST_DAY, TRIAL, rows, written
 
 from eventlog.imports.judging import ROWS_AT_ONCE
 from eventlog.imports.rows import EVENT_IDS
-from eventlog.store import make_partitions
+from eventlog.store import ensure_partitions
 
 WAITS = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 UNITS = 2 * ROWS_AT_ONCE + 500
@@ -40,7 +40,7 @@ def test_killed_in_the_middle_it_is_completed_by_running_it_again(
         f"u{number},{'ab'[number % 2]},2020-01-02T00:00:00Z\n" for number in range(UNITS)
     )
     path, mapping = written(tmp_path, "log.csv", content), written(tmp_path, "mapping.yml", TRIAL)
-    make_partitions(database_url, FIRST_DAY, 1)
+    ensure_partitions(database_url, FIRST_DAY, 1)
     # An event of the second chunk, stored by somebody whose transaction is open: the import has to wait for it there.
     digest = hashlib.sha256(content.encode()).hexdigest()
     held = uuid.uuid5(EVENT_IDS, f"{digest}/0/{ROWS_AT_ONCE + 10}")

@@ -295,7 +295,8 @@ def test_what_can_not_be_ramped_is_left_as_it_is(
     assert runs_of(connection, "grows")[0] == before and len(epochs_of(connection, draft.id)) == 2
     connection.execute("UPDATE exp.experiments SET made_by = 'promotion'")
     with pytest.raises(
-        ExperimentationError, match="grows run 1 is promotion's: only a run of the file is ramped by hand"
+        ExperimentationError,
+        match="grows run 1 belongs to promotion",
     ):
         ramp_run(connection, draft.id, Decimal("0.3"), change=BY)
     apply(connection, tmp_path)

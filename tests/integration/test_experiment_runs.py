@@ -1,4 +1,4 @@
-"""Runs on a real database: their lives, and a candidate's run, which is opened whole or not at all."""
+"""The lifecycle of runs on a real database, and opening a candidate's run, which is all or nothing."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ from experimentation.runs.run import CandidateRun, ExperimentationError, NewVari
 
 @pytest.fixture
 def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to a database that holds the project's own configuration. Its rows are dicts, as some callers like them."""
+    """A connection to a database with the project's own configuration. Its rows are dicts, as those of some callers."""
     with psycopg.connect(database_url, autocommit=True, row_factory=dict_row) as opened:
         sync_project_config(opened)
         yield opened
@@ -73,7 +73,7 @@ def plain_split(connection: psycopg.Connection[Any], *shares: str, status: str =
     return start_run(connection, run.id, change=BY) if status == "active" else run
 
 
-def test_a_candidate_ends_the_run_before_and_opens_the_next(connection: psycopg.Connection[Any]) -> None:
+def test_candidate_completes_the_last_run_and_opens_the_next(connection: psycopg.Connection[Any]) -> None:
     baseline, candidate = first_planner_version(connection), next_planner_version(connection)
     last = last_audit(connection)
     opened = open_for(connection, candidate.id)
@@ -99,7 +99,7 @@ def test_a_candidate_ends_the_run_before_and_opens_the_next(connection: psycopg.
     ]
 
 
-def test_the_audit_says_who_what_before_after_and_why(connection: psycopg.Connection[Any]) -> None:
+def test_audit_row_has_actor_reason_before_and_after(connection: psycopg.Connection[Any]) -> None:
     open_for(connection, next_planner_version(connection).id)
     row = connection.execute("SELECT * FROM exp.audit_log WHERE action = 'experiment.completed'").fetchone()
     assert row is not None
@@ -112,7 +112,7 @@ def test_the_audit_says_who_what_before_after_and_why(connection: psycopg.Connec
     assert row["after"]["allocations"] == {"control": "1.0000"}
 
 
-def test_asked_again_the_same_run_is_returned_whatever_became_of_it(connection: psycopg.Connection[Any]) -> None:
+def test_same_run_is_returned_when_a_candidate_is_opened_again(connection: psycopg.Connection[Any]) -> None:
     candidate = next_planner_version(connection)
     opened = open_for(connection, candidate.id)
     state = everything(connection)
@@ -130,7 +130,7 @@ def test_asked_again_the_same_run_is_returned_whatever_became_of_it(connection: 
     assert len(runs_of(connection, "weekly_planner")) == 2
 
 
-def test_a_second_candidate_waits_until_the_first_ends(connection: psycopg.Connection[Any]) -> None:
+def test_second_candidate_waits_until_the_first_ends(connection: psycopg.Connection[Any]) -> None:
     first, second = next_planner_version(connection, 2), next_planner_version(connection, 3)
     running = open_for(connection, first.id).run
     for status in ("active", "paused"):
@@ -147,7 +147,7 @@ def test_a_second_candidate_waits_until_the_first_ends(connection: psycopg.Conne
     assert (opened.state, opened.run.run) == ("opened", 3)
 
 
-def test_after_a_promotion_control_is_the_version_in_production(connection: psycopg.Connection[Any]) -> None:
+def test_control_is_the_version_in_production_after_a_promotion(connection: psycopg.Connection[Any]) -> None:
     first, second = next_planner_version(connection, 2), next_planner_version(connection, 3)
     run = open_for(connection, first.id).run
     complete_run(connection, run.id, shipped="candidate_v2", change=BY)
@@ -157,7 +157,7 @@ def test_after_a_promotion_control_is_the_version_in_production(connection: psyc
     assert served == {"control": str(first.id), "remainder": str(first.id), "candidate_v3": str(second.id)}
 
 
-def test_both_arms_get_the_params_that_the_experiment_had(connection: psycopg.Connection[Any]) -> None:
+def test_both_arms_keep_the_params_of_the_experiment(connection: psycopg.Connection[Any]) -> None:
     connection.execute(
         """UPDATE exp.variants SET config = config || '{"params": {"exploration_rate": 0.2}}' WHERE name = 'control'"""
     )
@@ -165,7 +165,7 @@ def test_both_arms_get_the_params_that_the_experiment_had(connection: psycopg.Co
     assert [variant.config["params"] for variant in opened.variants] == [{"exploration_rate": 0.2}] * 3
 
 
-def test_a_comparison_of_the_file_is_not_closed_for_a_candidate(connection: psycopg.Connection[Any]) -> None:
+def test_candidate_waits_when_a_run_of_the_file_compares_variants(connection: psycopg.Connection[Any]) -> None:
     (run,) = runs_of(connection, "weekly_planner")
     add_variant(connection, run.id, NewVariant("by_hand", "treatment", Decimal("0.05")), change=BY)
     waiting = open_for(connection, next_planner_version(connection).id)
@@ -173,7 +173,9 @@ def test_a_comparison_of_the_file_is_not_closed_for_a_candidate(connection: psyc
 
 
 @pytest.mark.parametrize("share", ["0.1001", "0.5", "0", "-0.1", "0.12345"])
-def test_more_than_a_tenth_is_refused(connection: psycopg.Connection[Any], share: str) -> None:
+def test_candidate_is_refused_when_its_share_is_not_within_a_tenth(
+    connection: psycopg.Connection[Any], share: str
+) -> None:
     candidate = next_planner_version(connection)
     state = everything(connection)
     with pytest.raises(ExperimentationError, match=r"candidate_v2 of weekly_planner can't start: "):
@@ -181,10 +183,10 @@ def test_more_than_a_tenth_is_refused(connection: psycopg.Connection[Any], share
     assert everything(connection) == state
 
 
-def test_a_smaller_share_leaves_an_exact_remainder(connection: psycopg.Connection[Any]) -> None:
-    answer = open_for(connection, next_planner_version(connection).id, share=Decimal("0.0333"))
-    opened = answer.run
-    assert answer.message == "weekly_planner run 2 gives planner_policy@2 3.33 % of the units."
+def test_remainder_is_exact_when_the_share_is_smaller(connection: psycopg.Connection[Any]) -> None:
+    result = open_for(connection, next_planner_version(connection).id, share=Decimal("0.0333"))
+    opened = result.run
+    assert result.message == "weekly_planner run 2 gives planner_policy@2 3.33 % of the units."
     assert [variant.allocation for variant in opened.variants] == [
         Decimal("0.0333"),
         Decimal("0.9334"),
@@ -193,7 +195,7 @@ def test_a_smaller_share_leaves_an_exact_remainder(connection: psycopg.Connectio
     assert epochs(connection, opened)[0][1]["remainder"] == "0.9334"
 
 
-def test_what_can_not_be_a_candidate_is_refused(connection: psycopg.Connection[Any]) -> None:
+def test_version_is_refused_when_it_can_not_be_a_candidate(connection: psycopg.Connection[Any]) -> None:
     candidate, production = next_planner_version(connection), first_planner_version(connection)
     refused = [
         ({"version_id": production.id}, "planner_policy@1 is in production already"),
@@ -202,18 +204,18 @@ def test_what_can_not_be_a_candidate_is_refused(connection: psycopg.Connection[A
     ]
     set_version_status(connection, candidate, "deprecated", change=BY)
     refused.append(({"version_id": candidate.id}, "planner_policy@2 is deprecated: only an active version"))
-    for fields, sentence in refused:
-        with pytest.raises(ExperimentationError, match=sentence):
-            open_for(connection, **fields)  # type: ignore[arg-type]  # each is a call of its own
+    for fields, message in refused:
+        with pytest.raises(ExperimentationError, match=message):
+            open_for(connection, **fields)  # type: ignore[arg-type]  # the fields of one call
 
 
-def test_a_draft_is_not_skipped(connection: psycopg.Connection[Any]) -> None:
+def test_candidate_is_refused_when_the_last_run_is_a_draft(connection: psycopg.Connection[Any]) -> None:
     plain_split(connection, "1", status="draft")
     with pytest.raises(ExperimentationError, match="split run 1 is a draft: set its status to active"):
         open_for(connection, next_planner_version(connection).id, experiment_name="split")
 
 
-def test_a_failure_half_way_changes_nothing(connection: psycopg.Connection[Any]) -> None:
+def test_nothing_changes_when_opening_a_candidate_fails_half_way(connection: psycopg.Connection[Any]) -> None:
     candidate = next_planner_version(connection)
     connection.execute("ALTER TABLE exp.allocation_epochs ADD CHECK (epoch <> 1) NOT VALID")
     state = everything(connection)
@@ -222,34 +224,38 @@ def test_a_failure_half_way_changes_nothing(connection: psycopg.Connection[Any])
     assert everything(connection) == state
 
 
-def test_processes_that_ask_at_once_open_one_run(connection: psycopg.Connection[Any], database_url: str) -> None:
+def test_one_run_is_opened_when_processes_open_candidates_in_parallel(
+    connection: psycopg.Connection[Any], database_url: str
+) -> None:
     candidates = [next_planner_version(connection, number).id for number in (2, 3)]
 
-    def ask(number: int) -> str:
+    def open_candidate(number: int) -> str:
         with psycopg.connect(database_url) as own:
             return open_for(own, candidates[number % 2], treatment_name=f"candidate_v{number % 2 + 2}").state
 
     with ThreadPoolExecutor(6) as pool:
-        states = sorted(pool.map(ask, range(6)))
+        states = sorted(pool.map(open_candidate, range(6)))
     assert states == ["existing", "existing", "opened", "waits", "waits", "waits"]
     assert [run.status for run in runs_of(connection, "weekly_planner")] == ["completed", "active"]
 
 
-def test_a_run_goes_through_its_life(connection: psycopg.Connection[Any]) -> None:
+def test_run_can_be_started_paused_resumed_and_completed(connection: psycopg.Connection[Any]) -> None:
     run = plain_split(connection, "0.5", "0.5", status="draft")
     assert epochs(connection, run) == []
     run = start_run(connection, run.id, change=BY)
     assert epochs(connection, run) == [(1, {"arm_0": "0.5000", "arm_1": "0.5000"})]
     assert pause_run(connection, run.id, change=BY).status == "paused"
     assert resume_run(connection, run.id, change=BY).status == "active"
-    ended = complete_run(connection, run.id, shipped="arm_1", change=BY)
-    assert (ended.status, ended.shipped and ended.shipped.name) == ("completed", "arm_1")
+    completed = complete_run(connection, run.id, shipped="arm_1", change=BY)
+    assert (completed.status, completed.shipped and completed.shipped.name) == ("completed", "arm_1")
     assert len(epochs(connection, run)) == 1
     actions = [action for subject, action in audited(connection) if subject == "split run 1"]
-    assert actions == [f"experiment.{what}" for what in ("created", "started", "paused", "resumed", "completed")]
+    assert actions == [f"experiment.{step}" for step in ("created", "started", "paused", "resumed", "completed")]
 
 
-def test_steps_that_do_not_follow_are_refused(connection: psycopg.Connection[Any]) -> None:
+def test_status_change_is_refused_when_it_does_not_follow_from_the_current_one(
+    connection: psycopg.Connection[Any],
+) -> None:
     run = plain_split(connection, "0.5", "0.5", status="draft")
     steps = {"pause": pause_run, "resume": resume_run, "complete": complete_run, "start": start_run}
 
@@ -269,15 +275,15 @@ def test_steps_that_do_not_follow_are_refused(connection: psycopg.Connection[Any
     refused("start", "pause", "resume", "complete")
 
 
-def test_a_run_is_started_only_whole(connection: psycopg.Connection[Any]) -> None:
+def test_start_is_refused_when_allocations_do_not_sum_to_one(connection: psycopg.Connection[Any]) -> None:
     run = plain_split(connection, "0.5", "0.4", status="draft")
     with pytest.raises(ExperimentationError, match=r"The allocations of split run 1 sum to 0\.9000, not to 1"):
         start_run(connection, run.id, change=BY)
-    with pytest.raises(ExperimentationError, match="split run 1 is draft: complete it before split is tried anew"):
+    with pytest.raises(ExperimentationError, match="split run 1 is draft: complete it before creating another run"):
         plain_split(connection, "1")
 
 
-def test_a_variant_added_to_a_running_split_shrinks_the_others(connection: psycopg.Connection[Any]) -> None:
+def test_other_variants_shrink_when_a_variant_is_added_to_a_running_split(connection: psycopg.Connection[Any]) -> None:
     run = plain_split(connection, "0.3333", "0.3333", "0.3334")
     grown = add_variant(connection, run.id, NewVariant("late", "treatment", Decimal("0.0700")), change=BY)
     allocations = [variant.allocation for variant in grown.variants]
@@ -290,6 +296,6 @@ def test_a_variant_added_to_a_running_split_shrinks_the_others(connection: psyco
         add_variant(connection, run.id, NewVariant("more", "treatment", Decimal("0.11")), change=BY)
 
 
-def test_an_unknown_run_is_told(connection: psycopg.Connection[Any]) -> None:
+def test_loading_fails_when_the_run_is_unknown(connection: psycopg.Connection[Any]) -> None:
     with pytest.raises(ExperimentationError, match="No experiment run has the id"):
         load_run(connection, uuid4())

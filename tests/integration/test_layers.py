@@ -84,7 +84,7 @@ def test_a_holdout_does_not_grow_into_a_run_that_is_not_completed(connection: ps
         set_holdout(connection, layer, Decimal("0.1001"), change=BY)
     assert str(caught.value) == (
         "The holdout of page can't be 0.1001, its first 1001 buckets, while one run 1 (draft) has 1000 to 2000: "
-        "complete what is in the way first."
+        "complete those runs first."
     )
     start_run(connection, run.id, change=BY)
     complete_run(connection, run.id, change=BY)
@@ -97,17 +97,17 @@ def test_a_holdout_does_not_grow_into_a_run_that_is_not_completed(connection: ps
 @pytest.mark.parametrize(
     ("wish", "expected"),
     [
-        (page(999, 2_000), "page: its first 1000 are the holdout, so take a range behind them."),
-        (page(2_999, 4_000), "page while one run 1 (draft) has 2000 to 3000: take a free range, or complete what has it first."),
-        (page(1_000, 2_001), "page while one run 1 (draft) has 2000 to 3000: take a free range, or complete what has it first."),
-        (page(2_400, 2_500), "page while one run 1 (draft) has 2000 to 3000: take a free range, or complete what has it first."),
+        (page(999, 2_000), "page: the layer's first 1000 buckets are the holdout, so take a range after them."),
+        (page(2_999, 4_000), "page while one run 1 (draft) has 2000 to 3000: take a free range, or complete those runs first."),
+        (page(1_000, 2_001), "page while one run 1 (draft) has 2000 to 3000: take a free range, or complete those runs first."),
+        (page(2_400, 2_500), "page while one run 1 (draft) has 2000 to 3000: take a free range, or complete those runs first."),
         (
             page(1_000, 10_000),
-            "page while one run 1 (draft) has 2000 to 3000 and two run 1 (draft) has 5000 to 10000: take a free range, or complete what "
-            "has it first.",
+            "page while one run 1 (draft) has 2000 to 3000 and two run 1 (draft) has 5000 to 10000: take a free range, or complete "
+            "those runs first.",
         ),
-        (page(5, 5), "page: a range begins at 0 or later, ends behind that, and at most at 10000."),
-        (page(4_000, 10_001), "page: a range begins at 0 or later, ends behind that, and at most at 10000."),
+        (page(5, 5), "page: a range needs 0 ≤ first < end ≤ 10000."),
+        (page(4_000, 10_001), "page: a range needs 0 ≤ first < end ≤ 10000."),
     ],
 )  # fmt: skip
 def test_a_range_that_is_not_free_is_refused(

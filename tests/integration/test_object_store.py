@@ -1,4 +1,4 @@
-"""The same calls on a folder and on a real S3 API over HTTP: whole or nothing, listed, refused with one sentence."""
+"""The object store in a folder and on a real S3 API over HTTP: atomic writes, listing, and error messages."""
 
 import http.server
 import os
@@ -23,7 +23,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     return ObjectStore(request.getfixturevalue("s3_root"))
 
 
-def test_what_is_written_is_read_listed_and_deleted(store: ObjectStore) -> None:
+def test_written_objects_can_be_read_listed_and_deleted(store: ObjectStore) -> None:
     store.write("events/2025/01/a.parquet", b"one")
     store.write("events/2025/02/b c.parquet", b"\x00two", verify=lambda stored: None)
     store.write("events/2025/01/a.parquet", b"newer")
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_listed_and_deleted(store: ObjectStore) -> None:
     assert store.list() == []
 
 
-def test_a_refusing_verification_leaves_what_was_there(store: ObjectStore) -> None:
+def test_old_object_stays_when_verification_fails(store: ObjectStore) -> None:
     store.write("a", b"old")
     seen = []
 
@@ -61,7 +61,7 @@ def test_a_refusing_verification_leaves_what_was_there(store: ObjectStore) -> No
     assert store.sweep(older_than_s=-1) == 0
 
 
-def test_an_exclusive_write_is_won_once(store: ObjectStore) -> None:
+def test_one_writer_succeeds_when_exclusive_writes_compete(store: ObjectStore) -> None:
     def attempt(number: int) -> bool:
         try:
             store.write("version", str(number).encode(), exclusive=True, verify=lambda stored: None)
@@ -77,32 +77,32 @@ def test_an_exclusive_write_is_won_once(store: ObjectStore) -> None:
         store.write("version", b"again", exclusive=True)
 
 
-def test_missing_objects_say_so(store: ObjectStore) -> None:
+def test_reading_fails_when_the_object_is_missing(store: ObjectStore) -> None:
     store.write("there", b"")
-    with pytest.raises(MissingObjectError, match="nothing lies there"):
+    with pytest.raises(MissingObjectError, match="does not exist"):
         store.read("not/there")
     assert store.read("there") == b""
 
 
-def test_unfinished_writes_are_neither_listed_nor_kept_for_ever(store: ObjectStore) -> None:
+def test_unfinished_writes_are_not_listed_and_are_swept(store: ObjectStore) -> None:
     store._put(f"{STAGING}/left-behind", b"half")
     assert store.list() == []
     assert store.sweep() == 0
     assert store.sweep(older_than_s=-1) == 1
 
 
-def test_a_store_travels_to_another_process(store: ObjectStore) -> None:
+def test_store_can_be_pickled(store: ObjectStore) -> None:
     store.write("a", b"1")
     assert pickle.loads(pickle.dumps(store)).read("a") == b"1"
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a//b", "../a", "a/../b", "a/", "./a", "a\x00b"])
-def test_keys_that_leave_the_root_are_refused(store: ObjectStore, key: str) -> None:
-    with pytest.raises(ValueError, match="no key of an object store"):
+def test_write_is_refused_when_the_key_is_invalid(store: ObjectStore, key: str) -> None:
+    with pytest.raises(ValueError, match="not a valid key"):
         store.write(key, b"")
 
 
-def test_other_schemes_are_refused() -> None:
+def test_store_is_refused_when_its_scheme_is_unknown_or_the_bucket_missing() -> None:
     with pytest.raises(StoreError, match="neither a folder nor s3://"):
         ObjectStore("gs://bucket/prefix")
     with pytest.raises(StoreError, match="names no bucket"):
@@ -110,14 +110,14 @@ def test_other_schemes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("call", ["write", "read", "list", "exists"])
-def test_a_missing_bucket_is_named(s3_environment: str, call: str) -> None:
+def test_error_says_that_the_bucket_does_not_exist(s3_environment: str, call: str) -> None:
     store = ObjectStore("s3://no-such-bucket/prefix")
     arguments = ("a", b"1") if call == "write" else ("a",)
     with pytest.raises(StoreError, match="bucket does not exist"):
         getattr(store, call)(*arguments)
 
 
-def test_an_endpoint_that_is_away_is_named_soon(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_fails_soon_when_the_endpoint_is_down(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -126,7 +126,7 @@ def test_an_endpoint_that_is_away_is_named_soon(s3_environment: str, monkeypatch
         ObjectStore("s3://bucket/prefix").write("a", b"1")
 
 
-def test_forbidden_is_one_sentence_on_s3(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_says_no_permission_when_s3_denies_access(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Forbid(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # answers the client's "Expect: 100-continue"
 
@@ -151,12 +151,12 @@ def test_forbidden_is_one_sentence_on_s3(s3_environment: str, monkeypatch: pytes
             server.shutdown()
 
 
-def test_forbidden_is_one_sentence_on_a_folder(tmp_path: Path) -> None:
+def test_write_fails_when_the_folder_is_not_writable(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir()
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     if os.access(folder, os.W_OK):
-        # root may write anywhere: a file in the folder's place is refused to root too.
+        # root may write anywhere, but not below a file in the folder's place.
         folder.rmdir()
         folder.write_text("not a folder")
     with pytest.raises(StoreError, match=r"Can't write .*locked/a"):

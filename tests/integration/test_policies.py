@@ -1,4 +1,4 @@
-"""Policies on a real database: numbers without gaps, what is in production, and what may not be archived."""
+"""Policies on a real database: version numbers without gaps, the version in production, and archiving."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,41 +25,46 @@ from experimentation.runs.run import ExperimentationError
 
 @pytest.fixture
 def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to a database that holds the project's own configuration."""
+    """A connection to a database with the project's own configuration."""
     with psycopg.connect(database_url, autocommit=True) as opened:
         sync_project_config(opened)
         yield opened
 
 
-def test_the_first_version_is_in_production_and_the_next_ones_are_not(connection: psycopg.Connection[Any]) -> None:
+def test_only_the_first_version_goes_into_production_by_itself(connection: psycopg.Connection[Any]) -> None:
     ensure_policy(connection, "other", "Another policy.", change=BY)
     assert production_version(connection, "other") is None
-    pins = [
+    versions = [
         add_version(connection, "other", mlflow_model_name="m", mlflow_model_version=number, change=BY).version
         for number in (7, 8)
     ]
-    assert pins == [1, 2]
-    served = production_version(connection, "other")
-    assert served is not None
-    assert (served.label, served.model_uri, served.status) == ("other@1", "models:/m/7", "active")
+    assert versions == [1, 2]
+    production = production_version(connection, "other")
+    assert production is not None
+    assert (production.label, production.model_uri, production.status) == ("other@1", "models:/m/7", "active")
 
 
-def test_config_defaults_come_back_as_they_were_given(connection: psycopg.Connection[Any]) -> None:
+def test_config_defaults_are_stored_unchanged(connection: psycopg.Connection[Any]) -> None:
     defaults = {"temperature": 0.0, "nested": {"list": [1, None, "ü"]}, "on": True}
-    made = add_version(
-        connection, "planner_policy", mlflow_model_name="m", mlflow_model_version=1, config_defaults=defaults, change=BY
+    added = add_version(
+        connection,
+        "planner_policy",
+        mlflow_model_name="m",
+        mlflow_model_version=1,
+        config_defaults=defaults,
+        change=BY,
     )
-    assert get_version(connection, "planner_policy", made.version) == made
-    assert made.config_defaults == defaults
+    assert get_version(connection, "planner_policy", added.version) == added
+    assert added.config_defaults == defaults
 
 
-def test_a_policy_is_made_once(connection: psycopg.Connection[Any]) -> None:
+def test_ensure_policy_does_not_change_an_existing_policy(connection: psycopg.Connection[Any]) -> None:
     before = ensure_policy(connection, "planner_policy", "Another description.", change=BY)
     assert before.description == "Makes a household's plan for the week."
     assert connection.execute("SELECT count(*) FROM exp.audit_log WHERE action = 'policy.created'").fetchone() == (1,)
 
 
-def test_processes_that_add_versions_at_once_take_different_numbers(
+def test_versions_get_different_numbers_when_added_in_parallel(
     connection: psycopg.Connection[Any], database_url: str
 ) -> None:
     def add(number: int) -> int:
@@ -72,31 +77,31 @@ def test_processes_that_add_versions_at_once_take_different_numbers(
         assert sorted(pool.map(add, range(6))) == [2, 3, 4, 5, 6, 7]
 
 
-def test_one_version_is_made_for_a_model_however_often_it_is_asked_for(
+def test_model_version_gets_one_policy_version_when_ensured_in_parallel(
     connection: psycopg.Connection[Any], database_url: str
 ) -> None:
     def ensure(_: int) -> int:
         with psycopg.connect(database_url) as own:
-            made = ensure_version_of_model(
+            version = ensure_version_of_model(
                 own, "planner_policy", mlflow_model_name="planner_model", mlflow_model_version=2, change=BY
             )
-            return made.version
+            return version.version
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ensure, range(4))) == [2, 2, 2, 2]
-    found = version_of_model(connection, "planner_policy", "planner_model", 2)
-    assert found is not None and found.version == 2
+    version = version_of_model(connection, "planner_policy", "planner_model", 2)
+    assert version is not None and version.version == 2
     assert version_of_model(connection, "planner_policy", "planner_model", 3) is None
 
 
-def test_a_number_is_never_used_twice(connection: psycopg.Connection[Any]) -> None:
+def test_version_is_refused_when_its_number_is_taken_or_the_policy_unknown(connection: psycopg.Connection[Any]) -> None:
     with pytest.raises(ExperimentationError, match="planner_policy@1 exists already: a version never changes"):
         add_version(connection, "planner_policy", mlflow_model_name="m", mlflow_model_version=9, version=1, change=BY)
     with pytest.raises(ExperimentationError, match=r"No policy is called nobody: add it to config/policies\.yml"):
         add_version(connection, "nobody", mlflow_model_name="m", mlflow_model_version=9, change=BY)
 
 
-def test_a_version_that_is_served_is_not_archived(connection: psycopg.Connection[Any]) -> None:
+def test_archiving_is_refused_while_a_version_is_served(connection: psycopg.Connection[Any]) -> None:
     first, candidate = first_planner_version(connection), next_planner_version(connection)
     assert version_uses(connection, first.id) == [
         "planner_policy has it in production",
@@ -117,7 +122,7 @@ def test_a_version_that_is_served_is_not_archived(connection: psycopg.Connection
 
     complete_run(connection, run.id, shipped="candidate_v2", change=BY)
     set_production(connection, candidate, change=BY)
-    # Run 1 shipped version 1, but run 2 answers for the name now.
+    # Run 1 shipped version 1, but run 2 is the experiment's latest run now.
     assert version_uses(connection, first.id) == []
     assert version_uses(connection, candidate.id) == [
         "planner_policy has it in production",

@@ -1,4 +1,4 @@
-"""What a replay came to, stored once a candidate, baseline and dataset."""
+"""Replay results, stored once per candidate, baseline and dataset."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,12 +37,12 @@ RESULT = StoredReplay(
 
 @pytest.fixture
 def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to a database of this test's own."""
+    """A connection to this test's own database."""
     with psycopg.connect(database_url, autocommit=True) as opened:
         yield opened
 
 
-def test_a_result_comes_back_as_it_was_stored(connection: psycopg.Connection[Any]) -> None:
+def test_stored_result_is_found_unchanged(connection: psycopg.Connection[Any]) -> None:
     stored = save_replay(connection, RESULT)
     assert stored.id is not None and stored.created_at is not None
     assert replace(stored, id=None, created_at=None) == replace(
@@ -52,28 +52,26 @@ def test_a_result_comes_back_as_it_was_stored(connection: psycopg.Connection[Any
     assert find_replay(connection, "planner_model", 2, "2025-01-04", 1) is None
 
 
-def test_a_result_is_stored_once_and_replaced_by_another(connection: psycopg.Connection[Any]) -> None:
-    begun = save_replay(connection, replace(RESULT, status="running", verdict=None, scores={}))
+def test_result_is_replaced_when_the_same_replay_is_stored_again(connection: psycopg.Connection[Any]) -> None:
+    running = save_replay(connection, replace(RESULT, status="running", verdict=None, scores={}))
     assert settled_model_versions(connection) == set()
     save_replay(connection, replace(RESULT, status="failed", verdict=None, scores={}, error_message="Out of memory."))
     assert settled_model_versions(connection) == set()
-    done = save_replay(connection, RESULT)
-    assert (done.id, done.error_message) == (begun.id, None)
+    completed = save_replay(connection, RESULT)
+    assert (completed.id, completed.error_message) == (running.id, None)
     assert settled_model_versions(connection) == {("planner_model", "2")}
     again = save_replay(connection, replace(RESULT, verdict="passed", is_better_than_baseline=True))
-    assert (again.id, again.verdict) == (begun.id, "passed")
+    assert (again.id, again.verdict) == (running.id, "passed")
     assert len(replays_of_model(connection, "planner_model", 2)) == 1
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])
-def test_a_replay_that_is_begun_again_does_not_hide_the_result(
-    connection: psycopg.Connection[Any], status: Any
-) -> None:
-    done = save_replay(connection, RESULT)
-    assert save_replay(connection, replace(RESULT, status=status, verdict=None, scores={})) == done
+def test_completed_result_stays_when_the_replay_starts_again(connection: psycopg.Connection[Any], status: Any) -> None:
+    completed = save_replay(connection, RESULT)
+    assert save_replay(connection, replace(RESULT, status=status, verdict=None, scores={})) == completed
 
 
-def test_the_policy_version_is_filled_in_when_there_is_one_and_kept(connection: psycopg.Connection[Any]) -> None:
+def test_policy_version_is_linked_to_existing_and_later_results(connection: psycopg.Connection[Any]) -> None:
     sync_project_config(connection)
     save_replay(connection, RESULT)
     save_replay(connection, replace(RESULT, dataset_version="2025-01-04"))
@@ -82,7 +80,7 @@ def test_the_policy_version_is_filled_in_when_there_is_one_and_kept(connection: 
     assert link_policy_version(connection, "planner_model", 2, version.id) == 2
     assert link_policy_version(connection, "planner_model", 2, version.id) == 0
     assert save_replay(connection, RESULT).policy_version_id == version.id
-    # Made again just now, so the newest: what a gate reads is the last replay, not the last dataset.
+    # Stored again just now, so it is the newest: a gate reads the last replay, not the last dataset.
     assert [replay.dataset_version for replay in replays_of_model(connection, "planner_model", 2)] == [
         "2025-01-03",
         "2025-01-04",
@@ -90,6 +88,6 @@ def test_the_policy_version_is_filled_in_when_there_is_one_and_kept(connection: 
     assert {replay.policy_version_id for replay in replays_of_model(connection, "planner_model", 3)} == {None}
 
 
-def test_a_score_without_a_column_is_refused(connection: psycopg.Connection[Any]) -> None:
+def test_result_is_rejected_when_a_score_has_no_column(connection: psycopg.Connection[Any]) -> None:
     with pytest.raises(ValueError, match="has no column luck_score: put it into the details"):
         save_replay(connection, replace(RESULT, scores={"luck_score": 1.0}))

@@ -1,4 +1,4 @@
-"""Days that left come back exactly as they were; erased units do not; a file is written anew without some of its rows."""
+"""Dropped days are restored exactly, without erased units; an archived file can be rewritten without some of its rows."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from eventlog.archive.period_file import ArchiveError
 from eventlog.archive.restore import restorable, restore_hours
 from eventlog.archive.retention import apply_retention
 from eventlog.archive.rewrite import Rewritten, rewrite_period
-from eventlog.erased_units import note_erased
+from eventlog.erased_units import record_erased_unit
 from eventlog.partitions import ensure_event_days
 from foundation.object_store import FileFacts, ObjectStore
 from foundation.settings import settings
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> ObjectStore:
 
 def drop_days(connection: psycopg.Connection[Any], store: ObjectStore, days: int = 2) -> None:
     archive_hours(connection, store, FIRST, FIRST + days * DAY)
-    # Days without events go as well.
+    # Days without events are dropped as well.
     dropped = {fate.day for fate in apply_retention(connection, store, 10, TODAY) if fate.dropped}
     assert dropped >= {FIRST.date() + number * DAY for number in range(days)}
 
@@ -56,13 +56,14 @@ def drop_days(connection: psycopg.Connection[Any], store: ObjectStore, days: int
 def restore(
     connection: psycopg.Connection[Any], store: ObjectStore, keep_until: datetime | None = None
 ) -> tuple[int, int]:
-    """How many events came back, and how many were erased."""
-    done = list(restore_hours(connection, store, restorable(store, *TO_DAY_TWO), keep_until or datetime.now(UTC) + DAY))
-    return sum(hour.new for hour in done), sum(hour.erased for hour in done)
+    """The number of restored events, and of erased ones."""
+    hours = restorable(store, *TO_DAY_TWO)
+    restored = list(restore_hours(connection, store, hours, keep_until or datetime.now(UTC) + DAY))
+    return sum(hour.new for hour in restored), sum(hour.erased for hour in restored)
 
 
 @pytest.mark.parametrize(("seed", "where"), [(1, "folder"), (2, "folder"), (3, "s3")])
-def test_days_come_back_exactly(
+def test_restore_brings_days_back_exactly(
     connection: psycopg.Connection[Any],
     store: ObjectStore,
     request: pytest.FixtureRequest,
@@ -83,7 +84,7 @@ def test_days_come_back_exactly(
     assert restore(connection, store) == (600, 0)
     assert stored_rows(connection, FIRST, FIRST + 2 * DAY) == before
     assert restore(connection, store) == (0, 0)
-    # The archive has nothing to do, and retention waits for the time that was given.
+    # The archive has nothing to do, and retention keeps the days until the given time.
     assert waiting_hours(connection, FIRST.date(), FIRST + 2 * DAY) == []
     assert not any(hour.written for hour in archive_hours(connection, store, FIRST, FIRST + 2 * DAY))
     fates = list(apply_retention(connection, store, 10, TODAY))
@@ -93,7 +94,7 @@ def test_days_come_back_exactly(
     assert sum(hour.file_rows for day in (FIRST, FIRST + DAY) for hour in day_manifest(store, day.date())) == 600
 
 
-def test_events_that_are_there_stay_and_late_ones_are_archived(
+def test_restore_keeps_existing_events_and_late_ones_wait_for_the_archive(
     connection: psycopg.Connection[Any], store: ObjectStore
 ) -> None:
     insert(connection, [event(FIRST + number * HOUR, number) for number in range(48)])
@@ -110,7 +111,9 @@ def test_events_that_are_there_stay_and_late_ones_are_archived(
     assert read_archive(store, hour_key(FIRST + HOUR)).num_rows == 2
 
 
-def test_a_fresh_database_is_filled_from_the_archive(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_restore_fills_a_database_that_knows_nothing_of_the_archive(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
     insert(connection, hostile_events(7, 50, FIRST, 2 * DAY))
     before = stored_rows(connection, FIRST, FIRST + 2 * DAY)
     drop_days(connection, store)
@@ -120,16 +123,16 @@ def test_a_fresh_database_is_filled_from_the_archive(connection: psycopg.Connect
     assert len(archived_hours(connection, FIRST, FIRST + 2 * DAY)) == 48
 
 
-def test_erased_units_stay_away(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_restore_leaves_erased_units_out(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
     insert(connection, [event(FIRST + number * HOUR, number, unit=f"ü:{number % 4}") for number in range(48)])
     drop_days(connection, store)
-    note_erased(connection, "household", "ü:1")
+    record_erased_unit(connection, "household", "ü:1")
     assert restore(connection, store) == (36, 12)
     assert {row[3] for row in stored_rows(connection, FIRST, FIRST + 2 * DAY)} == {"ü:0", "ü:2", "ü:3"}
     assert waiting_hours(connection, FIRST.date(), FIRST + 2 * DAY) == []
 
 
-def test_files_without_exact_columns_come_back_from_their_typed_ones(
+def test_restore_uses_typed_columns_when_files_have_no_exact_ones(
     connection: psycopg.Connection[Any], store: ObjectStore
 ) -> None:
     insert(connection, [event(FIRST, 1)])
@@ -153,22 +156,22 @@ def test_files_without_exact_columns_come_back_from_their_typed_ones(
     ]
 
 
-def test_what_was_never_archived_or_was_changed_is_refused(
+def test_restore_is_refused_when_hours_were_never_archived_or_changed(
     connection: psycopg.Connection[Any], store: ObjectStore
 ) -> None:
     insert(connection, [event(FIRST + number * HOUR, number) for number in range(48)])
     archive_hours(connection, store, FIRST, FIRST + DAY + 5 * HOUR)
     with pytest.raises(
-        ArchiveError, match=f"Never archived as whole days: {TO_DAY_TWO[0] + timedelta(days=1)}; nothing was restored"
+        ArchiveError, match=f"Never archived completely: {TO_DAY_TWO[0] + timedelta(days=1)}; nothing was restored"
     ):
         restorable(store, *TO_DAY_TWO)
     archive_hours(connection, store, FIRST, FIRST + 2 * DAY)
     store.write(hour_key(FIRST + 3 * HOUR), b"something else")
-    with pytest.raises(ArchiveError, match=r"03:00 UTC: .* is not the file that its manifest tells of"):
+    with pytest.raises(ArchiveError, match=r"03:00 UTC: .* differs from its manifest"):
         restore(connection, store)
 
 
-def test_a_file_is_written_anew_without_a_unit(
+def test_rewrite_removes_a_unit_from_a_file(
     connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "SLICE_ROWS", 10)
@@ -178,28 +181,28 @@ def test_a_file_is_written_anew_without_a_unit(
     def keep(table: pa.Table) -> pa.Table:
         return table.filter(pc.not_equal(table["unit_id"], "h3"))
 
-    with pytest.raises(ArchiveError, match="Take the events out of PostgreSQL first"):
+    with pytest.raises(ArchiveError, match="Delete the events from PostgreSQL first"):
         rewrite_period(connection, store, hour_key(FIRST), keep)
     connection.execute("DELETE FROM exp.events WHERE unit_id = 'h3'")
     assert rewrite_period(connection, store, hour_key(FIRST), keep) == Rewritten(hour_key(FIRST), 60, 51, True)
     assert rewrite_period(connection, store, hour_key(FIRST), keep) == Rewritten(hour_key(FIRST), 51, 51, False)
     assert "h3" not in read_archive(store, hour_key(FIRST))["unit_id"].to_pylist()
     (row,) = archived_hours(connection, FIRST, FIRST + HOUR).values()
-    (noted,) = day_manifest(store, FIRST.date())
-    assert (row.database_rows, row.file_rows, noted.file_rows, noted.sha256) == (51, 51, 51, row.sha256)
+    (entry,) = day_manifest(store, FIRST.date())
+    assert (row.database_rows, row.file_rows, entry.file_rows, entry.sha256) == (51, 51, 51, row.sha256)
     assert store.facts(row.key) == FileFacts(row.bytes, row.sha256)
     (again,) = archive_hours(connection, store, FIRST, FIRST + HOUR)
     assert not again.written
     assert archived_keys(store) == [hour_key(FIRST)]
 
 
-def test_what_a_rewritten_file_lacks_is_late_and_never_lost(
+def test_events_missing_from_a_rewritten_file_are_late_and_not_lost(
     connection: psycopg.Connection[Any], store: ObjectStore
 ) -> None:
     insert(connection, [event(FIRST + timedelta(minutes=number), number) for number in range(10)])
     drop_days(connection, store, 1)
     ensure_event_days(connection, [FIRST.date()])
-    # One of them is in the archive.
+    # One of the two is in the archive.
     insert(connection, [event(FIRST + timedelta(minutes=number), number) for number in (4, 20)])
 
     def without(unit: str) -> Rewritten:
@@ -213,7 +216,7 @@ def test_what_a_rewritten_file_lacks_is_late_and_never_lost(
     assert fate.reason == "events came since it was archived: hours 00 (UTC)"
     (hour,) = archive_hours(connection, store, FIRST, FIRST + HOUR)
     assert (hour.rows, hour.database_rows) == (10, 2)
-    # PostgreSQL holds two of the events in the file, and none besides.
+    # PostgreSQL holds two of the events in the file, and no others.
     assert without("h2") == Rewritten(hour_key(FIRST), 10, 8, True)
     assert waiting_hours(connection, FIRST.date(), FIRST + DAY) == []
     assert next(apply_retention(connection, store, 10, TODAY)).dropped
@@ -221,7 +224,9 @@ def test_what_a_rewritten_file_lacks_is_late_and_never_lost(
     assert units == ["h0", "h1", "h4", "h5", "h6", "h0", "h1", "h6"]
 
 
-def test_more_late_events_than_a_rewritten_file_keeps(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_hour_is_late_when_postgresql_has_more_events_than_the_rewritten_file(
+    connection: psycopg.Connection[Any], store: ObjectStore
+) -> None:
     insert(connection, [event(FIRST, 1)])
     archive_hours(connection, store, FIRST, FIRST + HOUR)
     connection.execute("DELETE FROM exp.events")
@@ -231,7 +236,7 @@ def test_more_late_events_than_a_rewritten_file_keeps(connection: psycopg.Connec
     assert [hour.rows for hour in archive_hours(connection, store, FIRST, FIRST + HOUR)] == [1]
 
 
-def test_the_command_says_what_came_back(
+def test_restore_command_reports_what_it_restored(
     connection: psycopg.Connection[Any], database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from orchestration.cli import app
@@ -242,19 +247,11 @@ def test_the_command_says_what_came_back(
     store = ObjectStore(settings().store_root)
     insert(connection, [event(FIRST + number * HOUR, number) for number in range(48)])
     drop_days(connection, store)
-    asked = [
-        "events",
-        "restore",
-        "--from",
-        str(FIRST.date()),
-        "--to",
-        str(FIRST.date() + timedelta(days=1)),
-        "--keep-days",
-        "3",
-    ]
-    said = CliRunner().invoke(app, asked, catch_exceptions=False).output
-    assert "48 events are archived of " in said and "48 came back, 0 were there." in said
-    assert "0 came back, 48 were there." in CliRunner().invoke(app, asked, catch_exceptions=False).output
+    first, last = str(FIRST.date()), str(FIRST.date() + timedelta(days=1))
+    command = ["events", "restore", "--from", first, "--to", last, "--keep-days", "3"]
+    output = CliRunner().invoke(app, command, catch_exceptions=False).output
+    assert "48 events are archived of " in output and "48 came back, 0 were there." in output
+    assert "0 came back, 48 were there." in CliRunner().invoke(app, command, catch_exceptions=False).output
     backwards = CliRunner().invoke(app, ["events", "restore", "--from", "2025-01-02", "--to", "2025-01-01"])
     assert "give the first and the last day" in str(backwards.exception)
     today = CliRunner().invoke(

@@ -1,4 +1,4 @@
-"""Days leave PostgreSQL when they are old enough and wholly archived; whatever happens meanwhile, no event is lost."""
+"""Old days are dropped from PostgreSQL once they are completely archived; no event is lost, whatever happens meanwhile."""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
@@ -16,12 +16,12 @@ from eventlog.archive.files import archived_keys, day_folder, hour_key, read_arc
 from eventlog.archive.hours import archive_queue, archived_hours, record_restored, waiting_hours
 from eventlog.archive.period_file import ArchiveError
 from eventlog.archive.retention import DayFate, apply_retention
-from eventlog.partitions import ensure_event_days, ensure_event_partitions, event_days, leaving_days, take_out
+from eventlog.partitions import detach_day, ensure_event_days, ensure_event_partitions, event_days, leaving_days
 from foundation.object_store import ObjectStore
 
 TODAY = FIRST.date() + timedelta(days=12)
 KEEP = 10
-"""Of the days from FIRST on, the first two are older than that on TODAY."""
+"""On TODAY, the first two days from FIRST on are older than this."""
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def day(number: int) -> date:
     return FIRST.date() + timedelta(days=number)
 
 
-def test_old_archived_days_go_and_are_told_of(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
+def test_retention_drops_and_audits_old_archived_days(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
     archive_days(connection, store)
     assert retain(connection, store) == [DayFate(day(0), 24, dropped=True), DayFate(day(1), 24, dropped=True)]
     assert stored_rows(connection, FIRST, FIRST + 2 * DAY) == []
@@ -66,13 +66,13 @@ def test_old_archived_days_go_and_are_told_of(connection: psycopg.Connection[Any
         for number in (0, 1)
     ]
     assert retain(connection, store) == []
-    # Days that were dropped are not made again, but for who asks for them by name.
+    # Partitions of dropped days are created again only when asked for by name.
     assert ensure_event_partitions(connection, FIRST.date(), 0, keep_days=20) == 0
     assert ensure_event_days(connection, [day(0), day(0) - DAY]) == 1
     assert archive_queue(connection, FIRST.date(), datetime.now(UTC)) == 0
 
 
-def test_what_is_not_wholly_archived_stays_with_its_reason(
+def test_retention_keeps_days_that_are_not_completely_archived(
     connection: psycopg.Connection[Any], store: ObjectStore
 ) -> None:
     archive_hours(connection, store, FIRST, FIRST + 23 * HOUR)
@@ -83,37 +83,37 @@ def test_what_is_not_wholly_archived_stays_with_its_reason(
         DayFate(day(1), 25, False, "events came since it was archived: hours 06 (UTC)"),
     ]
     archive_days(connection, store)
-    for number, spoilt in ((3, b"rubbish"), (5, None)):
+    for number, content in ((3, b"rubbish"), (5, None)):
         key = hour_key(FIRST + number * HOUR)
-        store.delete(key) if spoilt is None else store.write(key, spoilt)
+        store.delete(key) if content is None else store.write(key, content)
     record_restored(connection, day(1), 24, datetime.now(UTC) + HOUR)
     first, second = retain(connection, store)
-    assert first.reason.startswith("the file is gone or not the one that was written: hours 03, 05 (UTC)")
+    assert first.reason.startswith("the file is missing or was changed: hours 03, 05 (UTC)")
     assert second.reason.startswith("restored, and kept until ")
     assert len(stored_rows(connection, FIRST, FIRST + 3 * DAY)) == 73
 
 
-def test_an_event_that_comes_while_its_day_leaves_is_kept(
+def test_event_is_kept_when_it_comes_while_its_day_is_detached(
     connection: psycopg.Connection[Any], database_url: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive_days(connection, store)
 
-    def with_late_ones(own: psycopg.Connection[Any], which: date) -> Any:
+    def detach_between_inserts(own: psycopg.Connection[Any], detached: date) -> Any:
         with psycopg.connect(database_url) as other:
-            if which == day(0):
-                insert(other, [event(FIRST + timedelta(minutes=1), 1000)])  # before it is detached
-            leaving = take_out(own, which)
-            if which == day(0):
-                ensure_event_days(other, [which])
-                insert(other, [event(FIRST + timedelta(minutes=2), 1001)])  # and after
+            if detached == day(0):
+                insert(other, [event(FIRST + timedelta(minutes=1), 1000)])
+            leaving = detach_day(own, detached)
+            if detached == day(0):
+                ensure_event_days(other, [detached])
+                insert(other, [event(FIRST + timedelta(minutes=2), 1001)])
         return leaving
 
-    monkeypatch.setattr(retention, "take_out", with_late_ones)
+    monkeypatch.setattr(retention, "detach_day", detach_between_inserts)
     first, _ = retain(connection, store)
     assert first == DayFate(day(0), 25, dropped=True)
     assert len(set(archived_ids(store))) == 73
     assert [row[9] for row in stored_rows(connection, FIRST, FIRST + DAY)] == [FIRST + timedelta(minutes=2)]
-    # The one in the new partition waits for the archive, then goes in its turn.
+    # The event in the new partition waits for the archive and is then dropped as well.
     monkeypatch.undo()
     assert waiting_hours(connection, FIRST.date(), FIRST + DAY) == [FIRST]
     assert retain(connection, store)[0].reason == "events came since it was archived: hours 00 (UTC)"
@@ -123,7 +123,7 @@ def test_an_event_that_comes_while_its_day_leaves_is_kept(
 
 
 @pytest.mark.parametrize("dies_at", ["rename", "detach", "archive", "count", "drop"])
-def test_a_run_that_dies_anywhere_is_finished_by_the_next(
+def test_next_run_finishes_when_a_run_was_killed_at_any_step(
     connection: psycopg.Connection[Any],
     database_url: str,
     store: ObjectStore,
@@ -140,7 +140,7 @@ def test_a_run_that_dies_anywhere_is_finished_by_the_next(
     elif dies_at == "detach":
         interrupt_detaching(connection, database_url)
     else:
-        place = {"archive": "archive_hours", "count": "_require_everything", "drop": "record_dropped"}[dies_at]
+        place = {"archive": "archive_hours", "count": "_require_all_archived", "drop": "record_dropped"}[dies_at]
         monkeypatch.setattr(retention, place, die)
         with pytest.raises(KeyboardInterrupt):
             retain(connection, store)
@@ -161,18 +161,18 @@ def test_a_run_that_dies_anywhere_is_finished_by_the_next(
 
 
 def interrupt_detaching(connection: psycopg.Connection[Any], url: str) -> None:
-    """Leave a partition half detached: detaching waits for a reader, and is cancelled."""
+    """Leave a partition half detached: detaching waits for a reader and times out."""
     connection.execute(f"ALTER TABLE exp.events_{day(0):%Y%m%d} RENAME TO events_{day(0):%Y%m%d}_leaving")
     with psycopg.connect(url) as reader:
         reader.execute("SELECT count(*) FROM exp.events")
         connection.execute("SET lock_timeout = '300ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            take_out(connection, day(0))
+            detach_day(connection, day(0))
     connection.execute("RESET lock_timeout")
     assert leaving_days(connection)[0].pending
 
 
-def test_a_day_in_use_waits_for_the_next_run(
+def test_retention_leaves_a_day_for_the_next_run_when_it_is_in_use(
     connection: psycopg.Connection[Any], database_url: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive_days(connection, store)
@@ -186,19 +186,19 @@ def test_a_day_in_use_waits_for_the_next_run(
     assert len(set(archived_ids(store))) == 72
 
 
-def test_a_detached_day_stays_when_it_can_not_be_archived(
+def test_detached_day_stays_when_it_can_not_be_archived(
     connection: psycopg.Connection[Any], store: ObjectStore
 ) -> None:
     archive_days(connection, store)
-    take_out(connection, day(0))
+    detach_day(connection, day(0))
     store.delete(hour_key(FIRST))
     connection.execute(f"DELETE FROM exp.events_{day(0):%Y%m%d}_leaving WHERE timestamp = %s", (FIRST,))
-    with pytest.raises(ArchiveError, match="is gone"):
+    with pytest.raises(ArchiveError, match="is missing"):
         retain(connection, store)
     assert [leaving.day for leaving in leaving_days(connection)] == [day(0)]
 
 
-def test_a_day_stays_while_its_manifest_is_behind(
+def test_day_stays_when_its_manifest_is_out_of_date(
     connection: psycopg.Connection[Any], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive_days(connection, store)
@@ -207,17 +207,17 @@ def test_a_day_stays_while_its_manifest_is_behind(
     store.write(f"{day_folder(day(0))}/manifest.json", stale)
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "_write", lambda *_: None)
-        with pytest.raises(ArchiveError, match="manifest does not tell of its files as they are"):
+        with pytest.raises(ArchiveError, match="manifest does not match its files"):
             retain(connection, store)
     assert [leaving.day for leaving in leaving_days(connection)] == [day(0)]
     assert retain(connection, store)[0] == DayFate(day(0), 24, dropped=True)
     assert store.read(f"{day_folder(day(0))}/manifest.json") == current
 
 
-def test_an_hour_without_events_that_nobody_archived_does_not_keep_its_day(
+def test_retention_archives_empty_hours_that_the_schedule_missed(
     connection: psycopg.Connection[Any], store: ObjectStore
 ) -> None:
-    """As after a night in which the machine slept: no schedule ran, and nothing asks for an hour in which nothing came."""
+    """For example while the machine slept: no schedule ran, and an hour without events is not queued."""
     start = datetime.combine(day(0), time(), UTC)
     later = (start + timedelta(hours=5), start + timedelta(days=1))
     connection.execute('DELETE FROM exp.events WHERE "timestamp" >= %s AND "timestamp" < %s', later)

@@ -36,8 +36,8 @@ def serving_environment(tmp_path: Path) -> Path:
     for package in PROJECT_ROOT.glob("*/__init__.py"):
         shutil.copytree(package.parent, source / package.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", environment, "--retries", "1"]
-    install = [
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", environment, "--retries", "1"]
+    install: list[str | Path] = [
         "install",
         "--quiet",
         "--no-compile",
@@ -65,7 +65,7 @@ def served(environment: Path, database_url: str, home: Path) -> Iterator[httpx.C
         # A first day of today: partitions for nine weeks would take seconds.
         "LIFECYCLE_FIRST_DAY": str(datetime.now(UTC).date()),
     }
-    command = [environment / "bin" / "python", "-m", "serving"]
+    command: list[str | Path] = [environment / "bin" / "python", "-m", "serving"]
     with (
         subprocess.Popen(command, cwd=home, env=variables) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,

@@ -1,4 +1,4 @@
-"""Names of settings: which are read, and what is said of those that nobody reads and of values that make no sense."""
+"""Names of settings: which are read, and the messages about unknown names and invalid values."""
 
 import os
 import re
@@ -13,11 +13,12 @@ from pydantic_settings import SettingsError
 from foundation.settings import PROJECT_ROOT, Settings, invalid_settings, settings, unknown_names, variable_names
 
 PACKAGES = ("orchestration", "assets", "serving", "training", "experimentation", "planner")
-IN_SENTENCES = {"LIFECYCLE_X"}
+PLACEHOLDERS = {"LIFECYCLE_X"}
+"""Names in documentation that are not settings."""
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("LIFECYCLE_PORTS", "LIFECYCLE_PORTS is no setting: did you mean LIFECYCLE_PG_PORT?"),
         ("LIFECYCLE_APIPORT", "LIFECYCLE_APIPORT is no setting: did you mean LIFECYCLE_API_PORT?"),
@@ -28,30 +29,30 @@ IN_SENTENCES = {"LIFECYCLE_X"}
         ("LIFECYCLE_", "LIFECYCLE_ is no setting: docs/settings.md lists what there is."),
     ],
 )
-def test_a_name_that_nobody_reads_is_told(name: str, said: str) -> None:
-    assert unknown_names({name: "1"}) == [said]
+def test_unknown_name_is_reported_with_a_suggestion(name: str, message: str) -> None:
+    assert unknown_names({name: "1"}) == [message]
 
 
 @pytest.mark.parametrize("field", Settings.model_fields)
-def test_every_name_that_is_read_is_known(field: str) -> None:
+def test_every_setting_has_known_names(field: str) -> None:
     for name in variable_names(field):
         assert unknown_names({name: "1", name.lower(): "1"}) == []
 
 
-def test_names_of_others_are_not_ours() -> None:
+def test_names_of_other_programs_are_not_reported() -> None:
     assert unknown_names({"PATH": "", "REDIS": "", "MY_LIFECYCLE_PORT": "", "LIFECYCLES": ""}) == []
 
 
-def test_every_variable_that_the_code_names_is_known() -> None:
+def test_every_variable_in_the_code_is_known() -> None:
     texts = [path.read_text() for package in PACKAGES for path in (PROJECT_ROOT / package).rglob("*.py")]
     texts += [path.read_text() for path in (PROJECT_ROOT / "dbt_project").glob("*.yml")]
-    named = {name for text in texts for name in re.findall(r"\bLIFECYCLE_[A-Z_]*[A-Z]\b", text)} - IN_SENTENCES
+    named = {name for text in texts for name in re.findall(r"\bLIFECYCLE_[A-Z_]*[A-Z]\b", text)} - PLACEHOLDERS
     assert {"LIFECYCLE_START", "LIFECYCLE_DEBUG", "LIFECYCLE_DBT_HOST", "LIFECYCLE_HOME"} <= named
     assert unknown_names(dict.fromkeys(named, "1")) == []
 
 
 @pytest.mark.parametrize(("field", "value"), [("redis_url", "redis://a"), ("database_url", "postgresql://a")])
-def test_both_names_are_read_and_the_usual_one_wins(
+def test_usual_name_wins_when_both_names_are_set(
     field: str, value: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual, ours = variable_names(field)
@@ -63,33 +64,33 @@ def test_both_names_are_read_and_the_usual_one_wins(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("LIFECYCLE_API_PORT", "many", "LIFECYCLE_API_PORT=many can't be used (Input should be a valid integer"),
         ("LIFECYCLE_API_RETRY_DELAYS_MS", "[1", "A setting can't be read (error parsing value for field \"api_retry"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_a_sentence(
-    name: str, value: str, said: str, home: Path, monkeypatch: pytest.MonkeyPatch
+def test_invalid_value_gives_a_one_line_message(
+    name: str, value: str, message: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises((ValidationError, SettingsError)) as raised:
         settings()
     sentence = invalid_settings(raised.value)
-    assert sentence.startswith(said) and sentence.endswith("correct it in the environment or in settings.env.")
+    assert sentence.startswith(message) and sentence.endswith("correct it in the environment or in settings.env.")
     assert "\n" not in sentence
 
 
-def test_the_command_line_tells_once_of_the_environment_and_the_file(home: Path) -> None:
+def test_command_line_reports_unknown_names_in_the_environment_and_the_file_once(home: Path) -> None:
     home.mkdir()
     (home / "settings.env").write_text("# LIFECYCLE_COMMENT=1\nLIFECYCLE_API_PROT=1\nLIFECYCLE_PORTS=2\n")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "orchestration.cli", "status", "--json"], cwd=PROJECT_ROOT,
         env={**os.environ, "LIFECYCLE_HOME": str(home), "LIFECYCLE_PORTS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0
-    assert done.stderr.splitlines() == [
+    assert process.returncode == 0
+    assert process.stderr.splitlines() == [
         "LIFECYCLE_API_PROT is no setting: did you mean LIFECYCLE_API_PORT?",
         "LIFECYCLE_PORTS is no setting: did you mean LIFECYCLE_PG_PORT?",
     ]
-    assert "no setting" not in done.stdout
+    assert "no setting" not in process.stdout

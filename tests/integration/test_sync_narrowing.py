@@ -213,7 +213,7 @@ def test_a_draft_may_make_room_for_a_holdout_that_grows(files: Files) -> None:
             "from: 5000, to: 10000",
             "from: 9000, to: 10000",
             "17: colours run 1 can't take the buckets 9000 to 10000 of page while other run 1 (draft) has 9500 to 10000: "
-            "take a free range, or complete what has it first.",
+            "take a free range, or complete those runs first.",
         ),
     ],
 )
@@ -240,7 +240,7 @@ def test_a_holdout_does_not_grow_into_an_experiment_of_the_database(files: Files
     text = TEXT[: TEXT.index("  - name: cards")].replace("experiments:\n", "experiments: []\n")
     assert files.problems(text.replace("0.05", "0.0501")) == [
         "experiments.yml:2: The holdout of page can't be 0.0501, its first 501 buckets, while cards run 1 (active) has 500 to 5000: "
-        "complete what is in the way first."
+        "complete those runs first."
     ]
 
 

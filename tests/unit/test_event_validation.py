@@ -1,4 +1,4 @@
-"""Every field rule with its code, the flags, and credentials that never reach a table."""
+"""Validation of events: every field's rule and error code, the flags, and the removal of credentials."""
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
@@ -39,12 +39,12 @@ def read(**changes: Any) -> Event:
 
 
 def codes(**changes: Any) -> list[tuple[str, str]]:
-    with pytest.raises(InvalidEventError) as caught:
+    with pytest.raises(InvalidEventError) as raised:
         read(**changes)
-    return [(error.field, error.error) for error in caught.value.errors]
+    return [(error.field, error.error) for error in raised.value.errors]
 
 
-def test_a_valid_event_is_read_whole() -> None:
+def test_valid_event_is_read_completely() -> None:
     event = read()
     assert event.event_id == UUID(GOOD["event_id"])
     assert (event.experiments[0].experiment_id, event.experiments[0].variant_id) == (RUN, VARIANT)
@@ -52,7 +52,7 @@ def test_a_valid_event_is_read_whole() -> None:
     assert event.timestamp == NOW - timedelta(hours=1)
 
 
-def test_what_may_be_absent_may_be_null() -> None:
+def test_optional_fields_may_be_absent_or_null() -> None:
     optional = ("experiments", "context", "metrics", "payload", "event_id")
     bare = read_event(json.dumps({key: value for key, value in GOOD.items() if key not in optional}).encode(), NOW)
     nulls = read(**dict.fromkeys(optional))
@@ -62,7 +62,7 @@ def test_what_may_be_absent_may_be_null() -> None:
 
 
 @pytest.mark.parametrize("field", ["event_type", "unit_type", "unit_id", "timestamp"])
-def test_required_fields(field: str) -> None:
+def test_event_is_rejected_when_a_required_field_is_missing(field: str) -> None:
     assert codes(**{field: None}) == [(field, f"missing_{field}")]
     absent = {key: value for key, value in GOOD.items() if key != field}
     with pytest.raises(InvalidEventError, match=f"missing_{field}"):
@@ -111,39 +111,39 @@ WRONG = [
 @pytest.mark.parametrize(
     ("field", "value", "code"), WRONG, ids=[f"{row[0]}-{index}" for index, row in enumerate(WRONG)]
 )
-def test_each_wrong_value_has_its_code(field: str, value: Any, code: str) -> None:
-    assert code in [found for _, found in codes(**{field: value})]
+def test_event_is_rejected_with_a_code_when_a_value_is_invalid(field: str, value: Any, code: str) -> None:
+    assert code in [error for _, error in codes(**{field: value})]
 
 
-def test_a_number_beyond_doubles_names_its_field() -> None:
+def test_error_names_the_field_when_a_number_exceeds_a_double() -> None:
     body = json.dumps({**GOOD, "metrics": {"a": 1}}).replace('{"a": 1}', '{"a": 1e400}')
     with pytest.raises(InvalidEventError, match="metrics: invalid_metric"):
         read_event(body.encode(), NOW)
 
 
 @pytest.mark.parametrize("refs", [b"[1e400]", b'[{"experiment_id":"\xff"}]', b"[7]"])
-def test_experiments_that_can_not_be_read_name_their_field(refs: bytes) -> None:
+def test_error_names_the_field_when_experiments_can_not_be_read(refs: bytes) -> None:
     raw = json.dumps({**GOOD, "experiments": None}).encode().replace(b'"experiments": null', b'"experiments": ' + refs)
     with pytest.raises(InvalidEventError, match=r"experiments.*: invalid_experiment_id"):
         read_event(raw, NOW)
 
 
-def test_of_a_key_that_stands_there_twice_the_last_counts() -> None:
+def test_last_value_counts_when_a_key_is_repeated() -> None:
     for key, value in (("experiments", []), ("context", {}), ("unit_id", "h2")):
         raw = json.dumps(GOOD)[:-1] + f', "{key}": {json.dumps(value)}}}'
         assert getattr(read_event(raw.encode(), NOW), key) == value
 
 
-def test_events_that_name_the_same_experiments_share_them_and_nothing_else_does() -> None:
+def test_events_share_their_references_only_when_they_are_the_same() -> None:
     first, again = read(), read()
     assert first.experiments is again.experiments
     other = read(experiments=[{"experiment_id": str(RUN), "variant_id": str(RUN)}])
     assert other.experiments[0].variant_id == RUN and first.experiments[0].variant_id == VARIANT
 
 
-def test_every_error_is_told() -> None:
-    found = codes(event_type="no", unit_type=None, experiments=[{"experiment_id": "x"}, 7], metrics={"a": "b"})
-    assert found == [
+def test_all_errors_of_an_event_are_reported() -> None:
+    errors = codes(event_type="no", unit_type=None, experiments=[{"experiment_id": "x"}, 7], metrics={"a": "b"})
+    assert errors == [
         ("event_type", "invalid_event_type"),
         ("unit_type", "missing_unit_type"),
         ("metrics", "invalid_metric"),
@@ -154,7 +154,7 @@ def test_every_error_is_told() -> None:
     ]
 
 
-def test_limits_are_reached_but_not_passed() -> None:
+def test_values_at_their_limits_are_accepted_and_beyond_are_rejected() -> None:
     assert read(unit_id="é" * 255).unit_id == "é" * 255
     assert read(event_type="custom." + "x" * 93).event_type.endswith("x")
     assert read(timestamp="2025-06-01T12:05:00Z").timestamp == NOW + timedelta(minutes=5)
@@ -164,7 +164,7 @@ def test_limits_are_reached_but_not_passed() -> None:
 
 
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2025, 6, 1)), st.integers(-14 * 60, 14 * 60))
-def test_any_offset_names_the_same_moment(moment: datetime, minutes: int) -> None:
+def test_timestamp_is_the_same_moment_in_any_offset(moment: datetime, minutes: int) -> None:
     zoned = moment.replace(tzinfo=UTC).astimezone(timezone(timedelta(minutes=minutes)))
     assert read(timestamp=zoned.isoformat()).timestamp == zoned
 
@@ -176,7 +176,7 @@ def test_any_offset_names_the_same_moment(moment: datetime, minutes: int) -> Non
         max_leaves=10,
     )
 )
-def test_any_json_is_read_or_refused_in_words(value: Any) -> None:
+def test_any_json_is_accepted_or_rejected_with_errors(value: Any) -> None:
     for raw in (msgspec.json.encode(value), *(msgspec.json.encode({**GOOD, field: value}) for field in GOOD)):
         try:
             read_event(raw, NOW)
@@ -184,7 +184,7 @@ def test_any_json_is_read_or_refused_in_words(value: Any) -> None:
             assert error.errors
 
 
-def test_text_stays_as_it_is() -> None:
+def test_text_is_not_changed() -> None:
     text = "Ω≈ç√ \u202e 表ポ 👩‍👩‍👧 ' OR 1=1 -- \\u0000 \\ud800"
     event = read(unit_id=text[:50], payload={"plan_id": text})
     assert (event.unit_id, event.payload) == (text[:50], {"plan_id": text})
@@ -210,19 +210,19 @@ HARMLESS = [
 @pytest.mark.parametrize("key", CREDENTIALS)
 def test_credentials_are_removed_at_any_depth(key: str) -> None:
     assert looks_like_credential(key)
-    hidden = {"keep": [{"deep": {key: "s3cret", "kept": 1}}], key: {"nested": True}}
-    event = read(context=hidden, payload={"list": [hidden]})
-    left = {"keep": [{"deep": {"kept": 1}}]}
-    assert (event.context, event.payload) == (left, {"list": [left]})
+    data = {"keep": [{"deep": {key: "s3cret", "kept": 1}}], key: {"nested": True}}
+    event = read(context=data, payload={"list": [data]})
+    remaining = {"keep": [{"deep": {"kept": 1}}]}
+    assert (event.context, event.payload) == (remaining, {"list": [remaining]})
 
 
-def test_an_escaped_key_is_a_credential_too() -> None:
+def test_credential_is_removed_when_its_key_is_escaped() -> None:
     raw = json.dumps({**GOOD, "context": {"password": "s3cret"}}).replace('"password"', '"\\u0070assword"')
     assert read_event(raw.encode(), NOW).context == {}
 
 
 @pytest.mark.parametrize("key", HARMLESS)
-def test_what_only_resembles_a_credential_stays(key: str) -> None:
+def test_keys_that_only_resemble_credentials_are_kept(key: str) -> None:
     assert without_credentials({key: 1}) == {key: 1}
 
 
@@ -245,7 +245,7 @@ FLAGS = [
 
 
 @pytest.mark.parametrize(("changes", "flags"), FLAGS)
-def test_flags(changes: dict[str, Any], flags: list[str]) -> None:
+def test_event_is_flagged_for_what_it_lacks(changes: dict[str, Any], flags: list[str]) -> None:
     event = read(**changes)
     other = read(unit_id="another", timestamp=NOW.isoformat(), event_type="exposure")
     set_flags([event, other, event], {VARIANT: RUN}, {RUN})

@@ -7,5 +7,5 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make everything that stands in the SQL file beside this one."""
+    """Run the SQL file with the same name."""
     run_sql_beside(__file__)
