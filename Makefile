@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The build of torch: pip finds a CPU build where there is one; README.md, "CPU or CUDA", says how to choose.
+# The build of torch: pip finds a CPU build where there is one; docs/getting-started.md, "CPU or CUDA", says how to choose.
 TORCH ?= torch==2.13.0
 PIP_TORCH_ARGS ?=
 # mypy has an environment of its own: it wants a newer pathspec than dbt allows.
@@ -28,7 +28,7 @@ FILE ?=
 INSTALLED = test -e $(STAMP) || { echo "Nothing is installed in $(VENV): run 'make setup' first." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fix test up down clean bench soak
+.PHONY: help setup demo check fix coverage test up down clean bench soak
 
 help: ## List these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -64,6 +64,9 @@ check: setup ## Style, types, import contracts, dependencies and unit tests: abo
 fix: setup ## Mend what can be mended by itself: imports, formatting, simple lint
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
+coverage: setup ## Unit and integration tests with coverage of the rooms: a table here, pages in .coverage-html/
+	@$(PYTEST_PARALLEL) --cov --cov-report=term --cov-report=html tests/unit tests/integration
+
 # K and FILE choose tests: make test K=archive, make test FILE=tests/integration/test_restore.py
 ifneq ($(strip $(K)$(FILE)),)
 test: setup
@@ -82,8 +85,11 @@ endif
 
 # torch comes first and by itself: its build is the reader's choice, and the constraints then keep it.
 $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
+	@command -v git >/dev/null || { echo "git is missing: install it with your system's package manager." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || { \
 	  echo "Python 3.11 or 3.12 is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing): install one, or name it with PYTHON=/path/to/python." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' can't make virtual environments: install its venv package (Debian, Ubuntu: apt install python3-venv)." >&2; exit 1; }
 	@echo "Installing into $(VENV), a few minutes the first time: 1/2 $(TORCH)"
 	@[ "$$($(BIN)/python --version 2>&1)" = "$$($(PYTHON) --version 2>&1)" ] || rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)

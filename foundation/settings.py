@@ -24,33 +24,36 @@ INTERNAL_VARIABLES = ("LIFECYCLE_START", "LIFECYCLE_DBT_")
 
 
 class Settings(BaseSettings):
-    """What a user can set. Field `x` is read from `LIFECYCLE_X`, and from the usual name where one exists."""
+    """Everything a user can set. Field `x` is read from `LIFECYCLE_X`, and from its usual name if it has one."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", populate_by_name=True)
 
-    home: Path = Field(default=PROJECT_ROOT / ".lifecycle", description="Folder of all local state.")
+    home: Path = Field(default=PROJECT_ROOT / ".lifecycle", description="Folder for all local state.")
     database_url: str | None = Field(
         default=None,
         validation_alias=AliasChoices("DATABASE_URL", "database_url"),
-        description="The platform's PostgreSQL; unset means the embedded one.",
+        description="URL of the platform's PostgreSQL; unset: the embedded one.",
     )
     mlflow_tracking_uri: str | None = Field(
         default=None,
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
-        description="MLflow server or database; unset means the database `mlflow` beside the platform's.",
+        description="MLflow server or database; unset: the database `mlflow` on the platform's server.",
     )
     store: str | None = Field(
         default=None,
-        description="Where archives and artefacts go: a folder or s3://bucket/prefix; unset: <home>/store.",
+        description="Folder or s3://bucket/prefix for archives and artefacts; unset: <home>/store.",
     )
     datasets: str | None = Field(
-        default=None, description="Root of the datasets; unset: datasets/ for the default home, else <store>/datasets."
+        default=None,
+        description="Folder or s3://bucket/prefix for datasets; unset: datasets/ for the default home, else <store>/datasets.",
     )
-    config_dir: Path = Field(default=PROJECT_ROOT / "config", description="Folder of experiments.yml and policies.yml.")
+    config_dir: Path = Field(
+        default=PROJECT_ROOT / "config", description="Folder with experiments.yml and policies.yml."
+    )
 
     product: str = Field(
         default="planner.meal_planner:MealPlanner",
-        description="`package.module:Class` of the product that this installation serves.",
+        description="The product that this installation serves, as `package.module:Class`.",
     )
 
     pg_port: int = Field(default=25432, ge=1, le=65535, description="Port of the embedded PostgreSQL.")
@@ -61,87 +64,100 @@ class Settings(BaseSettings):
 
     first_day: date | None = Field(
         default=None,
-        description="First day of the hourly and daily partitions; earlier events are history. Recorded at first start.",
+        description="First day of the hourly and daily partitions; earlier events are history. Recorded at the first start.",
     )
     retention_days: int = Field(
         default=90,
         ge=1,
-        description="Days of events in PostgreSQL; older ones, once archived, are in the archive only.",
+        description="Days of events to keep in PostgreSQL; older days are dropped once they are archived.",
     )
     dataset_window_days: int = Field(default=7, ge=1, description="Days of accepted plans in one dataset version.")
-    dataset_lookback_days: int = Field(default=28, ge=28, description="Days searched for a household's previous plan.")
-    dataset_min_rows: int = Field(default=1000, ge=1, description="Fewest rows that a dataset version may have.")
+    dataset_lookback_days: int = Field(
+        default=28, ge=28, description="Days to search back for a household's previous plan."
+    )
+    dataset_min_rows: int = Field(default=1000, ge=1, description="Minimum number of rows in a dataset version.")
     replay_from: date | None = Field(
-        default=None, description="Rows from this day on are never trained on: training and replay split by time."
+        default=None,
+        description="Training uses only rows before this day, replay those from it on; unset: split by household.",
     )
     replay_sample_size: int = Field(
-        default=1000, ge=1, description="Rows that a replay scores at most, drawn with seed 42."
+        default=1000, ge=1, description="Maximum number of rows that a replay scores, drawn with seed 42."
     )
     replay_allow_unconstrained: bool = Field(
         default=False,
-        description="Let the gate pass a model although no replayed row has a constraint (a diary has none).",
+        description="Lets the gate pass a model when no replayed row has a constraint (a diary has none).",
     )
     redis_url: str | None = Field(
         default=None,
         validation_alias=AliasChoices("REDIS_URL", "redis_url"),
-        description="Redis that the API's instances share for limits and stored assignments; unset: each keeps its own.",
+        description="Redis that API processes share for rate limits and stored assignments; unset: each process has its own.",
     )
-    api_host: str = Field(default="127.0.0.1", description="Address that the API listens on; 0.0.0.0 means every one.")
+    api_host: str = Field(default="127.0.0.1", description="Address that the API listens on; 0.0.0.0: all addresses.")
     api_services: Literal["all", "assignments", "events"] = Field(
-        default="all", description="What an API process serves: everything, or one of the two services apart."
+        default="all", description="What an API process serves: both services, or only one of them."
     )
-    assignment_max_age_seconds: int = Field(default=300, ge=0, description="How long clients may hold an assignment.")
+    assignment_max_age_seconds: int = Field(default=300, ge=0, description="How long clients may cache an assignment.")
     assignment_cache_entries: int = Field(
-        default=100_000, ge=0, description="Stored assignments held in the API's memory, about 550 bytes each; 0: none."
+        default=100_000,
+        ge=0,
+        description="Maximum number of assignments cached in an API process, about 550 bytes each; 0: none.",
     )
-    assignment_cache_seconds: float = Field(default=3600, gt=0, description="How long each of them is held.")
+    assignment_cache_seconds: float = Field(default=3600, gt=0, description="How long a cached assignment is valid.")
     experiments_refresh_seconds: float = Field(
-        default=0.5, ge=0, description="How old the API's picture of experiments may be; 0: read for every request."
+        default=0.5,
+        ge=0,
+        description="Maximum age of the experiments that the API has read; 0: read them for every request.",
     )
     rate_limit_unit_per_minute: int = Field(
-        default=100, ge=0, description="Assignment requests a minute for one unit; 0: no limit."
+        default=100, ge=0, description="Maximum assignment requests a minute for one unit; 0: no limit."
     )
     rate_limit_key_per_minute: int = Field(
-        default=10_000, ge=0, description="Requests a minute with one API key; 0: no limit."
+        default=10_000, ge=0, description="Maximum requests a minute with one API key; 0: no limit."
     )
     rate_limit_unit_events_per_minute: int = Field(
-        default=1_000, ge=0, description="Events a minute of one unit; 0: no limit."
+        default=1_000, ge=0, description="Maximum events a minute of one unit; 0: no limit."
     )
     spool_dir: Path | None = Field(
-        default=None, description="Where the API keeps events while PostgreSQL is away; unset: <home>/spool."
+        default=None, description="Folder where the API spools events while PostgreSQL is away; unset: <home>/spool."
     )
     spool_mb: int = Field(
-        default=256, ge=0, description="Most MB of events kept there; 0: none, and such events are refused with 503."
+        default=256,
+        ge=0,
+        description="Maximum size of the spool in MB; 0: no spool, events get 503 while PostgreSQL is away.",
     )
     event_memory_mb: int = Field(
-        default=64, ge=16, description="Most MB of request bodies that an API process holds at once; beyond: 503."
+        default=64,
+        ge=16,
+        description="Maximum MB of event request bodies in an API process at the same time; further requests get 503.",
     )
     api_log_format: Literal["json", "text"] = Field(
-        default="json", description="How the API logs: a JSON object a line, or text for people."
+        default="json", description="Format of the API's log: one JSON object a line, or text for people."
     )
     api_access_log: bool = Field(default=False, description="Whether the API logs a line for each request.")
     api_key_cache_seconds: float = Field(
         default=5.0,
         ge=0,
-        description="How long the API trusts a key that it has checked; where changes can't be heard of, a revoked key works this long.",
+        description="How long the API trusts a key that it has checked; if the API misses its change, a revoked key works this long.",
     )
     api_key_grace_seconds: float = Field(
         default=3600,
         ge=0,
-        description="How much longer a key that was valid is trusted while PostgreSQL is away, so that events can be spooled.",
+        description="How much longer the API trusts a checked key while PostgreSQL is away, so that it can spool events.",
     )
     api_retry_delays_ms: tuple[int, ...] = Field(
         default=(100, 200, 400),
-        description="Waits before the API tries the database again; after the last it answers 503.",
+        description="Waits between the API's attempts to reach the database, in milliseconds; after the last attempt it answers 503.",
     )
     api_pool_size: int = Field(
-        default=10, ge=3, description="Most database connections of one API process, at least 3."
+        default=10, ge=3, description="Maximum number of database connections of one API process, at least 3."
     )
     api_database_timeout_seconds: float = Field(
-        default=5.0, gt=0, description="Longest that one statement of the API may take."
+        default=5.0, gt=0, description="Timeout of one SQL statement of the API."
     )
 
-    schedules: bool = Field(default=True, description="Whether schedules start running by themselves.")
+    schedules: bool = Field(
+        default=True, description="Whether schedules and the event sensors are switched on at the start."
+    )
 
     @property
     def embedded(self) -> bool:

@@ -8,13 +8,16 @@ from typing import Any
 
 from foundation.settings import PROJECT_ROOT
 
-PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (PROJECT_ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md",
+    *sorted(str(page.relative_to(PROJECT_ROOT)) for page in (PROJECT_ROOT / "docs").rglob("*.md")),
+]  # fmt: skip
 PROGRAMS = ("make", "lifecycle")
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a page: a line of a block, or a word between backticks."""
+    """A command on a page: a line of a code block, or text between backticks."""
 
     page: str
     text: str
@@ -25,7 +28,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """The words of the shell, without a comment."""
+        """The words as the shell splits them, without a comment."""
         return shlex.split(self.text, comments=True)
 
     @property
@@ -35,48 +38,48 @@ class Command:
 
     @property
     def arguments(self) -> list[str]:
-        """Words after the program."""
+        """The words after the program."""
         return self.words[1:]
 
     @property
     def verbs(self) -> list[str]:
-        """Words before the first option or ellipsis."""
-        found = []
+        """The words before the first option or ellipsis."""
+        verbs = []
         for word in self.arguments:
             if word.startswith("-") or word == "…":
                 break
-            found.append(word)
-        return found
+            verbs.append(word)
+        return verbs
 
 
 def page_id(page: str) -> str:
-    """A page as a test's name."""
+    """The page as the name of a test."""
     return page
 
 
 @cache
 def commands() -> tuple[Command, ...]:
-    """Every command of every page, each once a page, in order."""
-    found: dict[tuple[str, str], Command] = {}
+    """Every command of every page, once for each page, in order."""
+    by_text: dict[tuple[str, str], Command] = {}
     for page in PAGES:
         text = (PROJECT_ROOT / page).read_text()
         for block in _blocks(text, ""):
             for line in block.splitlines():
-                _keep(found, Command(page, line.strip(), True))
+                _add(by_text, Command(page, line.strip(), True))
         for inline in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
-            _keep(found, Command(page, inline.strip(), False))
-    return tuple(found.values())
+            _add(by_text, Command(page, inline.strip(), False))
+    return tuple(by_text.values())
 
 
 def snippets(page: str, language: str) -> list[Any]:
-    """Texts of a page's blocks in that language."""
+    """The page's code blocks in a language."""
     return _blocks((PROJECT_ROOT / page).read_text(), language)
 
 
-def _keep(found: dict[tuple[str, str], Command], command: Command) -> None:
+def _add(by_text: dict[tuple[str, str], Command], command: Command) -> None:
     first = command.text.split(" ", 1)[0]
     if first in PROGRAMS and command.text != first:
-        found.setdefault((command.page, command.text), command)
+        by_text.setdefault((command.page, command.text), command)
 
 
 def _blocks(text: str, language: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Every `lifecycle` command that a block of the docs shows is run as it stands, and every request body is sent.
+"""Runs every `lifecycle` command in a code block of the docs as it is written, and sends every request body.
 
-The files that the docs name lie in the folder that the commands run in. `make` targets are checked in tests/unit/test_docs.py, `lifecycle
-demo` and `up` run in tests/end_to_end.
+The commands run in a folder that contains the files named in the docs. tests/unit/test_docs.py checks `make` targets; tests/end_to_end
+runs `lifecycle demo` and `up`.
 """
 
 import json
@@ -25,7 +25,7 @@ RECIPES = "id,name,minutes,tags,ingredients\n" + "".join(
 )
 DIARY = "user_id,recipe_id,date,rating\n" + "".join(f"ann,{number},2005-03-0{number},4\n" for number in range(1, 7))
 IMPORTS = "docs/importing-events.md"
-# The first rows of the real files, which the project does not ship.
+# The first rows of the real files, which are not part of the project.
 COOKIE_CATS = (
     "userid,version,sum_game_rounds,retention_1,retention_7\n116,gate_30,3,False,False\n377,gate_40,165,True,False\n"
 )
@@ -38,7 +38,7 @@ ADSMART = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the pages name."""
+    """A folder with all files that the pages name."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "recipes.csv").write_text(RECIPES)
     (folder / "diary.csv").write_text(DIARY)
@@ -55,22 +55,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_the_commands_of_a_page_run_in_their_order(page: str, folder: Path, home: Path, database_url: str) -> None:
+def test_commands_of_a_page_run_in_their_order(page: str, folder: Path, home: Path, database_url: str) -> None:
     environment = {**os.environ, "DATABASE_URL": database_url, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     for command in commands():
         if (command.page, command.program, command.in_block) != (page, "lifecycle", True):
             continue
         if command.arguments[0] in IN_END_TO_END:
             continue
-        done = subprocess.run(
+        result = subprocess.run(
             [str(LIFECYCLE), *command.arguments],
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
-        assert done.returncode == 0, f"{page} says `{command}`, which ends with {done.returncode}: {done.stderr}"
-    assert not (folder / "mlruns").exists(), "a model was kept in the working directory, and not in the store"
+        assert result.returncode == 0, f"`{command}` in {page} exits with {result.returncode}: {result.stderr}"
+    assert not (folder / "mlruns").exists(), "a model was stored in the working directory instead of the store"
 
 
-def test_the_request_bodies_of_the_api_page_are_answered(api: Api) -> None:
+def test_request_bodies_of_the_api_page_are_accepted(api: Api) -> None:
     make_run(api.connection, "weekly_planner")
     bodies = [json.loads(text) for text in snippets("docs/api.md", "json")]
     assert [sorted(body) for body in bodies] == [

@@ -1,4 +1,4 @@
-"""The files and rules that docs/configuration.md shows are applied and evaluated as they stand there."""
+"""Applies the files and evaluates the rules that docs/configuration.md shows."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ CONTEXT = {
 }  # fmt: skip
 
 
-def test_the_files_of_the_page_are_applied(files: Files) -> None:
+def test_files_of_the_page_are_applied(files: Files) -> None:
     policies, experiments = snippets(PAGE, "yaml")
     report = files.apply(experiments, policies)
     assert [line.partition(":")[0] for line in report.changes] == [
@@ -33,7 +33,7 @@ def test_the_files_of_the_page_are_applied(files: Files) -> None:
 
 
 @pytest.mark.parametrize("rule", snippets(PAGE, "cel")[0].splitlines())
-def test_the_rules_of_the_page_say_yes_and_no(rule: str) -> None:
+def test_rules_of_the_page_are_true_and_false(rule: str) -> None:
     targeting = Targeting(rule)
     assert targeting.holds(TargetingInput("user", CONTEXT)) is True
     other: dict[str, Any] = {
@@ -48,12 +48,12 @@ def test_the_rules_of_the_page_say_yes_and_no(rule: str) -> None:
     assert targeting.holds(TargetingInput("user", {})) is False
 
 
-def test_the_first_buckets_are_the_holdout_that_the_page_says(files: Files) -> None:
+def test_first_buckets_are_the_holdout_of_the_page(files: Files) -> None:
     policies, experiments = snippets(PAGE, "yaml")
     files.apply(experiments, policies)
     layer = find_layer(files.connection, "plan_page")
     assert layer is not None and int(layer.holdout * BUCKETS) == 500
-    # sha256sum's own answer, through PostgreSQL.
+    # Computed by PostgreSQL instead of our own code.
     digest = "encode(substr(sha256((id::text || ':u0001')::bytea), 1, 8), 'hex')"
     row = files.connection.execute(f"SELECT {digest} FROM exp.layers").fetchone()
     assert row is not None and int(row[0], 16) % 10_000 == bucket_of(layer.id, "u0001")

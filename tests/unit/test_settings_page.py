@@ -1,4 +1,4 @@
-"""docs/settings.md shows every setting as it is."""
+"""docs/settings.md lists every setting with its default and description."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ UPDATE = "put the output of `python -m foundation.settings_page` into docs/setti
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_a_setting_stands_on_the_page(name: str) -> None:
+def test_setting_is_on_the_page(name: str) -> None:
     field = Settings.model_fields[name]
     assert field.description, f"{name} has no description"
     (row,) = [line for line in PAGE.splitlines() if line.startswith("| ") and f"`LIFECYCLE_{name.upper()}`" in line]
@@ -25,7 +25,7 @@ def test_a_setting_stands_on_the_page(name: str) -> None:
     assert variables.startswith(f"`{usual[0] if usual else 'LIFECYCLE_' + name.upper()}`"), UPDATE
 
 
-def test_the_tables_are_those_of_the_settings() -> None:
+def test_tables_of_the_page_match_the_settings() -> None:
     assert tables() in PAGE, UPDATE
     rows = [line for line in PAGE.partition("## Variables")[0].splitlines() if line.startswith("| `")]
     assert len(rows) == len(Settings.model_fields), UPDATE
@@ -47,12 +47,12 @@ def test_each_group_begins_with_a_setting() -> None:
         ((1, 2), "`[1, 2]`"),
     ],
 )
-def test_defaults_are_written_as_they_are_set(default: object, text: str) -> None:
+def test_default_is_shown_as_it_is_set_in_the_environment(default: object, text: str) -> None:
     assert shown(default) == text
 
 
-def test_the_command_prints_the_tables() -> None:
-    done = subprocess.run(
+def test_command_prints_the_tables() -> None:
+    result = subprocess.run(
         [sys.executable, "-m", "foundation.settings_page"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
     )  # fmt: skip
-    assert done.stdout == tables() and str(PROJECT_ROOT) not in done.stdout
+    assert result.stdout == tables() and str(PROJECT_ROOT) not in result.stdout
