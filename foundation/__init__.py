@@ -1,1 +1,1 @@
-"""What every room stands on: settings, the root of user-facing errors, the audit log, API keys, migrations of `exp`, the object store."""
+"""What every room stands on: settings, user-facing errors, audit log, API keys, migrations of `exp`, object store, table files."""
