@@ -1,8 +1,8 @@
-"""A recipe catalogue and a dated cooking diary of somebody else → recipes, households, reconstructed events, and what was refused.
+"""A user's recipe catalogue and dated cooking diary as recipes, households, reconstructed events, and rejected rows.
 
-What a diary does not say is not invented: no plan_generated, no edits, no pantry, no constraints. A plan is a person's next
-`plan_size` different recipes in order of time, accepted when its last meal was cooked, and marked `reconstructed`. Ids are made from
-the plan itself, so that importing twice, or a longer diary later, stores nothing twice.
+Nothing is invented: a diary has no plan_generated, no edits, no pantry, no constraints. A plan is a person's next `plan_size`
+different recipes in order of time. It is accepted when its last meal was cooked, and marked `reconstructed`. Ids are derived from the
+plan itself, so importing the same diary again, or a longer one later, stores nothing twice.
 """
 
 import csv
@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,22 +20,22 @@ from typing import Any
 
 import polars as pl
 
-from planner.table_files import FileRefusedError, TableFile, read_table
-from planner.table_values import (
-    LONGEST_ID,
+from foundation.table_files import (
+    FileRefusedError,
+    Getter,
+    JsonLinesFile,
+    TableFile,
+    UnreadableRow,
     UnusableError,
-    clean_text,
-    id_text,
-    minutes,
-    moment_of,
-    number,
+    digest_of,
+    open_table,
     shown,
-    texts,
 )
+from planner.table_values import LONGEST_ID, clean_text, id_text, minutes, moment_of, number, texts
 from planner.tables import DOMAIN_SCHEMAS, domain_frame
 
 PLAN_IDS = uuid.UUID("5d0c0f0e-6f1c-5b57-9d8c-7f2f6f0f7a11")
-"""Namespace of the ids of reconstructed plans and their events; never change it: an import would store everything again."""
+"""Namespace of the ids of reconstructed plans and their events. Never change it: the next import would store everything again."""
 
 COLUMN_GUESSES: dict[str, dict[str, tuple[str, ...]]] = {
     "recipes": {
@@ -55,31 +55,31 @@ COLUMN_GUESSES: dict[str, dict[str, tuple[str, ...]]] = {
         "rating": ("rating", "stars", "score"),
     },
 }
-"""File → field → column names that are taken for it, in this order, in any case of letters."""
+"""File → field → column names that are tried for it, in this order, ignoring case."""
 
 REQUIRED = {"recipes": ("id",), "interactions": ("person", "recipe", "date")}
 DEFAULT_SERVINGS = 4
 
 
 class HistoryRefusedError(FileRefusedError):
-    """A file was read, and can't be used as what it was given as; the message says why."""
+    """The options are impossible, or a file that can be read is not a catalogue or diary that can be used."""
 
 
 @dataclass(frozen=True)
 class HistoryOptions:
-    """How a diary is read. `mapping`: field of COLUMN_GUESSES → column name, where the guess is not right."""
+    """How a diary is read. `mapping`: field of COLUMN_GUESSES → column name, where the guess is wrong."""
 
     mapping: Mapping[str, str] | None = None
     plan_size: int = 5
-    """Different recipes of one plan (1–7): they get the days 0, 1, 2, …"""
+    """Different recipes in a plan (1–7), on the days 0, 1, 2, …"""
     household_size: int = 1
-    """People of every household, and servings of every meal: a diary names one person."""
+    """People in every household, and servings of every meal, since a diary names one person."""
     max_minutes: int = 24 * 60
-    """A recipe that takes longer is refused with all its records: such numbers are typing errors, marinades and freezing."""
+    """A recipe that takes longer is rejected with all its records: such numbers are typing errors, marinades and freezing."""
     unrated: float | None = 0.0
-    """The rating that means "no rating given"; None when every number is a rating."""
+    """The rating that means "not rated"; None if every number is a rating."""
     not_after: datetime | None = None
-    """Records after this moment are refused; None means now."""
+    """Records after this moment are rejected; None means now."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class History:
-    """What came of the two files. `events` are plan_accepted, in order of (timestamp, event id); `rejects` in order of file and line."""
+    """The content of both files. `events` are plan_accepted, in order of (timestamp, event id); `rejects` in order of file and line."""
 
     recipes: pl.DataFrame
     households: pl.DataFrame
@@ -102,16 +102,16 @@ class History:
     rejects: list[Reject]
     counts: dict[str, int]
     digest: str
-    """SHA-256 of both files and the options: what `exp.imports` remembers."""
+    """SHA-256 of both files and the options, by which `exp.imports` knows them."""
 
     @property
     def tables(self) -> dict[str, pl.DataFrame]:
-        """All four domain tables; a diary says nothing about pantries and constraints."""
+        """All four domain tables. Pantries and constraints are empty: a diary does not have them."""
         empty = {name: domain_frame(name, ()) for name in DOMAIN_SCHEMAS}
         return {**empty, "recipes": self.recipes, "households": self.households}
 
     def rejects_by_reason(self) -> dict[str, int]:
-        """Reason → how many rows."""
+        """Reason → number of rows."""
         return dict(sorted(Counter(reject.reason for reject in self.rejects).items()))
 
 
@@ -124,21 +124,56 @@ class _Record:
     rating: float | None
 
 
-def read_history(recipes_file: Path, interactions_file: Path, options: HistoryOptions | None = None) -> History:
-    """Read both files. Nothing is stored; two calls with the same files and options give the same.
+class _Input:
+    """One of the two files: its columns by field, and what has been read and rejected so far."""
 
-    Raises FileRefusedError (or its HistoryRefusedError) when a file is broken, lacks a column, or has no usable row.
+    def __init__(self, path: Path, kind: str, mapping: Mapping[str, str]) -> None:
+        """Raises FileRefusedError if the file is broken or lacks a column."""
+        self.path = path
+        self.table = open_table(path, strict=True)
+        self.getters = _getters(self.table, kind, mapping)
+        self.rejects: list[Reject] = []
+        self.rows_read = 0
+
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(line, field → value) of each row; rows with more or fewer values than the header are rejected."""
+        for line, row in self.table.rows():
+            self.rows_read += 1
+            if isinstance(row, UnreadableRow):
+                self.reject(line, UnusableError("malformed", row.detail))
+            else:
+                yield line, {field: get(row) for field, get in self.getters.items()}
+
+    def reject(self, line: int, error: UnusableError) -> None:
+        """Note why a row can't be used."""
+        self.rejects.append(Reject(self.path.name, line, error.reason, error.detail))
+
+    def require_usable(self, count: int, what: str) -> None:
+        """Raises HistoryRefusedError if there are none."""
+        if not self.rows_read:
+            raise HistoryRefusedError(f"{self.path} has columns but no rows.")
+        if not count:
+            reasons = Counter(reject.reason for reject in self.rejects)
+            why = ", ".join(f"{reason} {rows:,}" for reason, rows in reasons.most_common())
+            raise HistoryRefusedError(
+                f"{self.path}: no {what} can be used ({why}). Are these the right files and columns?"
+            )
+
+
+def read_history(recipes_file: Path, interactions_file: Path, options: HistoryOptions | None = None) -> History:
+    """Read both files. Nothing is stored; the same files and options always give the same history.
+
+    Raises FileRefusedError (or HistoryRefusedError) if a file is broken, lacks a column, or has no usable row.
     """
     options = options or HistoryOptions()
     _check(options)
-    rejects: list[Reject] = []
-    recipe_table, diary_table = read_table(recipes_file), read_table(interactions_file)
-    recipe_columns = _columns(recipe_table, "recipes", options.mapping or {})
-    diary_columns = _columns(diary_table, "interactions", options.mapping or {})
-    recipes, refused = _recipes(recipe_table, recipe_columns, options, rejects)
-    records = _records(diary_table, diary_columns, set(recipes), refused, options, rejects)
-    _require_some(recipe_table, len(recipes), rejects, "recipe")
-    _require_some(diary_table, len(records), rejects, "record")
+    mapping = options.mapping or {}
+    catalogue, diary = _Input(recipes_file, "recipes", mapping), _Input(interactions_file, "interactions", mapping)
+    digest = _digest(recipes_file, interactions_file, options)
+    recipes, rejected_recipes = _recipes(catalogue, options)
+    catalogue.require_usable(len(recipes), "recipe")
+    records = _records(diary, set(recipes), rejected_recipes, options)
+    diary.require_usable(len(records), "record")
     events, left_over, repeated = _events(records, options)
     first = {record.person: record.moment for record in reversed(records)}
     households: list[dict[str, Any]] = [
@@ -152,10 +187,11 @@ def read_history(recipes_file: Path, interactions_file: Path, options: HistoryOp
         }
         for person, moment in first.items()
     ]
+    rejects = catalogue.rejects + diary.rejects
     counts = {
-        "recipes_read": len(recipe_table.rows) + len(recipe_table.uneven),
+        "recipes_read": catalogue.rows_read,
         "recipes": len(recipes),
-        "records_read": len(diary_table.rows) + len(diary_table.uneven),
+        "records_read": diary.rows_read,
         "records": len(records),
         "households": len(first),
         "plans": len(events),
@@ -170,12 +206,12 @@ def read_history(recipes_file: Path, interactions_file: Path, options: HistoryOp
         events,
         sorted(rejects, key=lambda reject: (reject.file, reject.line)),
         counts,
-        _digest(recipes_file, interactions_file, options),
+        digest,
     )
 
 
 def write_rejects(rejects: Iterable[Reject], path: Path) -> None:
-    """Write file, line, reason and detail of each reject as CSV, whole or not at all. Raises OSError."""
+    """Write file, line, reason and detail of each reject as CSV, all of them or none. Raises OSError."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "line", "reason", "detail"])
@@ -190,61 +226,52 @@ def _check(options: HistoryOptions) -> None:
     known = {field for fields in COLUMN_GUESSES.values() for field in fields}
     unknown = sorted(set(options.mapping or {}) - known)
     if unknown:
-        raise HistoryRefusedError(
-            f"There is no field {unknown[0]!r} to map a column to; fields are {', '.join(sorted(known))}."
-        )
+        raise HistoryRefusedError(f"Unknown field {unknown[0]!r}: use one of {', '.join(sorted(known))}.")
     if not 1 <= options.plan_size <= 7:
-        raise HistoryRefusedError(f"A plan has 1 to 7 meals, one a day, and {options.plan_size} were asked for.")
+        raise HistoryRefusedError(f"A plan has 1 to 7 meals, one a day, not {options.plan_size}.")
     if options.household_size < 1 or options.max_minutes < 1:
         raise HistoryRefusedError(
             "A household has at least one person, and the longest recipe takes at least a minute."
         )
 
 
-def _columns(table: TableFile, kind: str, mapping: Mapping[str, str]) -> dict[str, int]:
-    """Field → position of its column."""
-    by_name = {name.casefold(): index for index, name in reversed(list(enumerate(table.columns)))}
-    found = {}
+def _getters(table: TableFile, kind: str, mapping: Mapping[str, str]) -> dict[str, Getter]:
+    """Field → what takes its value out of a row."""
+    if isinstance(table, JsonLinesFile):
+        raise HistoryRefusedError(f"{table.path} has JSON lines: save it as CSV or Parquet.")
+    by_name = {name.casefold(): name for name in reversed(table.columns)}
+    columns: dict[str, str] = {}
     for field, guesses in COLUMN_GUESSES[kind].items():
-        if field in mapping:
-            if mapping[field] not in table.columns:
-                raise HistoryRefusedError(
-                    f"{table.path} has no column {mapping[field]!r} for {field}; its columns are {', '.join(table.columns)}."
-                )
-            found[field] = table.columns.index(mapping[field])
-        else:
-            guess = next((name for name in guesses if name in by_name), None)
-            if guess is not None:
-                found[field] = by_name[guess]
-    missing = [field for field in REQUIRED[kind] if field not in found]
+        name = (
+            mapping[field]
+            if field in mapping
+            else next((by_name[guess] for guess in guesses if guess in by_name), None)
+        )
+        if name is not None:
+            columns[field] = name
+    missing = [field for field in REQUIRED[kind] if field not in columns]
     if missing:
         raise HistoryRefusedError(
             f"{table.path}, line 1: no column for {' and '.join(missing)} among {', '.join(table.columns)}; "
             f"name it, as in {missing[0]}=COLUMN."
         )
-    return found
+    table.require(columns.values())
+    return {field: table.getter(name) for field, name in columns.items()}
 
 
-def _recipes(
-    table: TableFile, columns: Mapping[str, int], options: HistoryOptions, rejects: list[Reject]
-) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """Usable recipes by id, and the ids of those that were refused."""
+def _recipes(catalogue: _Input, options: HistoryOptions) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Usable recipes by id, and the ids of those that were rejected."""
     recipes: dict[str, dict[str, Any]] = {}
-    refused: set[str] = set()
-    name = table.path.name
-    rejects += [
-        Reject(name, line, "malformed", f"{count} values, {len(table.columns)} columns") for line, count in table.uneven
-    ]
-    for line, values in table.rows:
-        given = {field: values[index] for field, index in columns.items()}
+    rejected: set[str] = set()
+    for line, given in catalogue.rows():
         recipe_id = id_text(given["id"])
         try:
             if recipe_id is None or any(character.isspace() for character in recipe_id):
                 raise UnusableError(
-                    "bad_id", f"{shown(given['id'])} is no id: one word of at most {LONGEST_ID} characters"
+                    "bad_id", f"an id is one word of at most {LONGEST_ID} characters, not {shown(given['id'])}"
                 )
             if recipe_id in recipes:
-                raise UnusableError("duplicate_recipe", f"the id {recipe_id} stands in an earlier line")
+                raise UnusableError("duplicate_recipe", f"an earlier line has the id {recipe_id}")
             recipes[recipe_id] = {
                 "id": recipe_id,
                 "title": clean_text(given.get("title")) or recipe_id,
@@ -257,57 +284,46 @@ def _recipes(
                 if clean_text(given.get("submitted"))
                 else None,
             }
-        except UnusableError as unusable:
-            rejects.append(Reject(name, line, unusable.reason, unusable.detail))
+        except UnusableError as error:
+            catalogue.reject(line, error)
             if recipe_id is not None:
-                refused.add(recipe_id)
-    return recipes, refused - set(recipes)
+                rejected.add(recipe_id)
+    return recipes, rejected - set(recipes)
 
 
-def _records(
-    table: TableFile,
-    columns: Mapping[str, int],
-    recipes: set[str],
-    refused: set[str],
-    options: HistoryOptions,
-    rejects: list[Reject],
-) -> list[_Record]:
-    """Usable records in order of (person, time, recipe): the order of lines in the file does not matter."""
-    name, seen, records = table.path.name, set[tuple[str, str, datetime]](), []
+def _records(diary: _Input, recipes: set[str], rejected_recipes: set[str], options: HistoryOptions) -> list[_Record]:
+    """Usable records in order of (person, time, recipe), so that the order of lines does not matter."""
+    seen, records = set[tuple[str, str, datetime]](), []
     not_after = options.not_after or datetime.now(UTC)
-    rejects += [
-        Reject(name, line, "malformed", f"{count} values, {len(table.columns)} columns") for line, count in table.uneven
-    ]
-    for line, values in table.rows:
-        given = {field: values[index] for field, index in columns.items()}
+    for line, given in diary.rows():
         person, recipe = id_text(given["person"]), id_text(given["recipe"])
         try:
             if person is None:
-                raise UnusableError("bad_id", f"{shown(given['person'])} is no id of a person")
-            if recipe in refused:
-                raise UnusableError("refused_recipe", f"the recipe {recipe} was refused itself")
+                raise UnusableError("bad_id", f"{shown(given['person'])} is not the id of a person")
+            if recipe in rejected_recipes:
+                raise UnusableError("refused_recipe", f"the recipe {recipe} was rejected")
             if recipe is None or recipe not in recipes:
-                raise UnusableError("unknown_recipe", f"no recipe {shown(given['recipe'])} in the catalogue")
+                raise UnusableError("unknown_recipe", f"the catalogue has no recipe {shown(given['recipe'])}")
             moment, dated = moment_of(given["date"], not_after)
             rating = number(given.get("rating"), "rating", -1e9, 1e9)
             if (person, recipe, moment) in seen:
-                raise UnusableError("duplicate", f"{person} cooked {recipe} at {dated} in an earlier line")
+                raise UnusableError("duplicate", f"in an earlier line {person} cooked {recipe} at {dated}")
             seen.add((person, recipe, moment))
             records.append(_Record(person, recipe, moment, dated, None if rating == options.unrated else rating))
-        except UnusableError as unusable:
-            rejects.append(Reject(name, line, unusable.reason, unusable.detail))
+        except UnusableError as error:
+            diary.reject(line, error)
     return sorted(records, key=lambda record: (record.person, record.moment, record.recipe))
 
 
 def _events(records: list[_Record], options: HistoryOptions) -> tuple[list[dict[str, Any]], int, int]:
-    """plan_accepted events; records of plans that never became complete; records that repeat a recipe of the open plan."""
+    """plan_accepted events, the number of records in unfinished plans, and of records that repeat a recipe of the open plan."""
     events: list[dict[str, Any]] = []
     repeated = 0
     open_plans: dict[str, list[tuple[_Record, datetime]]] = defaultdict(list)
     last: dict[str, datetime] = {}
     for record in records:
-        # A diary of days does not say what came first within one: each meal is a microsecond after the one before, so that a plan
-        # that ends on the day on which the next one starts still lies before it.
+        # A diary of days does not say which meal of a day came first. Each meal is put a microsecond after the one before, so that
+        # a plan ends before the next one starts even if both are on the same day.
         moment = (
             max(record.moment, last[record.person] + timedelta(microseconds=1))
             if record.person in last
@@ -328,7 +344,9 @@ def _events(records: list[_Record], options: HistoryOptions) -> tuple[list[dict[
 
 def _event(plan: list[tuple[_Record, datetime]], servings: int) -> dict[str, Any]:
     person = plan[0][0].person
-    plan_id = uuid.uuid5(PLAN_IDS, json.dumps([person, *([one.recipe, moment.isoformat()] for one, moment in plan)]))
+    plan_id = uuid.uuid5(
+        PLAN_IDS, json.dumps([person, *([record.recipe, moment.isoformat()] for record, moment in plan)])
+    )
     ratings = [record.rating for record, _ in plan if record.rating is not None]
     return {
         "event_id": str(uuid.uuid5(plan_id, "plan_accepted")),
@@ -342,25 +360,18 @@ def _event(plan: list[tuple[_Record, datetime]], servings: int) -> dict[str, Any
             "plan_id": str(plan_id),
             "reconstructed": True,
             "started_at": plan[0][1].isoformat(),
-            "meals": [{"day": day, "recipe_id": one.recipe, "servings": servings} for day, (one, _) in enumerate(plan)],
+            "meals": [
+                {"day": day, "recipe_id": record.recipe, "servings": servings} for day, (record, _) in enumerate(plan)
+            ],
             "meal_dates": [record.dated for record, _ in plan],
         },
         "timestamp": plan[-1][1],
     }
 
 
-def _require_some(table: TableFile, usable: int, rejects: list[Reject], what: str) -> None:
-    if usable == 0:
-        reasons = Counter(reject.reason for reject in rejects if reject.file == table.path.name)
-        why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-        raise HistoryRefusedError(
-            f"{table.path}: not one {what} can be used ({why}); are these the right files and columns?"
-        )
-
-
 def _digest(recipes_file: Path, interactions_file: Path, options: HistoryOptions) -> str:
-    said = {**vars(options), "mapping": dict(options.mapping or {}), "not_after": None}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    given = {**vars(options), "mapping": dict(options.mapping or {}), "not_after": None}
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
     for path in (recipes_file, interactions_file):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(bytes.fromhex(digest_of(path)))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""For tests of `lifecycle events import`: a file and its mapping, judged or stored as the command does it."""
+"""For tests of `lifecycle events import`: judges or stores a file by its mapping, as the command does."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,9 +10,9 @@ from psycopg.rows import tuple_row
 
 from eventlog.imports.mapping import EventMapping
 from eventlog.imports.mapping_file import read_mapping
-from eventlog.imports.reading import open_source
-from eventlog.imports.storing import EventImport, Imported, Told
+from eventlog.imports.storing import EventImport, Imported, Progress
 from eventlog.store import ensure_partitions
+from foundation.table_files import open_table
 
 FIRST_DAY = datetime.now(UTC).date() - timedelta(days=6)
 CLICKS = """
@@ -38,14 +38,14 @@ timestamp: {column: at}
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
-    """A file of the folder with this content."""
+    """Write a file with this content into the folder; returns its path."""
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def mapping_of(folder: Path, text: str) -> EventMapping:
-    """The mapping that a text says."""
+    """The mapping in this text."""
     return read_mapping(written(folder, "mapping.yml", text))
 
 
@@ -55,23 +55,23 @@ def judge(url: str, path: Path, mapping: EventMapping, rejects: Path | None = No
 
 
 def store(url: str, path: Path, mapping: EventMapping) -> Imported:
-    """Judge a file, make its partitions and store it."""
+    """Judge a file, create its partitions and store it."""
     return judge_and_store(url, path, mapping, lambda doing, share: None)
 
 
-def judge_and_store(url: str, path: Path, mapping: EventMapping, told: Told) -> Imported:
-    """The same, and say meanwhile what is done."""
+def judge_and_store(url: str, path: Path, mapping: EventMapping, progress: Progress) -> Imported:
+    """The same, and report progress."""
 
     def work_on(work: EventImport) -> Imported:
         judged = work.judge()
         ensure_partitions(url, FIRST_DAY, 1, judged.tally.days)
         return work.store(judged, actor="test")
 
-    return _with_import(url, path, mapping, work_on, told)
+    return _with_import(url, path, mapping, work_on, progress)
 
 
 def rows(url: str, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """What the database answers, in UTC."""
+    """The rows that a query returns, with times in UTC."""
     with psycopg.connect(url, row_factory=tuple_row) as connection:
         connection.execute("SET timezone = 'UTC'")
         return connection.execute(query, values).fetchall()
@@ -89,8 +89,8 @@ def _with_import(
     path: Path,
     mapping: EventMapping,
     use: Callable[[EventImport], Imported],
-    told: Told = lambda doing, share: None,
+    progress: Progress = lambda doing, share: None,
 ) -> Imported:
     with psycopg.connect(url, autocommit=True) as connection:
-        source = open_source(path, mapping.header)
-        return use(EventImport(connection, source, mapping, told))
+        table = open_table(path, mapping.header)
+        return use(EventImport(connection, table, mapping, progress))

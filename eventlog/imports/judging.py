@@ -1,4 +1,4 @@
-"""A whole file judged, in pieces: which rows become events, which are rejected and why, and the tally of both."""
+"""Judges a file in chunks: which rows become events, which are rejected and why, and how many of each."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,24 +9,23 @@ from typing import IO, Any
 import msgspec
 
 from eventlog.erased_units import ErasedUnits
-from eventlog.imports.reading import Source, Unreadable
 from eventlog.imports.rows import Reject, RowReader, Unit
-from eventlog.imports.values import UnusableError, shown
 from eventlog.validation import Event
 from experimentation.runs.imported import NotedUnit
+from foundation.table_files import TableFile, UnreadableRow, UnusableError, shown
 
 ROWS_AT_ONCE = 5_000
-LINES_TOLD = 5
+LINES_LISTED = 5
 
 TWO_VARIANTS = "unit_in_two_variants"
 
 NoteUnits = Callable[[list[NotedUnit]], dict[int, str]]
-"""Notes units and returns the places whose unit has another variant, and that variant."""
+"""Notes units. Returns the place of each unit that already has another variant, and that variant."""
 
 
 @dataclass
 class Chunk:
-    """Some rows, judged: their events by row, and the rejects."""
+    """Some rows, judged: their events and the rejects."""
 
     rows: int = 0
     left_out: int = 0
@@ -36,7 +35,7 @@ class Chunk:
 
 @dataclass
 class Tally:
-    """What a file came to. `lines` are the first ones of each reason; `days` are those (UTC) that events lie on."""
+    """Counts for a file. `lines` are the first lines of each reason; `days` are the days (UTC) that have events."""
 
     rows: int = 0
     left_out: int = 0
@@ -50,12 +49,12 @@ class Tally:
 
     @property
     def rejected(self) -> int:
-        """Rows that were rejected."""
+        """Number of rejected rows."""
         return self.rejects.total()
 
     @property
     def total_events(self) -> int:
-        """Events of all rows that were not rejected."""
+        """Number of events, of all rows that were not rejected."""
         return self.events.total()
 
     def add(self, chunk: Chunk) -> None:
@@ -65,7 +64,7 @@ class Tally:
         for reject in chunk.rejects:
             self.rejects[reject.reason] += 1
             lines = self.lines.setdefault(reject.reason, [])
-            if len(lines) < LINES_TOLD:
+            if len(lines) < LINES_LISTED:
                 lines.append(reject.line)
         if not chunk.events:
             return
@@ -77,13 +76,13 @@ class Tally:
         self.last = max(times) if self.last is None else max(self.last, *times)
 
 
-def judged(source: Source, reader: RowReader, note_units: NoteUnits, erased: ErasedUnits) -> Iterator[Chunk]:
-    """The file's rows, in chunks. The same file gives the same chunks."""
+def judged(table: TableFile, reader: RowReader, note_units: NoteUnits, erased: ErasedUnits) -> Iterator[Chunk]:
+    """The file's rows in chunks. The same file always gives the same chunks."""
     pending: list[tuple[int, Any, list[Event], list[Unit]]] = []
     chunk = Chunk()
-    for line, row in source.rows():
+    for line, row in table.rows():
         chunk.rows += 1
-        if isinstance(row, Unreadable):
+        if isinstance(row, UnreadableRow):
             chunk.rejects.append(Reject(line, row.reason, row.detail, row.text))
         else:
             try:
@@ -95,26 +94,26 @@ def judged(source: Source, reader: RowReader, note_units: NoteUnits, erased: Era
                 else:
                     chunk.left_out += 1
             except UnusableError as error:
-                # What was erased is not written into a file of rejects, either.
-                stands = None if error.reason == "erased_unit" else source.as_dict(row)
-                chunk.rejects.append(Reject(line, error.reason, error.detail, stands))
+                # The file of rejects must not hold erased data either.
+                listed = None if error.reason == "erased_unit" else table.as_dict(row)
+                chunk.rejects.append(Reject(line, error.reason, error.detail, listed))
         if chunk.rows == ROWS_AT_ONCE:
-            yield _settled(chunk, pending, source, note_units)
+            yield _settled(chunk, pending, table, note_units)
             chunk, pending = Chunk(), []
-    yield _settled(chunk, pending, source, note_units)
+    yield _settled(chunk, pending, table, note_units)
 
 
 def write_rejects(file: IO[str], chunk: Chunk) -> None:
-    """A line of JSON for each reject."""
+    """Write one line of JSON for each reject."""
     for reject in chunk.rejects:
-        told = {"line": reject.line, "reason": reject.reason, "detail": reject.detail, "row": _storable(reject.row)}
-        file.write(msgspec.json.encode(told, enc_hook=str).decode() + "\n")
+        record = {"line": reject.line, "reason": reject.reason, "detail": reject.detail, "row": _storable(reject.row)}
+        file.write(msgspec.json.encode(record, enc_hook=str).decode() + "\n")
 
 
 def _settled(
-    chunk: Chunk, pending: list[tuple[int, Any, list[Event], list[Unit]]], source: Source, note_units: NoteUnits
+    chunk: Chunk, pending: list[tuple[int, Any, list[Event], list[Unit]]], table: TableFile, note_units: NoteUnits
 ) -> Chunk:
-    """The chunk with the events of its rows, but for rows whose unit has another variant."""
+    """The chunk with the events of its rows. Rows whose unit already has another variant are rejected."""
     shown_units = [
         NotedUnit(place, unit.unit_id, unit.variant, unit.assigned_at)
         for place, (_, _, _, units) in enumerate(pending)
@@ -123,8 +122,8 @@ def _settled(
     others = note_units(shown_units) if shown_units else {}
     for place, (line, row, events, units) in enumerate(pending):
         if place in others:
-            detail = f"{shown(units[0].unit_id)} has the variant {others[place]} already, not {units[0].variant}"
-            chunk.rejects.append(Reject(line, TWO_VARIANTS, detail, source.as_dict(row)))
+            detail = f"{shown(units[0].unit_id)} already has the variant {others[place]}, not {units[0].variant}"
+            chunk.rejects.append(Reject(line, TWO_VARIANTS, detail, table.as_dict(row)))
         else:
             chunk.events += events
     chunk.rejects.sort(key=lambda reject: reject.line)
@@ -132,7 +131,7 @@ def _settled(
 
 
 def _storable(value: Any) -> Any:
-    """Without halves of characters, which stand for bytes that were not UTF-8."""
+    """With `�` for the lone surrogates that stand for bytes that were not UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Which run and variant a name means."""
+"""Finds the run and variant that a name means."""
 
 import difflib
 import uuid
@@ -9,20 +9,20 @@ from uuid import UUID
 import psycopg
 
 from eventlog.imports.mapping import DeclaredExperiment, EventMapping, NamedExperiment, Value
-from eventlog.imports.values import UnusableError, shown
 from experimentation.config.yaml_nodes import ConfigError, Problem
 from experimentation.runs.imported import imported_run
 from experimentation.runs.run import Run
 from experimentation.runs.store import names_of_runs, runs_of
+from foundation.table_files import UnusableError, shown
 
 Arm = Mapping[str, str]
 
 
 class Experiments:
-    """The arms of the experiments that a mapping can mean, by name and variant."""
+    """Runs and variants that a mapping can mean, by experiment name and variant name."""
 
     def __init__(self, arms: Mapping[str, Mapping[str, Arm]], run_id: UUID | None = None) -> None:
-        """`run_id`: the run of a declared experiment, once there is one."""
+        """`run_id`: the run of a declared experiment, once it is stored."""
         self._arms, self.run_id = arms, run_id
 
     def arm(self, name: str, variant: str) -> Arm:
@@ -32,18 +32,18 @@ class Experiments:
         except KeyError:
             pass
         if name not in self._arms:
-            raise UnusableError("unknown_experiment", f"there is no experiment {shown(name)}{among(name, self._arms)}")
+            raise UnusableError("unknown_experiment", f"unknown experiment {shown(name)}{among(name, self._arms)}")
         raise UnusableError(
             "unknown_variant", f"{name} has no variant {shown(variant)}{among(variant, self._arms[name])}"
         )
 
 
 def find_experiments(connection: psycopg.Connection[Any], mapping: EventMapping) -> Experiments:
-    """What the mapping's names mean in this database. Raises ConfigError for a name that means nothing, ImportedRunError."""
+    """What the mapping's names mean in this database. Raises ConfigError for an unknown name, and ImportedRunError."""
     declared, named = mapping.declared, mapping.experiment
     if declared is not None:
-        run = imported_run(connection, **_what_is_declared(declared))
-        return Experiments({declared.name: _unmade(declared)}) if run is None else of_run(declared, run)
+        run = imported_run(connection, **_declaration(declared))
+        return Experiments({declared.name: _placeholders(declared)}) if run is None else of_run(declared, run)
     if not isinstance(named, NamedExperiment):
         return Experiments({})
     if named.name.columns:
@@ -55,15 +55,17 @@ def find_experiments(connection: psycopg.Connection[Any], mapping: EventMapping)
 
 
 def of_run(declared: DeclaredExperiment, run: Run) -> Experiments:
-    """The declared experiment as the run that was made of it."""
+    """The declared experiment, with the ids of its stored run."""
     return Experiments({declared.name: _arms(run)}, run.id)
 
 
 def among(name: str, known: Collection[str]) -> str:
-    """What there is instead, the closest first named."""
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f", did you mean {close[0]}?" if close else ":"
-    return f"{hint} There is {', '.join(sorted(known)) or 'none'}"
+    """The end of a message about an unknown name: the nearest known name, and all of them."""
+    if not known:
+        return ": there are none"
+    nearest = difflib.get_close_matches(name, known, 1)
+    hint = f": did you mean {nearest[0]}? Choose from" if nearest else ": choose from"
+    return f"{hint} {', '.join(sorted(known))}"
 
 
 def _named_run(connection: psycopg.Connection[Any], mapping: EventMapping, named: NamedExperiment) -> Run:
@@ -86,7 +88,7 @@ def _check_constants(mapping: EventMapping, variant: Value | None, label: str, a
             raise ConfigError([Problem(variant.place, f"{label} has no variant {name}{among(name, arms)}.")])
 
 
-def _what_is_declared(declared: DeclaredExperiment) -> dict[str, Any]:
+def _declaration(declared: DeclaredExperiment) -> dict[str, Any]:
     return {
         "name": declared.name,
         "unit_type": declared.unit_type,
@@ -104,8 +106,8 @@ def _arms(run: Run) -> dict[str, Arm]:
     }
 
 
-def _unmade(declared: DeclaredExperiment) -> dict[str, Arm]:
-    """Stand-ins while rows are only judged: the run is made when they are stored."""
+def _placeholders(declared: DeclaredExperiment) -> dict[str, Arm]:
+    """Random ids for judging rows: the run is created when they are stored."""
     run = str(uuid.uuid4())
     return {
         variant.name: {"experiment_id": run, "variant_id": str(uuid.uuid4())}

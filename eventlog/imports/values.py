@@ -1,4 +1,4 @@
-"""Single values of a row: what a mapping says of one, made into a function of a row."""
+"""Single values of a row: what a mapping says about a value, as a function of a row."""
 
 import math
 from collections.abc import Callable, Collection
@@ -11,102 +11,86 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from eventlog.imports.mapping import EPOCHS, Moment, Value
-from eventlog.imports.reading import Getter, Source
+from foundation.table_files import Getter, TableFile, UnusableError, shown
 
 YES = frozenset({"true", "t", "yes", "y"})
 NO = frozenset({"false", "f", "no", "n"})
-LONGEST_SHOWN = 60
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_REMEMBERED = 65_536
+_CACHED = 65_536
 _MOST_DIGITS = 20
 
 Extract = Callable[[Any], Any]
-"""A row → the value, None for nothing. Raises UnusableError."""
+"""Returns a row's value, or None if it is missing. Raises UnusableError."""
 
 
-class UnusableError(Exception):
-    """This value can't be used: `reason` to count by, `detail` for a person."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        """Both say what is wrong; `detail` quotes the value."""
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
-
-
-def shown(value: Any) -> str:
-    """A value as a message quotes it, cut short."""
-    text = str(value).encode("utf-8", "replace").decode()
-    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…")
-
-
-def extractor(value: Value, what: str, source: Source, nulls: Collection[str]) -> Extract:
-    """The function that takes this value out of a row of this source. `what` is the field that a complaint names."""
+def extractor(value: Value, what: str, table: TableFile, nulls: Collection[str]) -> Extract:
+    """The function that takes this value out of a row of this table. `what` is the field that messages name."""
     if not value.columns:
         constant = value.constant
         return lambda row: constant
-    given = _given([source.getter(column) for column in value.columns], nulls)
+    given = _given([table.getter(column) for column in value.columns], nulls)
     convert = _CONVERT[value.kind] if value.kind else None
     choices, default = value.choices, value.default
     code = f"invalid_{what.partition('.')[0].replace('metrics', 'metric')}"
 
     def extract(row: Any) -> Any:
-        found = given(row)
-        if found is None:
+        raw = given(row)
+        if raw is None:
             return default
         if choices is not None:
-            return _chosen(choices, found, what)
+            return _chosen(choices, raw, what)
         if convert is None:
-            return found
+            return raw
         try:
-            return convert(found)
+            return convert(raw)
         except ValueError as error:
-            raise UnusableError(code, f"{what} is {shown(found)}, {error}") from None
+            raise UnusableError(code, f"{what} is {shown(raw)}, {error}") from None
 
     return extract
 
 
-def moment_extractor(moment: Moment, what: str, source: Source, nulls: Collection[str]) -> Extract:
-    """The function that takes a point in time, in UTC, out of a row."""
+def moment_extractor(moment: Moment, what: str, table: TableFile, nulls: Collection[str]) -> Extract:
+    """The function that takes a point in time, in UTC, out of a row of this table."""
     if not moment.value.columns:
         constant = moment.value.constant
         return lambda row: constant
-    given = extractor(Value(moment.value.place, moment.value.columns), what, source, nulls)
+    given = extractor(Value(moment.value.place, moment.value.columns), what, table, nulls)
     choices, default = moment.value.choices, moment.value.default
     form, zone = moment.format, moment.zone
 
-    # Logs repeat their times, and strptime is slow.
-    @lru_cache(_REMEMBERED)
-    def read(found: Any) -> datetime:
-        return moment_of(found, form, zone)
+    # Logs repeat times, and strptime is slow.
+    @lru_cache(_CACHED)
+    def read(raw: Any) -> datetime:
+        return moment_of(raw, form, zone)
 
     def extract(row: Any) -> Any:
-        found = given(row)
-        if found is None:
-            found = default
+        raw = given(row)
+        if raw is None:
+            raw = default
         elif choices is not None:
-            found = _chosen(choices, found, what)
-        if found is None:
+            raw = _chosen(choices, raw, what)
+        if raw is None:
             return None
         try:
-            return read(found)
+            return read(raw)
         except (ValueError, ArithmeticError, TypeError) as error:
-            why = str(error) if isinstance(error, _TimeError) else f"no time in the format {form}"
-            raise UnusableError("invalid_timestamp", f"{what} is {shown(found)}, {why}") from None
+            why = str(error) if isinstance(error, _TimeError) else f"which is not a time in the format {form}"
+            raise UnusableError("invalid_timestamp", f"{what} is {shown(raw)}, {why}") from None
 
     return extract
 
 
 class _TimeError(ValueError):
-    """A time that is one, and names no moment."""
+    """A time that does not say which moment it is."""
 
 
 def moment_of(value: Any, form: str, zone: ZoneInfo | None) -> datetime:
-    """The moment in UTC. Of an hour that comes twice when clocks go back the first is meant. Raises ValueError, ArithmeticError."""
+    """The moment in UTC. An hour that comes twice, when clocks go back, means the first one. Raises ValueError, ArithmeticError."""
     if form in EPOCHS:
         number = Decimal(str(value))
-        # 1e999999999 is a number of a billion digits.
+        # 1e999999999 would be a number of a billion digits.
         if not number.is_finite() or number.adjusted() > _MOST_DIGITS:
-            raise ValueError("no time")
+            raise ValueError("the number is too large")
         return _EPOCH + timedelta(microseconds=int(number * EPOCHS[form]))
     if isinstance(value, datetime):
         moment = value
@@ -118,16 +102,16 @@ def moment_of(value: Any, form: str, zone: ZoneInfo | None) -> datetime:
         moment = datetime.strptime(text_of(value), form)
     if moment.tzinfo is None:
         if zone is None:
-            raise _TimeError("which names no offset: say its `zone`")
+            raise _TimeError("which has no UTC offset: give its `zone`")
         local = moment.replace(tzinfo=zone)
         if local.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != moment:
-            raise _TimeError(f"which no clock in {zone.key} showed")
+            raise _TimeError(f"which clocks in {zone.key} skipped")
         moment = local
     return moment.astimezone(UTC)
 
 
 def text_of(value: Any) -> str:
-    """A value as text. 123.0 is 123: pandas writes whole numbers so once one is missing. Raises ValueError."""
+    """A value as text. 123.0 is 123: pandas writes integers like that if a value is missing. Raises ValueError."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -137,7 +121,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, dict | list):
-        raise ValueError("which is no text")
+        raise ValueError("which is not text")
     return str(value)
 
 
@@ -151,13 +135,13 @@ def number_of(value: Any) -> int | float:
         return value
     if isinstance(value, Decimal):
         return float(value)
-    raise ValueError("which is no number")
+    raise ValueError("which is not a number")
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(_CACHED)
 def _number_of_text(text: str) -> int | float:
     text = text.strip()
-    # Python reads 1_000 as a number, and nobody else does.
+    # Only Python reads 1_000 as a number.
     if "_" not in text:
         for read in (int, float):
             try:
@@ -167,7 +151,7 @@ def _number_of_text(text: str) -> int | float:
     word = text.lower()
     if word in YES or word in NO:
         return int(word in YES)
-    raise ValueError("which is no number, yes or no")
+    raise ValueError("which is not a number, yes or no")
 
 
 def flag_of(value: Any) -> bool:
@@ -179,49 +163,49 @@ def flag_of(value: Any) -> bool:
 
 
 def json_of(value: Any) -> Any:
-    """What a text in JSON says. Raises ValueError."""
+    """The value of a JSON text. Raises ValueError."""
     try:
         return msgspec.json.decode(value) if isinstance(value, str | bytes) else value
     except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(f"which is no JSON ({error})") from None
+        raise ValueError(f"which is not JSON ({error})") from None
 
 
 def _given(getters: list[Getter], nulls: Collection[str]) -> Extract:
-    """What stands there, with nothing as None. Several columns are one text, or nothing when one of them is nothing."""
+    """The value in the file, or None if it is missing. Several columns are one text, which is missing if one of them is."""
 
-    # Texts of a CSV file are all that most rows hold: numbers are only looked at where the mapping says more than "".
+    # Most rows hold only the texts of a CSV file. Numbers are looked at only if the mapping's `nulls` could mean one.
     numbers = frozenset(nulls) - {""}
 
-    def one(getter: Getter) -> Extract:
+    def part_of(getter: Getter) -> Extract:
         def get(row: Any) -> Any:
-            found = getter(row)
-            if found.__class__ is str:
-                return None if found in nulls else found
-            # Data frames write NaN where nothing was measured.
-            if found.__class__ is float and math.isnan(found):
+            raw = getter(row)
+            if raw.__class__ is str:
+                return None if raw in nulls else raw
+            # Data frames write NaN for a missing number.
+            if raw.__class__ is float and math.isnan(raw):
                 return None
-            return None if numbers and isinstance(found, int | float) and text_of(found) in numbers else found
+            return None if numbers and isinstance(raw, int | float) and text_of(raw) in numbers else raw
 
         return get
 
-    parts = [one(getter) for getter in getters]
+    parts = [part_of(getter) for getter in getters]
     if len(parts) == 1:
         return parts[0]
 
     def joined(row: Any) -> str | None:
-        found = [part(row) for part in parts]
-        return None if None in found else " ".join(str(part) for part in found)
+        values = [part(row) for part in parts]
+        return None if None in values else " ".join(str(value) for value in values)
 
     return joined
 
 
-def _chosen(choices: Any, found: Any, what: str) -> Any:
+def _chosen(choices: Any, raw: Any, what: str) -> Any:
     try:
-        return choices[text_of(found)]
+        return choices[text_of(raw)]
     except (KeyError, ValueError):
-        if isinstance(found, bool) and str(found) in choices:
-            return choices[str(found)]
-        raise UnusableError("unlisted_value", f"{what} is {shown(found)}, which `values` does not list") from None
+        if isinstance(raw, bool) and str(raw) in choices:
+            return choices[str(raw)]
+        raise UnusableError("unlisted_value", f"{what} is {shown(raw)}, which `values` does not list") from None
 
 
 _CONVERT: dict[str, Callable[[Any], Any]] = {

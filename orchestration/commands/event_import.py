@@ -1,4 +1,4 @@
-"""`lifecycle events import`: a log of any origin as events."""
+"""`lifecycle events import`: imports a log from elsewhere as events."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,7 @@ from orchestration.commands.console import console, moment, progress, say
 
 if TYPE_CHECKING:
     from eventlog.imports.judging import Tally
-    from eventlog.imports.storing import Imported, Told
+    from eventlog.imports.storing import Imported, Progress
 
 PURPOSE = "lifecycle events import"
 
@@ -21,12 +21,12 @@ PURPOSE = "lifecycle events import"
 def import_events(
     file: Annotated[Path, typer.Argument(help="CSV, JSON lines (both also as .gz) or Parquet.")],
     mapping: Annotated[Path, typer.Option(help="What its columns mean: docs/importing-events.md.")],
-    check: Annotated[bool, typer.Option("--check", help="Only judge every row; store nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Judge every row, but store nothing.")] = False,
     rejects: Annotated[
-        Path | None, typer.Option(help="Where rejected rows are listed with their reasons, as JSON lines.")
+        Path | None, typer.Option(help="File to list rejected rows in, with their reasons, as JSON lines.")
     ] = None,
     max_rejects: Annotated[
-        float, typer.Option(min=0, max=1, help="The share of rejected rows beyond which nothing is stored.")
+        float, typer.Option(min=0, max=1, help="If a larger share of the rows is rejected, nothing is stored.")
     ] = 0.01,
 ) -> None:
     """Store a log's rows as events, and a finished experiment with its units. Importing twice stores nothing twice."""
@@ -35,27 +35,26 @@ def import_events(
     import psycopg
 
     from eventlog.imports.mapping_file import read_mapping
-    from eventlog.imports.reading import open_source
     from eventlog.imports.storing import EventImport, ImportRefusedError, too_many
     from eventlog.store import ensure_partitions, recorded_first_day
     from foundation.settings import settings
+    from foundation.table_files import open_table
     from orchestration.local.databases import database
 
     if rejects is not None and rejects.resolve() in (file.resolve(), mapping.resolve()):
-        raise typer.BadParameter("would overwrite what is read", param_hint="--rejects")
-    # What was imported up to here stays: looking through it again and again took a third of the time.
+        raise typer.BadParameter("would overwrite a file that is read", param_hint="--rejects")
+    # Modules loaded so far stay in memory. Having the garbage collector look through them took a third of the time.
     gc.freeze()
-    said = read_mapping(mapping)
-    source = open_source(file, said.header)
+    event_mapping = read_mapping(mapping)
+    table = open_table(file, event_mapping.header)
     with ExitStack() as stack:
-        listed = stack.enter_context(rejects.open("w", encoding="utf-8")) if rejects else None
+        reject_file = stack.enter_context(rejects.open("w", encoding="utf-8")) if rejects else None
         stack.enter_context(database(settings(), PURPOSE))
         current = settings()
         bring_up_to_date(current, reads=check)
         connection = stack.enter_context(psycopg.connect(current.platform_url, connect_timeout=10, autocommit=True))
-        told = stack.enter_context(_progress())
-        work = EventImport(connection, source, said, told)
-        imported = work.judge(listed)
+        work = EventImport(connection, table, event_mapping, stack.enter_context(_progress()))
+        imported = work.judge(reject_file)
         refused = too_many(imported.tally, max_rejects, file)
         if refused is None and not check:
             ensure_partitions(current.platform_url, current.lineage_start, days_ahead=7, days=imported.tally.days)
@@ -64,8 +63,8 @@ def import_events(
     _show_rejects(imported.tally, rejects)
     if imported.other_content is not None:
         say(
-            f"{file} was imported with other content on {moment(imported.other_content)}: without an `event_id` in the mapping, rows that "
-            "were in it then are stored a second time (docs/importing-events.md)."
+            f"{file} was imported with other content on {moment(imported.other_content)}: without an `event_id` in the mapping, its "
+            "earlier rows are stored a second time (docs/importing-events.md)."
         )
     if refused is not None:
         raise ImportRefusedError(refused)
@@ -78,8 +77,8 @@ def import_events(
 
 
 @contextmanager
-def _progress() -> Iterator["Told"]:
-    """A bar with the time that is left, on a terminal."""
+def _progress() -> Iterator["Progress"]:
+    """On a terminal, a bar with the time left."""
     with progress() as bar:
         tasks = {doing: bar.add_task(f"rows {doing}", total=1.0) for doing in ("judged", "stored")}
         yield lambda doing, share: bar.update(tasks[doing], completed=share)
@@ -96,7 +95,7 @@ def _show_rejects(tally: "Tally", rejects: Path | None) -> None:
         table.add_row(reason, f"{count:,}", ", ".join(map(str, tally.lines[reason])))
     console().print(table)
     if rejects is not None:
-        say(f"Every rejected row, with its reason: {rejects}")
+        say(f"All rejected rows and their reasons: {rejects}")
 
 
 def _show(imported: "Imported", *, stored: bool) -> None:
@@ -128,16 +127,16 @@ def _show(imported: "Imported", *, stored: bool) -> None:
 def _next_steps(imported: "Imported", first_day: date) -> list[str]:
     if imported.before:
         return ["Nothing new: this file was imported before."]
-    told = [] if imported.run is None else [f"{imported.run.label} is completed, with its units enrolled."]
+    sentences = [] if imported.run is None else [f"{imported.run.label} is completed, with its units enrolled."]
     days = imported.tally.days
     history = [day for day in days if day < first_day]
     if history:
-        told.append(
+        sentences.append(
             f"Next: materialise `history_events` and `cleaned_history` in Dagster, which archive what is older than {first_day}."
         )
     if len(history) < len(days):
         newest = sorted(set(days) - set(history))
-        told.append(f"Next: materialise `raw_events` in Dagster for the hours from {newest[0]} to {newest[-1]}.")
+        sentences.append(f"Next: materialise `raw_events` in Dagster for the hours from {newest[0]} to {newest[-1]}.")
     if days:
-        told.append("The dbt assets bring the numbers into `exp.metric_aggregates` on their next run.")
-    return told
+        sentences.append("The next run of the dbt assets adds the numbers to `exp.metric_aggregates`.")
+    return sentences

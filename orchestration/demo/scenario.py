@@ -72,7 +72,7 @@ class DiaryScenario:
 
     @cached_property
     def read(self) -> History:
-        """The diary as it was read. Raises planner.table_files.FileRefusedError."""
+        """The diary as it was read. Raises foundation.table_files.FileRefusedError."""
         return read_history(self.recipes, self.interactions, self.options)
 
     @property

@@ -1,4 +1,4 @@
-"""Two real experiments that ran elsewhere, brought in by the mappings of the docs, and counted again by polars from their files.
+"""Two real experiments that ran elsewhere, imported by the mappings in the docs, and counted again by polars from their files.
 
 The literal numbers are those of the files' own descriptions: 90,189 players, 8,077 people.
 """
@@ -51,13 +51,13 @@ def data_file(name: str) -> Path:
 def warehouse(
     postgres_server: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Warehouse]:
-    """Both experiments, stored once."""
+    """A database with both experiments."""
     files = {name: data_file(f"{name}.csv") for name in ("cookie_cats", "adsmart")}
-    with new_warehouse(postgres_server, migrated_template, tmp_path_factory.mktemp("dbt")) as made:
+    with new_warehouse(postgres_server, migrated_template, tmp_path_factory.mktemp("dbt")) as warehouse:
         for name, path in files.items():
-            imported = store(made.url, path, read_mapping(EXAMPLES / f"{name}.yml"))
+            imported = store(warehouse.url, path, read_mapping(EXAMPLES / f"{name}.yml"))
             assert imported.tally.rejected == 0 and imported.new_events == imported.tally.total_events
-        yield made
+        yield warehouse
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def people() -> pl.DataFrame:
 
 
 def sums(frame: pl.DataFrame, variant: str, *metrics: str) -> list[tuple[str, str, int, float, float]]:
-    """What SUMS should give."""
+    """The expected result of SUMS."""
     return [
         (
             str(name),
@@ -85,19 +85,19 @@ def sums(frame: pl.DataFrame, variant: str, *metrics: str) -> list[tuple[str, st
     ]
 
 
-def test_every_player_is_there_once_with_what_was_measured(warehouse: Warehouse, players: pl.DataFrame) -> None:
+def test_every_player_is_stored_once_with_its_metrics(warehouse: Warehouse, players: pl.DataFrame) -> None:
     counted = dict(players["version"].value_counts().iter_rows())
     assert sum(counted.values()) == 90_189
     start = "2017-01-01 00:00:00+00"
     expected = [(name, count, count, "0.5000", start, start) for name, count in sorted(counted.items())]
     assert rows(warehouse.url, UNITS, ["cookie_cats"]) == expected
-    found = rows(warehouse.url, SUMS, ["cookie_cats"])
-    assert found == sums(players, "version", "retention_1", "retention_7", "sum_game_rounds")
+    stored = rows(warehouse.url, SUMS, ["cookie_cats"])
+    assert stored == sums(players, "version", "retention_1", "retention_7", "sum_game_rounds")
     # The absurd player is data.
-    assert max(row[4] for row in found) == 49_854
+    assert max(row[4] for row in stored) == 49_854
 
 
-def test_every_person_is_there_once_at_their_hour(warehouse: Warehouse, people: pl.DataFrame) -> None:
+def test_every_person_is_stored_once_at_their_hour(warehouse: Warehouse, people: pl.DataFrame) -> None:
     day = pl.col("date").str.to_datetime("%Y-%m-%d")
     hours = people.with_columns((day + pl.duration(hours=pl.col("hour"))).alias("at"))
     expected = [
@@ -116,19 +116,19 @@ def test_every_person_is_there_once_at_their_hour(warehouse: Warehouse, people: 
     assert rows(warehouse.url, SUMS, ["adsmart"]) == sums(people, "experiment", "yes", "no")
 
 
-def test_dbt_counts_the_same(warehouse: Warehouse, players: pl.DataFrame, people: pl.DataFrame) -> None:
+def test_dbt_computes_the_same_means(warehouse: Warehouse, players: pl.DataFrame, people: pl.DataFrame) -> None:
     statuses = warehouse.dbt("build")
     assert {"fail", "warn"}.isdisjoint(statuses.values())
     for name, frame, variant, metrics in (
         ("cookie_cats", players, "version", ("retention_1", "retention_7", "sum_game_rounds")),
         ("adsmart", people, "experiment", ("yes", "no")),
     ):
-        found = rows(warehouse.url, MEANS, [name])
+        means = rows(warehouse.url, MEANS, [name])
         expected = [
             (arm, metric, count, total / count) for arm, metric, count, total, _ in sums(frame, variant, *metrics)
         ]
-        assert [row[:3] for row in found] == [row[:3] for row in expected]
-        assert [row[3] for row in found] == pytest.approx([row[3] for row in expected], rel=1e-12)
-    # Nothing says who reached the gate; an ad was shown to everybody of whom there is a row.
+        assert [row[:3] for row in means] == [row[:3] for row in expected]
+        assert [row[3] for row in means] == pytest.approx([row[3] for row in expected], rel=1e-12)
+    # The file does not say who reached the gate; an ad was shown to everybody who has a row.
     assert {exposed for _, exposed, _ in rows(warehouse.url, EXPOSED, ["cookie_cats"])} == {0}
     assert all(exposed == units for _, exposed, units in rows(warehouse.url, EXPOSED, ["adsmart"]))

@@ -1,7 +1,7 @@
-"""The real cooking diary, from its two files to training rows: exact counts, found once by other means and written down here.
+"""The real cooking diary, from its two files to training rows, with exact counts.
 
-The literal numbers were counted with the csv module alone (records a person, divided by five and rounded down, without the two
-recipes of more than 24 hours), not with the code under test.
+The literal numbers were counted with the csv module alone, not with the code under test: records a person, divided by five and
+rounded down, without the two recipes of more than 24 hours.
 """
 
 import csv
@@ -55,13 +55,13 @@ def test_everything_is_accounted_for(cooking_history: Path) -> None:
     }
     assert history.rejects_by_reason() == {"absurd_minutes": 2, "refused_recipe": 44}
     assert 7677 == 1427 * 5 + 542
-    absurd = [one for one in history.rejects if one.reason == "absurd_minutes"]
-    assert sorted(one.detail for one in absurd) == [
-        "1,920 minutes; at most 1,440 are believed",
-        "7,205 minutes; at most 1,440 are believed",
+    absurd = [reject for reject in history.rejects if reject.reason == "absurd_minutes"]
+    assert sorted(reject.detail for reject in absurd) == [
+        "1,920 minutes; at most 1,440 are accepted",
+        "7,205 minutes; at most 1,440 are accepted",
     ]
     lines = (cooking_history / "recipes.csv").read_text().splitlines()
-    assert [lines[one.line - 1].split(",")[2] for one in absurd] in (["1920", "7205"], ["7205", "1920"])
+    assert [lines[reject.line - 1].split(",")[2] for reject in absurd] in (["1920", "7205"], ["7205", "1920"])
 
 
 def test_the_numbers_hold_when_counted_another_way(cooking_history: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_numbers_hold_when_counted_another_way(cooking_history: Path) -> Non
     by_person = Counter(row["user_id"] for row in records)
     plans = Counter(event["unit_id"] for event in history.events)
     assert plans == {person: count // 5 for person, count in by_person.items() if count >= 5}
-    # Every usable record stands in exactly one plan, or in its person's unfinished last one.
+    # Every usable record is in exactly one plan, or in its person's last, unfinished one.
     used = Counter(
         (event["unit_id"], meal["recipe_id"], day)
         for event in history.events
@@ -95,25 +95,25 @@ def test_the_numbers_hold_when_counted_another_way(cooking_history: Path) -> Non
     ("plan_size", "max_minutes", "recipes", "plans"),
     [(5, 10_000, 381, 1435), (7, 10_000, 381, 993), (5, 1440, 379, 1427)],
 )
-def test_plan_size_and_believed_minutes_change_the_counts(
+def test_counts_change_with_plan_size_and_max_minutes(
     cooking_history: Path, plan_size: int, max_minutes: int, recipes: int, plans: int
 ) -> None:
     counts = read(cooking_history, plan_size, max_minutes).counts
     assert (counts["recipes"], counts["plans"]) == (recipes, plans)
 
 
-def test_rows_split_by_time_and_each_has_the_plan_before(cooking_history: Path) -> None:
+def test_rows_are_split_by_time_and_contain_the_plan_before(cooking_history: Path) -> None:
     history = read(cooking_history)
-    made = build_rows(events_frame(history.events), history.tables, WINDOW, replay_from=date(2008, 1, 1))
-    assert made.excluded == {}
-    rows = made.frame.to_dicts()
+    dataset = build_rows(events_frame(history.events), history.tables, WINDOW, replay_from=date(2008, 1, 1))
+    assert dataset.excluded == {}
+    rows = dataset.frame.to_dicts()
     assert len(rows) == 1427
     for row in rows:
         late = row["metadata"]["timestamp"] >= datetime(2008, 1, 1, tzinfo=UTC)
         assert (row["metadata"]["split"] == "replay") == late
         assert row["metadata"]["reconstructed"] and row["metadata"]["proposed_plan"] is None
         eaten = {meal["recipe_id"] for plan in row["input"]["recent_plans"] for meal in plan["meals"]}
-        # Nobody in this diary reviews a recipe twice, so history that held the plan itself would show here.
+        # Nobody in this diary reviews a recipe twice, so a history that contained the plan itself would show here.
         assert not eaten & {meal["recipe_id"] for meal in row["target"]["accepted_plan"]["meals"]}
     with_history = sum(row["input"]["previous_plan"] is not None for row in rows)
     assert 1000 < with_history < 1427

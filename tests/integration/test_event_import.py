@@ -1,4 +1,4 @@
-"""Logs brought into PostgreSQL: stored once whatever happens, units with their variants, names resolved, hostile values unchanged."""
+"""Logs imported into PostgreSQL: stored exactly once, units with their variants, names resolved, hostile values unchanged."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ SELECT a.unit_id, v.name, a.assigned_at FROM exp.assignments a JOIN exp.variants
 """
 
 
-def test_a_finished_experiment_comes_in_with_its_units(database_url: str, tmp_path: Path) -> None:
+def test_a_finished_experiment_is_imported_with_its_units(database_url: str, tmp_path: Path) -> None:
     content = HEADER + f"u1,a,{AT}\nu2,b,2020-01-05T00:00:00Z\nu2,b,2020-01-03T00:00:00Z\n"
     path = written(tmp_path, "log.csv", content)
     imported = store(database_url, path, mapping_of(tmp_path, TRIAL))
@@ -80,10 +80,10 @@ def test_a_finished_experiment_comes_in_with_its_units(database_url: str, tmp_pa
     st.lists(st.tuples(st.sampled_from("uvwxyz"), st.sampled_from("abc"), st.integers(0, 20)), min_size=1),
     st.integers(0, 1 << 32),
 )
-def test_every_row_is_stored_or_rejected_and_again_changes_nothing(
+def test_every_row_is_stored_or_rejected_and_a_second_import_changes_nothing(
     database_url: str, tmp_path: Path, log: list[tuple[str, str, int]], salt: int
 ) -> None:
-    """Of a unit in two variants the first one counts; rows of unknown variants are rejected, and count for nothing."""
+    """A unit keeps its first variant. Rows with an unknown variant are rejected and do not decide a unit's variant."""
     prefix = f"{salt}-{uuid.uuid4().hex[:6]}-"
     start = datetime(2020, 1, 1, tzinfo=UTC)
     content = HEADER + "".join(
@@ -107,9 +107,11 @@ def test_every_row_is_stored_or_rejected_and_again_changes_nothing(
     rejects = [json.loads(line) for line in listed.read_text().splitlines()]
     lines = [line for line, row in enumerate(log, start=2) if row[1] == "c" or variants[row[0]] != row[1]]
     assert [reject["line"] for reject in rejects] == lines
-    found = [row for row in rows(database_url, ENROLLED) if row[0].startswith(prefix)]
+    enrolled = [row for row in rows(database_url, ENROLLED) if row[0].startswith(prefix)]
     first = {unit: min(day for other, _, day in kept if other == unit) for unit in variants}
-    assert found == [(prefix + unit, variants[unit], start + timedelta(days=first[unit])) for unit in sorted(variants)]
+    assert enrolled == [
+        (prefix + unit, variants[unit], start + timedelta(days=first[unit])) for unit in sorted(variants)
+    ]
 
     before = rows(database_url, STATE)
     again = store(database_url, path, mapping)
@@ -145,7 +147,7 @@ def test_sync_leaves_an_imported_run_alone(database_url: str, tmp_path: Path) ->
     assert rows(database_url, STATE) == before
 
 
-def test_names_mean_runs_of_this_database(database_url: str, tmp_path: Path) -> None:
+def test_experiment_names_are_looked_up_in_the_database(database_url: str, tmp_path: Path) -> None:
     with psycopg.connect(database_url) as connection:
         sync(connection, config_of(tmp_path, SYNCED), model_stage=every_model_exists, by="test")
     path = written(tmp_path, "log.csv", HEADER + f"u1,control,{AT}\nu2,,{AT}\nu3,contrl,{AT}\n")
@@ -156,11 +158,11 @@ def test_names_mean_runs_of_this_database(database_url: str, tmp_path: Path) -> 
     assert rows(database_url, stored) == [("control",)]
     assert rows(database_url, "SELECT count(*) FROM exp.assignments") == [(0,)]
 
-    for said, complaint in (
-        ("trail", "mapping.yml:7: The database has no experiment trail, did you mean trial? There is trial."),
+    for experiment, complaint in (
+        ("trail", "mapping.yml:7: The database has no experiment trail: did you mean trial? Choose from trial."),
         ("{name: trial, run: 3}", "mapping.yml:7: trial has no run 3: its runs are 1 to 1."),
     ):
-        wrong = named.replace("{name: trial, run: 1}", said)
+        wrong = named.replace("{name: trial, run: 1}", experiment)
         with pytest.raises(ConfigError) as caught:
             judge(database_url, path, mapping_of(tmp_path, wrong))
         assert str(caught.value).endswith(complaint)
@@ -173,7 +175,7 @@ def test_names_mean_runs_of_this_database(database_url: str, tmp_path: Path) -> 
     assert judge(database_url, path, mapping_of(tmp_path, in_a_column)).tally.rejects["unknown_experiment"] == 1
 
 
-def test_a_file_is_not_stored_by_two_mappings(database_url: str, tmp_path: Path) -> None:
+def test_a_file_is_refused_when_it_was_stored_by_another_mapping(database_url: str, tmp_path: Path) -> None:
     path = written(tmp_path, "log.csv", f"user,at\nu1,{AT}\n")
     store(database_url, path, mapping_of(tmp_path, CLICKS))
     with pytest.raises(ImportRefusedError, match="was imported with another mapping"):
@@ -181,7 +183,7 @@ def test_a_file_is_not_stored_by_two_mappings(database_url: str, tmp_path: Path)
     assert rows(database_url, "SELECT event_type FROM exp.events") == [("custom.click",)]
 
 
-def test_ids_of_the_log_are_kept_or_made_from_it(database_url: str, tmp_path: Path) -> None:
+def test_event_ids_are_kept_or_hashed(database_url: str, tmp_path: Path) -> None:
     known = uuid.uuid4()
     path = written(tmp_path, "log.csv", f"user,at,id\nu1,{AT},{known}\nu1,{AT},{known}\nu2,{AT},order-7\n")
     imported = store(database_url, path, mapping_of(tmp_path, CLICKS + "event_id: {column: id}\n"))
@@ -193,8 +195,8 @@ def test_ids_of_the_log_are_kept_or_made_from_it(database_url: str, tmp_path: Pa
     assert rows(database_url, "SELECT count(*) FROM exp.events WHERE unit_id = 'u2'") == [(1,)]
 
 
-def test_events_lie_on_their_days_and_in_history(database_url: str, tmp_path: Path) -> None:
-    """Days of which there is no partition any more get one."""
+def test_events_are_stored_in_their_days_and_in_history(database_url: str, tmp_path: Path) -> None:
+    """A day whose partition was dropped gets a new one."""
     first, third = (f"exp.events_{FIRST_DAY + timedelta(days=days):%Y%m%d}" for days in (0, 3))
     moments = ["1999-12-31T23:59:59Z", f"{FIRST_DAY}T00:00:00Z", f"{FIRST_DAY + timedelta(days=3)}T12:00:00+02:00"]
     store(database_url, written(tmp_path, "none.csv", f"user,at\nu,{AT}\n"), mapping_of(tmp_path, CLICKS))
@@ -202,8 +204,8 @@ def test_events_lie_on_their_days_and_in_history(database_url: str, tmp_path: Pa
         connection.execute(f"DROP TABLE {third}")
     path = written(tmp_path, "log.csv", "user,at\n" + "".join(f"u,{moment}\n" for moment in moments))
     store(database_url, path, mapping_of(tmp_path, CLICKS))
-    found = rows(database_url, "SELECT tableoid::regclass::text FROM exp.events ORDER BY timestamp")
-    assert [name for (name,) in found] == ["exp.events_history", "exp.events_history", first, third]
+    partitions = rows(database_url, "SELECT tableoid::regclass::text FROM exp.events ORDER BY timestamp")
+    assert [name for (name,) in partitions] == ["exp.events_history", "exp.events_history", first, third]
 
 
 def test_erased_units_do_not_come_back(database_url: str, tmp_path: Path) -> None:
@@ -221,10 +223,10 @@ def test_erased_units_do_not_come_back(database_url: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("when", ["judged", "stored"])
-def test_a_unit_that_is_erased_meanwhile_does_not_come_back(
+def test_a_unit_does_not_come_back_when_it_is_erased_during_the_import(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """Erased between judging and storing its enrolment does not come, either; later it was stored by then, and erased with its unit."""
+    """A unit erased between judging and storing is not enrolled either. Later its enrolment is stored already, and erased with the unit."""
     monkeypatch.setattr(judging, "ROWS_AT_ONCE", 1)
 
     def erase(doing: str, share: float) -> None:
@@ -259,7 +261,7 @@ def test_an_erasure_waits_for_the_chunk_that_is_being_stored(database_url: str, 
 
 
 @pytest.mark.parametrize("wrong", ["where: {user: nobody}\n", "timestamp"])
-def test_a_mapping_that_stored_nothing_keeps_no_other_out(
+def test_a_mapping_that_stored_nothing_does_not_block_another_one(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     path = written(tmp_path, "log.csv", f"user,at\nu,{AT}\n")
@@ -278,7 +280,7 @@ def test_a_mapping_that_stored_nothing_keeps_no_other_out(
         store(database_url, path, mapping_of(tmp_path, CLICKS))
 
 
-def test_a_log_that_grew_is_known_unless_it_has_ids(database_url: str, tmp_path: Path) -> None:
+def test_a_log_that_grew_is_reported_unless_it_has_event_ids(database_url: str, tmp_path: Path) -> None:
     one, two = f"user,at,id\nu,{AT},a\n", f"user,at,id\nu,{AT},a\nv,{AT},b\n"
     plain, hashed = mapping_of(tmp_path, CLICKS), mapping_of(tmp_path, CLICKS + "event_id: {column: id, as: hash}\n")
     assert store(database_url, written(tmp_path, "log.csv", one), plain).other_content is None
@@ -286,9 +288,22 @@ def test_a_log_that_grew_is_known_unless_it_has_ids(database_url: str, tmp_path:
     path = written(tmp_path, "log.csv", two)
     assert judge(database_url, path, plain).other_content is not None
     assert judge(database_url, path, hashed).other_content is None
-    packed = written(tmp_path, "log.csv.gz", gzip.compress(one.encode()))
-    assert judge(database_url, packed, plain).other_content is not None
+    compressed = written(tmp_path, "log.csv.gz", gzip.compress(one.encode()))
+    assert judge(database_url, compressed, plain).other_content is not None
     assert judge(database_url, written(tmp_path, "other.csv", two), plain).other_content is None
+
+
+@pytest.mark.parametrize(("name", "content"), [("log.csv", "usr,at\n1,2\n"), ("log.jsonl", '{"usr": 1, "at": 2}\n')])
+def test_missing_columns_are_reported_with_the_line_of_the_mapping(
+    database_url: str, tmp_path: Path, name: str, content: str
+) -> None:
+    path = written(tmp_path, name, content)
+    with pytest.raises(ConfigError) as caught:
+        judge(database_url, path, mapping_of(tmp_path, CLICKS + "metrics: {m: {column: zzz}}\n"))
+    assert [(problem.place.line, problem.rule) for problem in caught.value.problems] == [
+        (4, f"{name} has no column user: did you mean usr?"),
+        (6, f"{name} has no column zzz. It has usr, at."),
+    ]
 
 
 def test_naughty_strings_are_stored_and_found_unchanged(database_url: str, tmp_path: Path) -> None:
@@ -297,13 +312,13 @@ def test_naughty_strings_are_stored_and_found_unchanged(database_url: str, tmp_p
         pytest.skip(f"the naughty strings are not at {file}")
     strings = [text for text in json.loads(file.read_text()) if text]
     as_json = "".join(
-        json.dumps({"user": text, "at": AT, "said": {"text": text, "deep": [text]}}) + "\n" for text in strings
+        json.dumps({"user": text, "at": AT, "message": {"text": text, "deep": [text]}}) + "\n" for text in strings
     )
     path = written(tmp_path, "log.jsonl", as_json)
-    imported = store(database_url, path, mapping_of(tmp_path, CLICKS + "payload: {'*': {column: said}}\n"))
+    imported = store(database_url, path, mapping_of(tmp_path, CLICKS + "payload: {'*': {column: message}}\n"))
     fitting = [text for text in strings if len(text) <= 255 and "\0" not in text]
     assert dict(imported.tally.rejects) == (
         {"invalid_unit_id": len(strings) - len(fitting)} if len(fitting) < len(strings) else {}
     )
-    found = rows(database_url, "SELECT unit_id, payload ->> 'text', payload -> 'deep' ->> 0 FROM exp.events")
-    assert sorted(found) == sorted((text, text, text) for text in fitting) and len(found) > 500
+    stored = rows(database_url, "SELECT unit_id, payload ->> 'text', payload -> 'deep' ->> 0 FROM exp.events")
+    assert sorted(stored) == sorted((text, text, text) for text in fitting) and len(stored) > 500

@@ -1,4 +1,4 @@
-"""The command as a person runs it: killed in the middle and run again, its table, its sentences, its exit codes."""
+"""`lifecycle events import` as a user runs it: killed and run again, its output and exit codes."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def lifecycle(environment: dict[str, str], *arguments: str | Path) -> subprocess
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS)
 
 
-def test_killed_in_the_middle_it_is_completed_by_running_it_again(
+def test_an_import_is_completed_by_running_it_again_when_it_was_killed(
     database_url: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     content = "user,variant,at\n" + "".join(
@@ -41,7 +41,7 @@ def test_killed_in_the_middle_it_is_completed_by_running_it_again(
     )
     path, mapping = written(tmp_path, "log.csv", content), written(tmp_path, "mapping.yml", TRIAL)
     ensure_partitions(database_url, FIRST_DAY, 1)
-    # An event of the second chunk, stored by somebody whose transaction is open: the import has to wait for it there.
+    # An event of the second chunk that another, open transaction has stored: the import has to wait for it there.
     digest = hashlib.sha256(content.encode()).hexdigest()
     held = uuid.uuid5(EVENT_IDS, f"{digest}/0/{ROWS_AT_ONCE + 10}")
     with psycopg.connect(database_url) as holder, psycopg.connect(database_url, autocommit=True) as watcher:
@@ -70,7 +70,7 @@ def test_killed_in_the_middle_it_is_completed_by_running_it_again(
     assert "trial run 1 is completed" in done.stdout and "history_events" in done.stdout
 
 
-def test_rejects_are_told_and_too_many_store_nothing(
+def test_rejects_are_listed_and_too_many_of_them_store_nothing(
     database_url: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     content = "user,at\nu1,2020-01-02T00:00:00Z\n,2020-01-02T00:00:00Z\n\xff,yesterday\n".encode("latin-1")
@@ -82,9 +82,12 @@ def test_rejects_are_told_and_too_many_store_nothing(
         f"lifecycle: 2 of 3 rows of {path} are rejected, more than --max-rejects 0.01:"
     )
     assert rows(database_url, "SELECT count(*) FROM exp.audit_log") == [(0,)]
-    told = [json.loads(line) for line in listed.read_text().splitlines()]
-    assert [(reject["line"], reject["reason"]) for reject in told] == [(3, "missing_unit_id"), (4, "invalid_timestamp")]
-    assert told[0]["row"] == {"user": "", "at": "2020-01-02T00:00:00Z"} and told[1]["row"]["user"] == "\ufffd"
+    records = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [(reject["line"], reject["reason"]) for reject in records] == [
+        (3, "missing_unit_id"),
+        (4, "invalid_timestamp"),
+    ]
+    assert records[0]["row"] == {"user": "", "at": "2020-01-02T00:00:00Z"} and records[1]["row"]["user"] == "\ufffd"
 
     checked = lifecycle(environment, path, "--mapping", mapping, "--max-rejects", "1", "--check")
     assert checked.returncode == 0 and "Nothing was stored" in checked.stdout
@@ -94,28 +97,28 @@ def test_rejects_are_told_and_too_many_store_nothing(
     assert rows(database_url, "SELECT unit_id FROM exp.events") == [("u1",)]
 
 
-def test_a_log_that_grew_is_told_of(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_log_that_grew_is_reported(environment: dict[str, str], tmp_path: Path) -> None:
     content, mapping = "user,at\nu,2020-01-02T00:00:00Z\n", written(tmp_path, "mapping.yml", CLICKS)
     first = lifecycle(environment, written(tmp_path, "log.csv", content), "--mapping", mapping)
     assert first.returncode == 0 and "other content" not in first.stdout
     path = written(tmp_path, "log.csv", content + "v,2020-01-03T00:00:00Z\n")
-    told = lifecycle(environment, path, "--mapping", mapping, "--check").stdout
-    assert f"{path} was imported with other content on " in told and "without an `event_id` in the mapping" in told
+    output = lifecycle(environment, path, "--mapping", mapping, "--check").stdout
+    assert f"{path} was imported with other content on " in output and "without an `event_id` in the mapping" in output
 
 
 @pytest.mark.parametrize(
-    ("content", "mapping", "said"),
+    ("content", "mapping", "words"),
     [
         (b"", CLICKS, "is empty"),
-        (b"user,at\n", CLICKS, "holds no rows"),
+        (b"user,at\n", CLICKS, "has no rows"),
         (b"usr,at\nu,2020-01-02T00:00:00Z\n", CLICKS, "has no column user: did you mean usr? It has usr, at."),
         (b"user,at\n", "event_type: click", "mapping.yml:1: An event needs unit_type and unit_id and timestamp."),
     ],
     ids=["empty", "no rows", "missing column", "wrong mapping"],
 )
-def test_a_mistake_is_a_sentence(
-    environment: dict[str, str], tmp_path: Path, content: bytes, mapping: str, said: str
+def test_a_mistake_is_reported_without_a_traceback(
+    environment: dict[str, str], tmp_path: Path, content: bytes, mapping: str, words: str
 ) -> None:
     path = written(tmp_path, "log.csv", content)
     done = lifecycle(environment, path, "--mapping", written(tmp_path, "mapping.yml", mapping))
-    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr

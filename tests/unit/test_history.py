@@ -1,6 +1,7 @@
-"""Somebody else's recipes and diary: what becomes of good rows, of bad rows, and of broken files."""
+"""A user's recipes and diary: what good rows become, how bad rows are listed, which files are refused."""
 
 import csv
+import gzip
 import json
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 import polars as pl
 import pytest
 
+from foundation.table_files import FileRefusedError
 from planner.catalogue import Catalogue
 from planner.history import History, HistoryOptions, read_history, write_rejects
 from planner.rows import build_rows
 from planner.sessions import events_frame
-from planner.table_files import FileRefusedError
 from product.protocol import RowWindow
 
 NOW = datetime(2020, 1, 1, tzinfo=UTC)
@@ -45,7 +46,7 @@ def read(tmp_path: Path) -> Any:
     return reading
 
 
-def test_five_different_recipes_in_a_row_are_a_plan(read: Any) -> None:
+def test_five_different_recipes_in_a_row_become_a_plan(read: Any) -> None:
     history = read(interactions=diary(*reversed(week()), "ann,6,2005-04-01,5"))
     assert history.counts == {
         "recipes_read": 9,
@@ -87,7 +88,7 @@ def test_five_different_recipes_in_a_row_are_a_plan(read: Any) -> None:
     Catalogue.from_records(history.recipes.to_dicts())
 
 
-def test_ids_come_from_the_plans_so_that_again_and_more_is_the_same(read: Any) -> None:
+def test_event_ids_stay_the_same_when_a_longer_diary_is_read(read: Any) -> None:
     once = read(interactions=diary(*week("ann"), *week("bob")))
     mixed = read(interactions=diary(*sorted(week("bob") + week("ann"), reverse=True)))
     longer = read(
@@ -106,7 +107,7 @@ def test_ids_come_from_the_plans_so_that_again_and_more_is_the_same(read: Any) -
     assert once.digest != read(interactions=diary(*week("ann"), *week("bob")), plan_size=4).digest
 
 
-def test_a_recipe_that_returns_before_the_plan_is_complete_is_skipped(read: Any) -> None:
+def test_a_recipe_is_skipped_when_the_open_plan_has_it(read: Any) -> None:
     records = [
         "ann,1,2005-03-01,5",
         "ann,1,2005-03-02,5",
@@ -142,7 +143,7 @@ def test_plans_of_one_day_follow_each_other(read: Any) -> None:
         ("99991", 9.0, {"rating_mean": 1.0, "rating_count": 1}),
     ],
 )
-def test_ratings_become_metrics_but_for_the_one_that_means_none(
+def test_ratings_become_metrics_except_the_one_that_means_unrated(
     read: Any, ratings: str, unrated: float | None, metrics: dict[str, float]
 ) -> None:
     records = [f"ann,{number + 1},2005-03-0{number + 1},{rating.strip()}" for number, rating in enumerate(ratings)]
@@ -157,20 +158,20 @@ def test_unusable_rows_are_listed_with_their_lines_and_reasons(read: Any, tmp_pa
     )
     records = [
         *week(),
-        "ann,10,2005-03-01,5",  # line 7: its recipe was refused
+        "ann,10,2005-03-01,5",  # line 7: its recipe was rejected
         "ann,77,2005-03-01,5",
         "ann,1,2005-02-30,5",
         "ann,1,,5",
         "ann,1,2021-01-01,5",
         "ann,1,1930-01-01,5",
-        "ann,1,2005-03-01,4",  # the same again
+        "ann,1,2005-03-01,4",  # a duplicate
         ",1,2005-03-01,5",
         "ann,2,2005-03-09,five",
         "ann,2",
         "ann,2,2005-03-09,5,6",
     ]
     history = read(recipes, diary(*records))
-    assert [(one.file, one.line, one.reason) for one in history.rejects] == [
+    assert [(reject.file, reject.line, reject.reason) for reject in history.rejects] == [
         ("diary.csv", 7, "refused_recipe"),
         ("diary.csv", 8, "unknown_recipe"),
         ("diary.csv", 9, "bad_date"),
@@ -203,16 +204,16 @@ def test_unusable_rows_are_listed_with_their_lines_and_reasons(read: Any, tmp_pa
         "file": "diary.csv",
         "line": "7",
         "reason": "refused_recipe",
-        "detail": "the recipe 10 was refused itself",
+        "detail": "the recipe 10 was rejected",
     }
     assert [file.name for file in path.parent.iterdir()] == ["rejects.csv"]
 
 
-def test_more_minutes_are_believed_when_asked_for(read: Any) -> None:
+def test_long_recipes_are_accepted_when_max_minutes_is_raised(read: Any) -> None:
     recipes = RECIPES + "10,brisket,2880,,,\n11,unknown,0,,,\n"
     minutes = dict(read(recipes, max_minutes=2880).recipes.select("id", "prep_minutes").rows())
     assert minutes["10"] == 2880
-    assert minutes["11"] is None  # nobody cooks in no time: not said
+    assert minutes["11"] is None  # 0 minutes means unknown
 
 
 def test_columns_are_guessed_and_can_be_named(read: Any) -> None:
@@ -268,41 +269,42 @@ def test_naughty_strings_are_data(read: Any, tmp_path: Path) -> None:
             writer.writerow([number, text.replace("\x00", ""), json.dumps([text]), text.replace("\x00", "")])
     history = read(path.read_bytes(), diary(*(f"ann,{number},2005-03-0{number + 1},5" for number in range(5))))
     usable = set(history.recipes["id"].to_list())
-    refused = {one.line for one in history.rejects if one.file == "recipes.csv"}
-    assert len(usable) + len(refused) == len(naughty)
+    rejected = {reject.line for reject in history.rejects if reject.file == "recipes.csv"}
+    assert len(usable) + len(rejected) == len(naughty)
     assert len(usable) > len(naughty) * 0.95
     titles = dict(history.recipes.select("id", "title").rows())
     expected = {str(number): text.replace("\x00", "").strip() for number, text in enumerate(naughty)}
-    assert all(titles[one] == (expected[one] or one) for one in usable)
+    assert all(titles[recipe] == (expected[recipe] or recipe) for recipe in usable)
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "words"),
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        (DIARY_HEADER.encode(), "has a header and not a single row that fits it"),
+        (DIARY_HEADER.encode(), "has columns but no rows"),
+        (b"user_id,recipe_id,date\nann,1\n", "no record can be used (malformed 1)"),
         (b"user_id,recipe_id,rating\nann,1,5\n", "line 1: no column for date among user_id, recipe_id, rating"),
-        (b"just one line of prose", "line 1: this is no CSV header"),
-        (b"a,a\n1,2\n", "line 1: this is no CSV header"),
+        (b"just one line of prose", "line 1: 'just one line of prose' is not a CSV header"),
+        (b"a,a\n1,2\n", "line 1: the header has a twice"),
         ((DIARY_HEADER + "ann,1,2005-03-01,5\nbob,2,caf\xe9,5\n").encode("latin-1"), "line 3: byte 0xe9 is not UTF-8"),
-        (diary(*week()).encode("utf-16"), "line 1: this is no text in UTF-8"),
-        (bytes(range(256)) * 9, "this is no text in UTF-8"),
+        (diary(*week()).encode("utf-16"), "is UTF-16"),
+        (bytes(range(256)) * 9, "is not UTF-8"),
         ((diary(*week()) + 'ann,"1,2005-03-07,5\nann,2,2005-03-08,5\n').encode(), "line 7: the record that starts here is broken"),
         ((diary(*week()) + 'ann,"1" x,2005-03-07,5\n').encode(), "line 7: the record that starts here is broken"),
         (b"PAR1 and then nothing that is Parquet", "broken or cut-off Parquet file"),
-        (diary("ann,1,yesterday,5", "ann,99,2005-01-01,5").encode(), "not one record can be used (bad_date 1, unknown_recipe 1)"),
+        (diary("ann,1,yesterday,5", "ann,99,2005-01-01,5").encode(), "no record can be used (bad_date 1, unknown_recipe 1)"),
     ],
 )  # fmt: skip
-def test_broken_files_are_refused_with_one_sentence(read: Any, content: bytes, says: str) -> None:
+def test_broken_files_are_refused_with_one_sentence(read: Any, content: bytes, words: str) -> None:
     with pytest.raises(FileRefusedError) as refused:
         read(interactions=content)
-    assert says in str(refused.value)
+    assert words in str(refused.value)
     assert "diary.csv" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_a_cut_off_parquet_file_is_refused(tmp_path: Path) -> None:
+def test_broken_parquet_files_are_refused(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
     pl.DataFrame({"id": [1], "name": ["x"]}).write_parquet(whole)
     cut.write_bytes(whole.read_bytes()[:-20])
@@ -310,11 +312,11 @@ def test_a_cut_off_parquet_file_is_refused(tmp_path: Path) -> None:
         read_history(cut, cut)
     text = tmp_path / "text.parquet"
     text.write_text(RECIPES)
-    with pytest.raises(FileRefusedError, match="is called Parquet and is none"):
+    with pytest.raises(FileRefusedError, match="named like a Parquet file"):
         read_history(text, text)
 
 
-def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileRefusedError, match=r"nowhere\.csv does not exist"):
         read_history(tmp_path / "nowhere.csv", tmp_path)
     with pytest.raises(FileRefusedError, match="is a folder"):
@@ -322,20 +324,38 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "words"),
     [
-        ({"mapping": {"person": "absent"}}, "no column 'absent' for person"),
-        ({"mapping": {"colour": "x"}}, "no field 'colour'"),
+        ({"mapping": {"person": "absent"}}, "no column absent"),
+        ({"mapping": {"person": ""}}, "no column"),
+        ({"mapping": {"colour": "x"}}, "Unknown field 'colour'"),
         ({"plan_size": 8}, "1 to 7 meals"),
         ({"plan_size": 0}, "1 to 7 meals"),
         ({"household_size": 0}, "at least one person"),
     ],
 )
-def test_impossible_options_are_refused(read: Any, options: dict[str, Any], says: str) -> None:
-    with pytest.raises(FileRefusedError, match=says):
+def test_impossible_options_are_refused(read: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(FileRefusedError, match=words):
         read(**options)
 
 
-def test_a_byte_order_mark_and_windows_lines_are_fine(read: Any) -> None:
+def test_a_byte_order_mark_and_windows_lines_are_accepted(read: Any) -> None:
     content = b"\xef\xbb\xbf" + diary(*week()).replace("\n", "\r\n").encode()
     assert read(interactions=content).counts["plans"] == 1
+
+
+def test_a_compressed_diary_and_old_mac_lines_are_accepted(read: Any) -> None:
+    assert read(interactions=gzip.compress(diary(*week()).encode())).counts["plans"] == 1
+    assert read(interactions=diary(*week()).replace("\n", "\r")).counts["plans"] == 1
+
+
+def test_json_lines_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipes.jsonl"
+    path.write_text('{"id": 1, "name": "one"}\n')
+    with pytest.raises(FileRefusedError, match=r"recipes\.jsonl has JSON lines"):
+        read_history(path, path)
+
+
+def test_the_digest_of_a_history_never_changes(read: Any) -> None:
+    """`exp.imports` keeps it: another digest would import everything again."""
+    assert read().digest == "e6d734dd6fee321b12b02761fbcd006cfe4a061d9b06c1ddb77a3c27a8eb1161"
