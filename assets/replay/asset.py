@@ -15,7 +15,6 @@ from foundation.settings import settings
 from replay.evaluate import Replayed, ReplayRequest, evaluate
 from replay.gate import GateConfig
 from replay.report import markdown
-from replay.stored_results import StoredReplay, replays_of_model
 
 
 class ReplayConfig(dg.Config):
@@ -87,36 +86,26 @@ def _tell(context: dg.AssetExecutionContext, planner: str, done: int, rows: int)
     asset=replay_metrics,
     name="acceptance_gate",
     blocking=True,
+    # Without it the check would load the records of all versions.
+    partitions_def=MODEL_VERSIONS,
     description="Constraint respect exactly 1, no score worse than the baseline's, on rows that neither model proposed.",
 )
-def acceptance_gate(context: dg.AssetCheckExecutionContext, database: PlatformDatabase) -> dg.AssetCheckResult:
-    """The verdict of the newest replay of this version. A refusal is a result: it fails this check, and what is downstream is not made."""
-    # Checks have no partitions of their own; the run's is the one that was replayed.
-    key = context.op_execution_context.partition_key
-    name, number = parse_model_version_key(key)
-    with database.connect() as connection:
-        replays = replays_of_model(connection, name, number)
-    if not replays or replays[0].verdict is None:
-        return _answer(False, f"{key} has no finished replay, and no data is not a pass.", {})
-    return _verdict(replays[0])
-
-
-def _verdict(replay: StoredReplay) -> dg.AssetCheckResult:
-    decision = (replay.verdict or "").replace("_", " ")
-    reasons = list(replay.reasons) or ["Every rule holds."]
-    metadata = {
-        "verdict": decision,
-        "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in reasons)),
-        "anchored": bool(replay.anchored),
-        "dataset": replay.dataset_version,
-        "baseline": f"{replay.mlflow_model_name} {replay.baseline_model_version}",
-    }
-    return _answer(replay.verdict == "passed", f"{decision}: {' '.join(reasons)}", metadata)
-
-
-def _answer(passed: bool, sentence: str, metadata: dict[str, Any]) -> dg.AssetCheckResult:
+def acceptance_gate(replay_metrics: Replayed) -> dg.AssetCheckResult:
+    """The verdict of this partition's replay. A refusal is a result: the check fails, and nothing downstream is materialised."""
+    result, verdict = replay_metrics.result, replay_metrics.verdict
+    decision = verdict.decision.replace("_", " ")
+    reasons = list(verdict.reasons) or ["Every rule holds."]
     return dg.AssetCheckResult(
-        passed=passed, severity=dg.AssetCheckSeverity.ERROR, description=sentence, metadata=metadata
+        passed=verdict.passed,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=f"{decision}: {' '.join(reasons)}",
+        metadata={
+            "verdict": decision,
+            "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in reasons)),
+            "anchored": verdict.anchored,
+            "dataset": result.dataset_version,
+            "baseline": result.baseline,
+        },
     )
 
 

@@ -22,8 +22,8 @@ from orchestration.commands.configuration import apply_configuration
 from orchestration.definitions import defs
 from orchestration.jobs import replay_job
 from orchestration.sensors import MOST_ATTEMPTS, new_model_version
-from product.installed import EXPERIMENT_NAME, POLICY_NAME
-from replay.stored_results import replays_of_model
+from product.installed import installed_product
+from replay.stored_results import StoredReplay, replays_of_model, save_replay
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def test_a_refused_version_fails_its_check_and_gets_no_candidate(place: Place, i
     assert not finished.success
     assert [event.step_key for event in finished.get_step_success_events()] == ["replay_metrics"]
     with psycopg.connect(place.database_url) as connection:
-        assert version_of_model(connection, POLICY_NAME, NAME, POOR) is None
-        (only,) = runs_of(connection, EXPERIMENT_NAME)
+        assert version_of_model(connection, installed_product().policy_name, NAME, POOR) is None
+        (only,) = runs_of(connection, installed_product().experiment_name)
         assert {variant.name: float(variant.allocation) for variant in only.variants} == {"control": 1.0}
         assert [replay.verdict for replay in replays_of_model(connection, NAME, POOR)] == ["refused"]
     assert model_version_key(NAME, POOR) not in asked_for(instance), "a refusal is a result: nothing is tried again"
@@ -107,13 +107,13 @@ def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.Da
         finished = run(instance, GOOD, baseline=POOR)
         assert finished.success, [event.message for event in finished.get_asset_check_evaluations()]
     with psycopg.connect(place.database_url) as connection:
-        made = version_of_model(connection, POLICY_NAME, NAME, GOOD)
+        made = version_of_model(connection, installed_product().policy_name, NAME, GOOD)
         assert made is not None and made.version == 2
-        control = version_of_model(connection, POLICY_NAME, NAME, BASELINE)
+        control = version_of_model(connection, installed_product().policy_name, NAME, BASELINE)
         assert control is not None and made.config_defaults == control.config_defaults != {}, (
             "both arms get the same params"
         )
-        before, opened = runs_of(connection, EXPERIMENT_NAME)
+        before, opened = runs_of(connection, installed_product().experiment_name)
     assert (before.status, opened.status) == ("completed", "active")
     shares = [(variant.name, variant.role, float(variant.allocation)) for variant in opened.variants]
     assert shares == [("control", "control", 0.1), ("remainder", "remainder", 0.8), ("candidate_v2", "treatment", 0.1)]
@@ -129,18 +129,48 @@ def test_a_version_that_passed_and_got_no_candidate_is_asked_for_again(
     assert model_version_key(NAME, GOOD) not in asked_for(instance)
 
 
-def test_a_candidate_started_by_hand_looks_at_the_gate_itself(place: Place, instance: dg.DagsterInstance) -> None:
-    finished = dg.materialize(
+def candidate_alone(instance: dg.DagsterInstance, version: int) -> dg.ExecuteInProcessResult:
+    """`candidate_policy` started by hand, without the job."""
+    return dg.materialize(
         [asset for asset in defs.assets or () if isinstance(asset, dg.AssetsDefinition)],
         selection=["candidate_policy"],
         instance=instance,
-        partition_key=model_version_key(NAME, FAIR),
+        partition_key=model_version_key(NAME, version),
         resources=dict(defs.resources or {}),
         raise_on_error=False,
     )
-    (failure,) = finished.get_step_failure_events()
-    error = failure.step_failure_data.error
-    assert error is not None and "planner_model@3 has not passed its replay gate" in str(error.to_string())
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """The error of the only step that failed."""
+    (event,) = result.get_step_failure_events()
+    error = event.step_failure_data.error
+    assert error is not None
+    return str(error.to_string())
+
+
+def test_a_candidate_started_by_hand_fails_without_a_replay_record(place: Place, instance: dg.DagsterInstance) -> None:
+    message = failure(candidate_alone(instance, FAIR))
+    assert "replay_metrics has no record for planner_model@3" in message and "no data is not a pass" in message
+
+
+def test_a_candidate_started_by_hand_fails_when_its_replay_was_refused(
+    place: Place, instance: dg.DagsterInstance
+) -> None:
+    run(instance, POOR)
+    assert "planner_model@4 has not passed its replay gate" in failure(candidate_alone(instance, POOR))
+
+
+def test_a_candidate_is_judged_by_its_own_replay_record_when_a_newer_result_is_stored(
+    place: Place, instance: dg.DagsterInstance
+) -> None:
+    finished = run(instance, GOOD, baseline=POOR)
+    (evaluation,) = finished.get_asset_check_evaluations()
+    assert finished.success and evaluation.partition == model_version_key(NAME, GOOD)
+    with psycopg.connect(place.database_url) as connection:
+        save_replay(connection, StoredReplay(NAME, GOOD, "2030-01-01", POOR, "completed", verdict="refused"))
+        assert replays_of_model(connection, NAME, GOOD)[0].verdict == "refused"
+    assert candidate_alone(instance, GOOD).success
 
 
 def test_the_sensor_asks_for_each_version_once_whoever_registered_it(
