@@ -9,7 +9,7 @@ from itertools import combinations
 
 from planner.catalogue import Catalogue
 from planner.constraints import has_constraint, over_budget, violations
-from product.protocol import Plan, Row, RowInput
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, Plan, Row, RowInput
 
 STAPLES = frozenset(
     {
@@ -140,11 +140,11 @@ def all_scores(catalogue: Catalogue, row: Row, plan: Plan) -> dict[str, float | 
     accepted = _in_order(row["target"]["accepted_plan"])
     row_input = row["input"]
     return {
-        "plan_alignment_score": plan_alignment(predicted, accepted),
-        "constraint_respect_score": constraint_respect(catalogue, row_input, plan),
-        "edit_distance_score": edit_distance(predicted, accepted),
-        "diversity_score": diversity(catalogue, predicted),
-        "leftovers_score": leftovers(catalogue, row_input, predicted),
+        ALIGNMENT: plan_alignment(predicted, accepted),
+        CONSTRAINTS: constraint_respect(catalogue, row_input, plan),
+        EDITS: edit_distance(predicted, accepted),
+        DIVERSITY: diversity(catalogue, predicted),
+        LEFTOVERS: leftovers(catalogue, row_input, predicted),
         "budget_respect_score": budget_respect(catalogue, row_input, plan),
     }
 

@@ -19,6 +19,10 @@ Plan = dict[str, Any]
 RowInput = dict[str, Any]
 Row = dict[str, Any]
 
+ALIGNMENT, CONSTRAINTS, EDITS = "plan_alignment_score", "constraint_respect_score", "edit_distance_score"
+DIVERSITY, LEFTOVERS = "diversity_score", "leftovers_score"
+"""Names of the scores that replay compares. A product may add others."""
+
 
 @dataclass(frozen=True)
 class Violation:

@@ -9,9 +9,9 @@ import pandas as pd
 
 from product.protocol import Plan, Row, RowInput
 from replay.rows import ReplayError
+from training.versions import OUTPUT_COLUMNS
 
 BATCH_SIZE = 64
-OUTPUT_COLUMNS = ("meals", "tokens_generated", "error")
 MODEL_ERRORS = (
     ArithmeticError,
     AssertionError,

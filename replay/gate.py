@@ -11,21 +11,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experimentation.statistics.intervals import LEVEL, Estimate
-from replay.result import (
-    ALIGNMENT,
-    CONSTRAINTS,
-    DIVERSITY,
-    EDITS,
-    LEFTOVERS,
-    OFFLINE,
-    TOKENS,
-    Comparison,
-    JsonRecord,
-    ReplayResult,
-)
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS
+from replay.result import OFFLINE, WEIGHTS, Comparison, JsonRecord, ReplayResult
+from training.versions import TOKENS
 
 DECIMALS = 6
 """Means are compared at the decimals in which they are stored."""
+MARGIN = 0.02
+"""How far below 0 the lower bound of a paired difference may lie."""
 
 RuleState = Literal["met", "broken", "unknown", "waived"]
 Decision = Literal["passed", "refused", "not_evaluated"]
@@ -37,26 +30,32 @@ class GateConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     margin_alignment: float = Field(
-        default=0.02,
+        default=MARGIN,
         ge=0,
         description="Plan alignment: the lower bound of the paired difference must lie above −margin.",
     )
     margin_edit_distance: float = Field(
-        default=0.02,
+        default=MARGIN,
         ge=0,
         description="Edit distance score: the lower bound of the paired difference must lie above −margin.",
     )
     margin_offline: float = Field(
-        default=0.02,
+        default=MARGIN,
         ge=0,
         description="Offline score: the lower bound of the paired difference must lie above −margin.",
     )
-    weight_alignment: float = Field(default=0.4, ge=0, description="Weight of plan alignment in the offline score.")
-    weight_edit_distance: float = Field(
-        default=0.3, ge=0, description="Weight of the edit distance score in the offline score."
+    weight_alignment: float = Field(
+        default=WEIGHTS[ALIGNMENT], ge=0, description="Weight of plan alignment in the offline score."
     )
-    weight_diversity: float = Field(default=0.15, ge=0, description="Weight of diversity in the offline score.")
-    weight_leftovers: float = Field(default=0.15, ge=0, description="Weight of leftovers in the offline score.")
+    weight_edit_distance: float = Field(
+        default=WEIGHTS[EDITS], ge=0, description="Weight of the edit distance score in the offline score."
+    )
+    weight_diversity: float = Field(
+        default=WEIGHTS[DIVERSITY], ge=0, description="Weight of diversity in the offline score."
+    )
+    weight_leftovers: float = Field(
+        default=WEIGHTS[LEFTOVERS], ge=0, description="Weight of leftovers in the offline score."
+    )
     kept_share: float = Field(
         default=0.95, ge=0, le=1, description="Diversity and leftovers must each keep this share of the baseline's."
     )

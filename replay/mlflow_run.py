@@ -18,7 +18,6 @@ from replay.report import headline, markdown
 from replay.result import SCORES, ReplayResult
 from training import registry
 
-REPLAY_EXPERIMENT = "planner_replay"
 EVALUATION_TYPE = "offline_replay"
 
 
@@ -30,7 +29,7 @@ def log_replay(
     Raises mlflow.exceptions.MlflowException when the tracking store cannot be reached.
     """
     client = registry.client(tracking_uri)
-    run_id = _run_of(client, result, registry.experiment_id(tracking_uri, REPLAY_EXPERIMENT, artefact_root))
+    run_id = _run_of(client, result, registry.experiment_id(tracking_uri, registry.REPLAY_EXPERIMENT, artefact_root))
     tags = _tags(result, verdict) | ({"dagster_run_id": dagster_run_id} if dagster_run_id else {})
     for name, value in tags.items():
         client.set_tag(run_id, name, value)

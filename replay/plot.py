@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from html import escape
 
 from experimentation.statistics.intervals import Estimate
-from replay.result import ALIGNMENT, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, ReplayResult
+from product.protocol import ALIGNMENT, DIVERSITY, EDITS, LEFTOVERS
+from replay.result import OFFLINE, ReplayResult
 
 PANELS = {
     OFFLINE: "offline score",

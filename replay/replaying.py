@@ -9,10 +9,9 @@ from experimentation.statistics.intervals import LEVEL
 from product.protocol import Row
 from replay.answers import BATCH_SIZE, Predicts, Progress, answers, inputs_of
 from replay.reference_planners import ReferencePlanner
-from replay.result import NEITHER, ByProposer, Comparison, FailedRow, Proposer, Reference, ReplayResult
+from replay.result import NEITHER, WEIGHTS, ByProposer, Comparison, FailedRow, Proposer, Reference, ReplayResult
 from replay.rows import DatasetRows, Selection
 from replay.scoring import (
-    WEIGHTS,
     Scored,
     answered_with_constraint,
     comparisons,

@@ -7,9 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from experimentation.statistics.intervals import Estimate
+from product.protocol import ALIGNMENT
 from replay.gate import Rule, RuleState, Verdict, interval
 from replay.plot import markdown_image, scores_svg
-from replay.result import ALIGNMENT, OFFLINE, SCORES, TOKENS, Comparison, ReplayResult
+from replay.result import OFFLINE, SCORES, Comparison, ReplayResult
+from training.versions import TOKENS
 
 TICKS: dict[RuleState, str] = {"met": "✓", "broken": "✗", "unknown": "?", "waived": "–"}
 COLOURS: dict[RuleState, str] = {"met": "green", "broken": "red", "unknown": "yellow", "waived": "yellow"}

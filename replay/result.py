@@ -1,18 +1,21 @@
 """What a replay found, as frozen records that travel as JSON between assets and into the database."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter
 
 from experimentation.statistics.intervals import Estimate
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS
 from replay.rows import Selection
 
-ALIGNMENT, CONSTRAINTS, EDITS = "plan_alignment_score", "constraint_respect_score", "edit_distance_score"
-DIVERSITY, LEFTOVERS, OFFLINE = "diversity_score", "leftovers_score", "offline_eval_score"
-TOKENS = "tokens_generated"
+OFFLINE = "offline_eval_score"
 SCORES = (ALIGNMENT, CONSTRAINTS, EDITS, DIVERSITY, LEFTOVERS, OFFLINE)
 """The scores that have a column in `exp.offline_replay_results`, in the order in which they are shown."""
+WEIGHTS: Mapping[str, float] = MappingProxyType({ALIGNMENT: 0.4, EDITS: 0.3, DIVERSITY: 0.15, LEFTOVERS: 0.15})
+"""Weights of the scores in `offline_eval_score`, unless the gate's configuration sets others."""
 
 Proposer = Literal["candidate", "baseline", "another policy version", "nobody (reconstructed)", "unknown"]
 NEITHER: frozenset[Proposer] = frozenset({"another policy version", "nobody (reconstructed)"})

@@ -6,16 +6,13 @@ nothing was proposed, but it is no evidence of respect either: the gate asks for
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from experimentation.statistics.intervals import LEVEL, Estimate, mean_where_known, paired_difference
-from product.protocol import Product, Row
+from product.protocol import CONSTRAINTS, Product, Row
 from replay.answers import Answer
-from replay.result import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, TOKENS, Comparison
+from replay.result import OFFLINE, WEIGHTS, Comparison
 from training.dataset import unit_of
-
-WEIGHTS: Mapping[str, float] = MappingProxyType({ALIGNMENT: 0.4, EDITS: 0.3, DIVERSITY: 0.15, LEFTOVERS: 0.15})
-"""What `offline_eval_score` is made of; the gate's configuration may say otherwise."""
+from training.versions import TOKENS
 
 SCORE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 

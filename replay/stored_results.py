@@ -10,14 +10,7 @@ import psycopg
 from psycopg.rows import dict_row, tuple_row
 from psycopg.types.json import Jsonb
 
-SCORES = (
-    "plan_alignment_score",
-    "constraint_respect_score",
-    "edit_distance_score",
-    "diversity_score",
-    "leftovers_score",
-    "offline_eval_score",
-)
+from replay.result import SCORES
 
 # A replay that is begun again does not hide the result that is there; only another result replaces it.
 SAVE = """

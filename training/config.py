@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from product.installed import installed_product
 from training.errors import TrainingError
+from training.registry import TRAINING_EXPERIMENT
 
 BUILT_IN = "builtin"
 ALL_LINEAR = "all-linear"
@@ -168,7 +169,7 @@ class MlflowSection(_Section):
     artifact_root: str | None = Field(
         default=None, description="Folder or s3:// URL under which a new experiment keeps its artefacts."
     )
-    experiment_name: str = Field(default="planner_training", description="MLflow experiment.")
+    experiment_name: str = Field(default=TRAINING_EXPERIMENT, description="MLflow experiment.")
     run_name: str | None = Field(
         default=None, description="Name of the MLflow run; unset: model name and dataset version."
     )

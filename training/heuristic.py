@@ -13,8 +13,6 @@ from product.protocol import Product
 from training import registry
 from training.versions import ModelVersion
 
-EXPERIMENT = "planner_baselines"
-
 
 def register_heuristic(
     tracking_uri: str,
@@ -40,8 +38,8 @@ def register_heuristic(
 
     from training.pyfunc import ARTIFACT, RULES, RULES_PACKAGES, log_package, signature, write_settings
 
-    experiment = registry.experiment_id(tracking_uri, EXPERIMENT, artifact_root)
-    tags = {"task": "planner", "planner": planner_class}
+    experiment = registry.experiment_id(tracking_uri, registry.BASELINE_EXPERIMENT, artifact_root)
+    tags = {"task": product.name, "planner": planner_class}
     with tempfile.TemporaryDirectory(prefix="planner-package-") as scratch, registry.fluent(tracking_uri):
         package = Path(scratch) / ARTIFACT
         write_settings(package, class_path(product), product.reference(), {"kind": RULES, "planner": planner_class})

@@ -26,6 +26,7 @@ from product.protocol import Product, RowInput
 from training.config import PreprocessingSection
 from training.errors import TrainingError
 from training.examples import PROMPT_FROM
+from training.versions import ERROR, MEALS, OUTPUT_COLUMNS, TOKENS
 
 INPUT_FIELDS = ("household", "pantry", "constraints", "workflow_type", "mode", "previous_plan", "recent_plans")
 ARTIFACT = "planner"
@@ -54,9 +55,9 @@ def signature(input_fields: Sequence[str] = INPUT_FIELDS, *, language_model: boo
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in columns]),
         outputs=Schema(
             [
-                ColSpec(Array(meal), "meals"),
-                ColSpec(DataType.long, "tokens_generated"),
-                ColSpec(DataType.string, "error", required=False),
+                ColSpec(Array(meal), MEALS),
+                ColSpec(DataType.long, TOKENS),
+                ColSpec(DataType.string, ERROR, required=False),
             ]
         ),
         **({"params": ParamSchema([ParamSpec(ADAPTER_PARAM, DataType.boolean, True)])} if language_model else {}),
@@ -90,7 +91,7 @@ class PlannerModel(PythonModel):
         else:
             adapter = bool((params or {}).get(ADAPTER_PARAM, True))
             answers = self._by_model(inputs, adapter)
-        frame = pd.DataFrame(answers, columns=["meals", "tokens_generated", "error"], index=model_input.index)
+        frame = pd.DataFrame(answers, columns=OUTPUT_COLUMNS, index=model_input.index)
         return frame.astype({"meals": object, "error": object})
 
     def _by_rules(self, row_input: RowInput) -> tuple[list[Any], int, str | None]:

@@ -23,6 +23,9 @@ STAGES: tuple[Stage, ...] = ("none", "candidate", "production", "archived")
 STAGE_TAG, KIND_TAG, FINGERPRINT_TAG = "stage", "kind", "fingerprint"
 FINE_TUNED, RULES = "fine-tuned", "rules"
 """Values of the tag `kind`: a trained language model, or a planner of rules that trained on nothing."""
+TRAINING_EXPERIMENT, BASELINE_EXPERIMENT = "planner_training", "planner_baselines"
+DATASET_EXPERIMENT, REPLAY_EXPERIMENT = "planner_datasets", "planner_replay"
+"""MLflow experiments, one a stage."""
 TRAINING_ROWS_FILE = "training_rows.parquet"
 ADDRESS_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 PROBE_SECONDS = 5.0

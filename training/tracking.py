@@ -82,7 +82,7 @@ def start_run(
         experiment,
         run_name=config.mlflow.run_name or f"{config.output.model_name} {dataset.name}/{dataset.version}",
         tags={
-            "task": "planner",
+            "task": dataset.product.name,
             "stage": "training",
             "policy_id": installed_product().policy_name,
             "dataset_version": dataset.version,

@@ -243,7 +243,7 @@ def _register(
         except tracking.storage_errors() as error:
             raise tracking.cannot_write(f"of run {run.run_id}", error) from error
     tags = {
-        "task": "planner",
+        "task": dataset.product.name,
         registry.KIND_TAG: registry.FINE_TUNED,
         registry.FINGERPRINT_TAG: fingerprint,
         "dataset_uri": dataset.uri,

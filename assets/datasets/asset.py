@@ -20,9 +20,8 @@ from foundation.object_store import ObjectStore
 from foundation.settings import settings
 from product.installed import installed_product
 from product.protocol import RowWindow
+from training.registry import DATASET_EXPERIMENT
 from training.versions import DatasetVersion
-
-MLFLOW_EXPERIMENT = "planner_datasets"
 
 
 class DatasetConfig(dg.Config):
@@ -146,7 +145,7 @@ def _log(
     rows: pl.DataFrame,
 ) -> str:
     """One MLflow run a version: the dataset as an input with its digest, its rows, its schema and summary. Returns the run's page."""
-    with tracking.run(context, MLFLOW_EXPERIMENT, f"{version.name}/{version.version}") as run_id:
+    with tracking.run(context, DATASET_EXPERIMENT, f"{version.name}/{version.version}") as run_id:
         import mlflow
         from mlflow.data.polars_dataset import from_polars
 

@@ -10,12 +10,21 @@ import pytest
 from conftest import free_port
 from training_support import rows_of, small_product
 
+from planner.meal_planner import MealPlanner
 from planner.planners import HeuristicPlanner
 from training import registry
 from training.errors import TrainingError
 from training.heuristic import register_heuristic
+from training.versions import ModelVersion
 
 PRODUCT = small_product()
+
+
+def registered(uri: str, product: MealPlanner = PRODUCT, **options: str) -> ModelVersion:
+    """The heuristic planner's version for a product."""
+    return register_heuristic(
+        uri, product, model_name=product.model_name, planner_class=product.baseline_planner, **options
+    )
 
 
 @pytest.fixture
@@ -24,24 +33,24 @@ def uri(tmp_path: Path) -> str:
 
 
 def test_it_is_version_1_and_registered_once(uri: str, tmp_path: Path) -> None:
-    first = register_heuristic(uri, PRODUCT, artifact_root=str(tmp_path / "artefacts"))
+    first = registered(uri, artifact_root=str(tmp_path / "artefacts"))
     assert (first.name, first.version, first.uri) == ("planner_model", 1, "models:/planner_model/1")
-    assert register_heuristic(uri, PRODUCT, artifact_root=str(tmp_path / "artefacts")) == first
-    assert registry.list_versions(uri) == [first]
+    assert registered(uri, artifact_root=str(tmp_path / "artefacts")) == first
+    assert registry.list_versions(uri, "planner_model") == [first]
     assert list((tmp_path / "artefacts").iterdir())
     # It was trained on nothing: nobody need hold rows back for it, and no replay judges it as a candidate.
     assert registry.training_rows(uri, "planner_model", 1) is None
-    assert registry.candidate_versions(uri) == []
+    assert registry.candidate_versions(uri, "planner_model") == []
     assert registry.version_tags(uri, "planner_model", 1)["stage"] == "none"
 
 
 def test_another_catalogue_is_another_version(uri: str, tmp_path: Path) -> None:
-    register_heuristic(uri, PRODUCT, artifact_root=str(tmp_path))
-    assert register_heuristic(uri, small_product(20), artifact_root=str(tmp_path)).version == 2
+    registered(uri, artifact_root=str(tmp_path))
+    assert registered(uri, small_product(20), artifact_root=str(tmp_path)).version == 2
 
 
 def test_it_answers_as_the_planner_does_and_a_broken_row_fails_alone(uri: str, tmp_path: Path) -> None:
-    version = register_heuristic(uri, PRODUCT, artifact_root=str(tmp_path))
+    version = registered(uri, artifact_root=str(tmp_path))
     inputs = [row["input"] for row in rows_of(PRODUCT, 12)]
     frame = pd.DataFrame({name: pd.Series([one[name] for one in inputs], dtype=object) for name in inputs[0]})
     frame.at[4, "constraints"] = 7
@@ -62,7 +71,10 @@ def test_registering_and_answering_needs_no_torch(uri: str, tmp_path: Path) -> N
 import sys, mlflow, pandas as pd
 from planner.meal_planner import MealPlanner
 from training.heuristic import register_heuristic
-version = register_heuristic({uri!r}, MealPlanner(), artifact_root={str(tmp_path)!r})
+product = MealPlanner()
+version = register_heuristic(
+    {uri!r}, product, model_name=product.model_name, planner_class=product.baseline_planner, artifact_root={str(tmp_path)!r}
+)
 mlflow.set_tracking_uri({uri!r})
 model = mlflow.pyfunc.load_model(version.uri)
 row = MealPlanner().synthetic_rows(1, 1)[0]["input"]
@@ -76,4 +88,4 @@ print(sorted({{"torch", "transformers", "peft"}} & set(sys.modules)))
 
 def test_a_registry_that_does_not_answer(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="is not reachable"):
-        register_heuristic(f"http://127.0.0.1:{free_port()}", PRODUCT)
+        registered(f"http://127.0.0.1:{free_port()}")

@@ -11,10 +11,11 @@ from replay_support import dataset_folder, sample_rows
 
 from experimentation.policies import add_version, ensure_policy
 from foundation.settings import settings
+from product.protocol import ALIGNMENT
 from replay import model_versions as versions
 from replay.command import main
 from replay.evaluate import Replayed
-from replay.result import ALIGNMENT, OFFLINE
+from replay.result import OFFLINE
 from replay.rows import ReplayError
 from replay.stored_results import (
     StoredReplay,

@@ -140,7 +140,11 @@ def test_the_version_is_registered_with_what_others_need_to_know(trained: tuple[
     uri = tracking(output)
     assert json.loads((output / "model_version.json").read_text()) == done.version.to_dict()
     assert registry.get_model_version(uri, "planner_model", 1) == done.version
-    assert registry.list_versions(uri) == registry.candidate_versions(uri) == [done.version]
+    assert (
+        registry.list_versions(uri, "planner_model")
+        == registry.candidate_versions(uri, "planner_model")
+        == [done.version]
+    )
     assert registry.version_exists(uri, "planner_model", 1) and not registry.version_exists(uri, "planner_model", 2)
     tags = registry.version_tags(uri, "planner_model", 1)
     seen = [row["metadata"] for row in ROWS if row["metadata"]["split"] != "replay"]
@@ -159,7 +163,7 @@ def test_stages_and_aliases(trained: tuple[Path, Any]) -> None:
     found = registry.version_of_alias(uri, "planner_model", "production")
     assert found is not None and found.version == 1
     registry.set_stage(uri, "planner_model", 1, "archived")
-    assert registry.candidate_versions(uri) == []
+    assert registry.candidate_versions(uri, "planner_model") == []
     registry.set_stage(uri, "planner_model", 1, "none")
     with pytest.raises(TrainingError, match="no stage 'prod'"):
         registry.set_stage(uri, "planner_model", 1, "prod")  # type: ignore[arg-type]

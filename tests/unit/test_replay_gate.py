@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from replay_support import GOOD, comparison, result_with
 
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS
 from replay.gate import GateConfig, Verdict, judge
-from replay.result import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, TOKENS, ReplayResult
+from replay.result import OFFLINE, ReplayResult
+from training.versions import TOKENS
 
 
 def states(verdict: Verdict) -> dict[str, str]:

@@ -7,11 +7,12 @@ from xml.etree import ElementTree
 from replay_support import GOOD, comparison, estimate, result_with
 from rich.console import Console
 
+from product.protocol import ALIGNMENT, CONSTRAINTS
 from replay.gate import judge
 from replay.mlflow_run import replay_metrics, scores_csv
 from replay.plot import scores_svg
 from replay.report import markdown, terminal_table
-from replay.result import ALIGNMENT, CONSTRAINTS, OFFLINE, ByProposer, FailedRow, Reference
+from replay.result import OFFLINE, ByProposer, FailedRow, Reference
 
 POPULARITY = Reference(
     "popularity",

@@ -7,13 +7,14 @@ import pytest
 from replay_support import LEGACY, PRODUCT, RuleModel, dataset_in_memory, first_legal, sample_rows, telling
 
 from planner.meal_planner import MealPlanner
-from product.protocol import Row
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, Row
 from replay.answers import answers, inputs_of
 from replay.reference_planners import reference_planners, shuffled_inputs
 from replay.replaying import Contestant, replay
-from replay.result import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, TOKENS, ReplayResult
+from replay.result import OFFLINE, ReplayResult
 from replay.rows import ReplayError, choose_rows
 from replay.scoring import offline_score
+from training.versions import TOKENS
 
 ROWS = sample_rows()
 TAUGHT = [row for row in ROWS if row["metadata"]["split"] == "train"]
