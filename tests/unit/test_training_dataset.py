@@ -101,7 +101,7 @@ def test_a_product_that_cannot_be_imported(path: str) -> None:
 
 
 def test_a_class_that_is_no_product_and_reference_data_of_another() -> None:
-    with pytest.raises(ProductError, match="cannot be made from its reference data"):
+    with pytest.raises(ProductError, match="cannot be built from its reference data"):
         load_product(class_path(PRODUCT), {"songs": {}})
 
 
