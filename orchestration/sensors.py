@@ -47,7 +47,7 @@ def new_model_version(context: dg.SensorEvaluationContext) -> dg.SensorResult | 
         if attempts is None:
             held.append(f"{key} is being replayed")
         elif attempts >= MOST_ATTEMPTS:
-            held.append(f"{key} broke its replay {attempts} times: mend it and launch the job by hand")
+            held.append(f"{key} broke its replay {attempts} times: fix the cause and launch the job by hand")
         else:
             requests.append(dg.RunRequest(run_key=f"{key}#{attempts + 1}", partition_key=key))
     if not requests:

@@ -39,7 +39,7 @@ class ModelSection(_Section):
     """Which model to start from."""
 
     base_model: str = Field(
-        default=BUILT_IN, description="Hub id, folder, s3:// folder, or `builtin`: the tiny model made on the spot."
+        default=BUILT_IN, description="Hub id, folder, s3:// folder, or `builtin`: the tiny model built on the spot."
     )
     model_type: Literal["causal_lm"] = Field(
         default="causal_lm", description="Kind of model; any causal language model that transformers loads."
@@ -56,7 +56,7 @@ class PreprocessingSection(_Section):
         default="{prompt}", description="Text around the product's prompt, for instance of a chat format."
     )
     output_template: str = Field(
-        default="{items}", description="Text around the items; what stands before them closes the prompt."
+        default="{items}", description="Text around the items; the text before them closes the prompt."
     )
 
     @field_validator("input_template", "output_template")
@@ -75,18 +75,18 @@ class DatasetSection(_Section):
         default=None, description="Dataset folder or s3:// folder with training.parquet and schema.json."
     )
     train_split: float = Field(
-        default=0.9, gt=0, lt=1, description="Share of households trained on, where the dataset does not say it itself."
+        default=0.9, gt=0, lt=1, description="Share of households trained on, if the dataset has no split of its own."
     )
     val_split: float = Field(
         default=0.1,
         gt=0,
         lt=1,
-        description="Share of households validated on, where the dataset does not say it itself.",
+        description="Share of households validated on, if the dataset has no split of its own.",
     )
     max_length: int = Field(
         default=2048,
         ge=16,
-        description="Tokens of prompt and answer at most; longer prompts lose their oldest history.",
+        description="Most tokens of prompt and answer; longer prompts lose their oldest history.",
     )
     preprocessing: PreprocessingSection = PreprocessingSection()
 
@@ -156,7 +156,7 @@ class ObjectiveSection(_Section):
         description="Scale of the offsets that the product adds to items (the meal planner's: using up the pantry); 0: none.",
     )
     swap_weight: float = Field(
-        default=1.0, gt=0, description="How much more an item counts that the household itself swapped in."
+        default=1.0, gt=0, description="How much more an item counts that the household swapped in itself."
     )
 
 
@@ -193,7 +193,7 @@ class HardwareSection(_Section):
     num_gpus: int = Field(
         default=1,
         ge=0,
-        description="GPUs to use where there are some; 0 keeps to the CPU; more than one needs torchrun.",
+        description="GPUs to use if there are any; 0 stays on the CPU; more than one needs torchrun.",
     )
     num_threads: int = Field(
         default=1, ge=1, description="CPU threads; fixed, because results differ in the last digits with their number."
@@ -202,7 +202,7 @@ class HardwareSection(_Section):
         default=True, description="Compute in model.precision on CUDA while the adapters stay in fp32."
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Compute activations again in the backward pass: less memory, more time."
+        default=False, description="Recompute activations in the backward pass: less memory, more time."
     )
     use_flash_attention: bool = Field(default=False, description="FlashAttention 2 (CUDA and flash-attn only).")
 

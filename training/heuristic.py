@@ -1,7 +1,4 @@
-"""Registering the heuristic planner as a model version, so that there is a baseline before anything was trained.
-
-torch is not needed.
-"""
+"""Registering the heuristic planner as a model version, so that there is a baseline before any training. Needs no torch."""
 
 import hashlib
 import json
@@ -22,17 +19,17 @@ def register_heuristic(
     planner_class: str,
     artifact_root: str | None = None,
 ) -> ModelVersion:
-    """The registered version of this planner for this product, registered now if it is not yet.
+    """The version of this planner for this product, registered now if it is missing.
 
     On an empty registry it becomes version 1. `planner_class` is a class without arguments with `plan(product, row_input, rng)`.
-    Raises TrainingError when MLflow does not answer.
+    Raises TrainingError if MLflow does not answer.
     """
     registry.check_reachable(tracking_uri)
     reference = json.dumps(product.reference(), sort_keys=True, default=str)
     fingerprint = hashlib.sha256(f"{planner_class}\n{class_path(product)}\n{reference}".encode()).hexdigest()
-    found = registry.find_by_fingerprint(tracking_uri, model_name, fingerprint)
-    if found is not None:
-        return found
+    existing = registry.find_by_fingerprint(tracking_uri, model_name, fingerprint)
+    if existing is not None:
+        return existing
 
     import mlflow
 

@@ -65,7 +65,7 @@ def signature(input_fields: Sequence[str] = INPUT_FIELDS, *, language_model: boo
 
 
 def requirements(packages: Sequence[str]) -> list[str]:
-    """`name==version` of installed packages; a build's local part (`+cpu`) is left to whoever installs."""
+    """`name==version` of installed packages; a build's local part (`+cpu`) is dropped, so that each machine installs its own."""
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in packages]
 
 
@@ -106,14 +106,14 @@ class PlannerModel(PythonModel):
         with threads(self._settings["num_threads"]):
             decoded = self._decoders[adapter].decode(inputs)
         answers = []
-        for row_input, one in zip(inputs, decoded, strict=True):
-            meals, error = [], one.error
+        for row_input, answer in zip(inputs, decoded, strict=True):
+            meals, error = [], answer.error
             if error is None:
                 try:
-                    meals = self._meals(row_input, one.items)
-                except ROW_ERRORS as broken:
-                    error = f"{type(broken).__name__}: {broken}"
-            answers.append((meals, one.tokens, error))
+                    meals = self._meals(row_input, answer.items)
+                except ROW_ERRORS as reason:
+                    error = f"{type(reason).__name__}: {reason}"
+            answers.append((meals, answer.tokens, error))
         return answers
 
     def _meals(self, row_input: RowInput, items: Sequence[str]) -> list[Any]:
@@ -142,7 +142,7 @@ def load_decoder(folder: Path, settings: Mapping[str, Any], product: Product, ad
     templates = PreprocessingSection(**settings["templates"])
     codec = Codec(product, tokenizer, templates, settings["max_length"], settings["offset_weight"])
     if len(settings["prior"]) != len(codec.items):
-        raise TrainingError("The packaged model's prior and product have different items: train it again.")
+        raise TrainingError("The packaged model's prior and product have different items: retrain the model.")
     return Decoder(model, codec, np.array(settings["prior"]))
 
 
@@ -151,7 +151,7 @@ def log_package(
 ) -> str:
     """Log a package folder as a model of the active MLflow run, with the code and the requirements that it needs; returns its URI."""
     with warnings.catch_warnings():
-        # The signature is given; MLflow advises an example row all the same.
+        # The signature is given; MLflow recommends an example row anyway.
         warnings.filterwarnings("ignore", message=".*input example was not provided.*")
         logged = mlflow.pyfunc.log_model(
             name=name,
@@ -173,7 +173,7 @@ def write_settings(folder: Path, product_class: str, reference: Mapping[str, Any
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """A fixed number of CPU threads while a model runs, as its last digits depend on it; put back afterwards."""
+    """A fixed number of CPU threads while a model runs, as its last digits depend on it; restored afterwards."""
     import torch
 
     before = torch.get_num_threads()
@@ -185,11 +185,11 @@ def threads(count: int) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """A cell as it stood in the row: arrays as lists, numpy scalars as Python's, missing values as None."""
+    """A cell as it was in the row: arrays as lists, numpy scalars as Python's, missing values as None."""
     if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):

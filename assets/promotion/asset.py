@@ -1,4 +1,4 @@
-"""Dagster asset of the promotion stage: a candidate that a tenth of the units get."""
+"""Dagster asset of the promotion stage: a candidate for a tenth of the units."""
 
 from decimal import Decimal
 from typing import Any
@@ -35,7 +35,7 @@ class CandidateConfig(dg.Config):
     partitions_def=MODEL_VERSIONS,
     deps=[EXPERIMENTS_TABLE],
     description=(
-        "A policy version pinned to a model version that passed the gate, and a new run of the experiment that tries it: control is the "
+        "A policy version pinned to a model version that passed the gate, and a new experiment run that tries it: control is the "
         "version in production, the treatment gets a tenth of the units, and the remainder is served the baseline and not analysed."
     ),
 )
@@ -46,7 +46,7 @@ def candidate_policy(
     database: PlatformDatabase,
     mlflow: MlflowTracking,
 ) -> dg.MaterializeResult[None]:
-    """Open the candidate's run, once; a candidate that has to wait for another is shown as waiting."""
+    """Open the candidate's experiment run, once; a candidate that has to wait for another is shown as waiting."""
     name, number = parse_model_version_key(context.partition_key)
     # In the job the gate stands before this asset; started by hand, the asset checks the verdict itself.
     if not replay_metrics.verdict.passed:
@@ -84,7 +84,8 @@ def candidate_policy(
 
 def _metadata(version: PolicyVersion, opened: CandidateRun, model_page: str) -> dict[str, Any]:
     rows = [
-        f"| {one.name} | {one.role} | {one.allocation:.0%} | {one.description or ''} |" for one in opened.run.variants
+        f"| {variant.name} | {variant.role} | {variant.allocation:.0%} | {variant.description or ''} |"
+        for variant in opened.run.variants
     ]
     return {
         "policy version": version.label,

@@ -1,4 +1,4 @@
-"""Dagster assets of the replay stage: a model version's scores over held-out rows, and the gate that stands before a candidate."""
+"""Dagster assets of the replay stage: a model version's scores over held-out rows, and the gate before a candidate."""
 
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from replay.report import markdown
 
 
 class ReplayConfig(dg.Config):
-    """What a replay scores."""
+    """Which rows and planners a replay scores."""
 
     baseline_version: int | None = Field(
         default=None, description="Version to compare with; unset: the one in production, else the first."
@@ -39,7 +39,7 @@ class ReplayConfig(dg.Config):
     partitions_def=MODEL_VERSIONS,
     deps=[dg.AssetDep(planner_checkpoint, partition_mapping=dg.AllPartitionMapping()), BASELINE_MODEL],
     description=(
-        "Plans of a model version and of the baseline for rows that neither was trained on, scored and compared with intervals, beside "
+        "Plans of a model version and of the baseline for rows that neither was trained on, scored and compared with intervals, next to "
         "random, popularity, the heuristic, the untuned base, and a control with shuffled prompts."
     ),
 )
@@ -56,7 +56,7 @@ def replay_metrics(
         dataset = config.dataset or version.dataset_uri
         if dataset is None:
             raise dg.Failure(
-                f"{context.partition_key} does not say which dataset it was trained on: name one in the run's config (`dataset`).",
+                f"{context.partition_key} has no recorded training dataset: name a dataset in the Dagster run's config (`dataset`).",
                 allow_retries=False,
             )
         replayed = evaluate(
@@ -73,12 +73,12 @@ def replay_metrics(
             tracking_uri=current.tracking_uri,
             artefact_root=mlflow.artefact_root(),
             dagster_run_id=context.run.run_id,
-            on_progress=partial(_tell, context),
+            on_progress=partial(_log_progress, context),
         )
     return dg.MaterializeResult(value=replayed, metadata=_metadata(replayed, mlflow.model_url(name, number)))
 
 
-def _tell(context: dg.AssetExecutionContext, planner: str, done: int, rows: int) -> None:
+def _log_progress(context: dg.AssetExecutionContext, planner: str, done: int, rows: int) -> None:
     context.log.info(f"{planner}: {done:,} of {rows:,} rows")
 
 
@@ -111,7 +111,7 @@ def acceptance_gate(replay_metrics: Replayed) -> dg.AssetCheckResult:
 
 def _metadata(replayed: Replayed, model_page: str) -> dict[str, Any]:
     result = replayed.result
-    scores = {name: one.candidate.mean for name, one in result.scores.items() if one.candidate.mean is not None}
+    scores = {name: score.candidate.mean for name, score in result.scores.items() if score.candidate.mean is not None}
     return {
         "report": dg.MetadataValue.md(markdown(result, replayed.verdict, replayed.done)),
         "verdict": replayed.verdict.decision,

@@ -302,7 +302,7 @@ def test_a_base_in_an_object_store(dataset: Path, base: Path, tmp_path: Path, s3
         filesystem.put_file(str(file), f"{path}/{file.name}")
     done = train(config(dataset, f"{s3_root}/models/base", tmp_path / "out"), Quiet())
     assert done is not None and done.version.version == 1
-    with pytest.raises(TrainingError, match="cannot be had"):
+    with pytest.raises(TrainingError, match="cannot be loaded"):
         train(config(dataset, f"{s3_root}/models/nothing", tmp_path / "out"), Quiet())
 
 
@@ -361,8 +361,8 @@ def test_refusals_say_what_to_do(dataset: Path, base: Path, tmp_path: Path, caps
     out = tmp_path / "out"
     assert "add --dataset" in refused(capsys, ["--output-dir", str(out)])
     assert "There is no dataset at" in refused(capsys, flags(tmp_path / "nothing", base, out))
-    assert "cannot be had" in refused(capsys, flags(dataset, "./nothing", out))
-    assert "cannot be had" in refused(capsys, flags(dataset, "nobody/nothing", out))
+    assert "cannot be loaded" in refused(capsys, flags(dataset, "./nothing", out))
+    assert "cannot be loaded" in refused(capsys, flags(dataset, "nobody/nothing", out))
     assert "no config.json" in refused(capsys, flags(dataset, tmp_path, out))
     closed = f"http://127.0.0.1:{closed_port}"
     message = refused(capsys, flags(dataset, base, out, mlflow__tracking_uri=closed))
@@ -372,7 +372,7 @@ def test_refusals_say_what_to_do(dataset: Path, base: Path, tmp_path: Path, caps
     assert "is not reachable" in message and "secret" not in message
     (tmp_path / "file").write_text("")
     assert "give --output-dir a folder" in refused(capsys, flags(dataset, base, tmp_path / "file" / "out"))
-    assert "CUDA devices are here" in refused(capsys, flags(dataset, base, out, hardware__num_gpus=99))
+    assert "CUDA devices here" in refused(capsys, flags(dataset, base, out, hardware__num_gpus=99))
 
 
 def test_an_artefact_store_that_takes_nothing_is_found_before_training(

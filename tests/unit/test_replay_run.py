@@ -125,7 +125,7 @@ def test_an_error_that_the_model_reports_itself_fails_the_row() -> None:
 def test_an_answer_that_is_no_plan_fails_its_row(meals: Any) -> None:
     result = replayed(RuleModel(lambda row_input: {"meals": meals, "error": None}))
     assert result.candidate_failed == 36
-    assert result.failures[0].error.startswith("The answer is no plan")
+    assert result.failures[0].error.startswith("The answer is not a plan")
 
 
 def test_a_recipe_that_nobody_knows_is_a_violation() -> None:
@@ -192,7 +192,7 @@ def test_the_references_stand_on_the_same_rows_with_intervals() -> None:
         "popularity and offsets",
         "heuristic",
     ]
-    assert "no fine-tuned language model" in result.references_left_out[0]
+    assert "not a fine-tuned language model" in result.references_left_out[0]
     for reference in result.references:
         assert reference.scores[ALIGNMENT].rows == 36 and reference.scores[ALIGNMENT].low is not None
         assert reference.scores[CONSTRAINTS].mean == 1.0
@@ -237,7 +237,7 @@ def test_shuffled_prompts_are_another_households_and_what_may_be_eaten_stays() -
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fine_tuned": False, "borrows": False}, "no fine-tuned language model"),
+        ({"fine_tuned": False, "borrows": False}, "not a fine-tuned language model"),
         ({"borrows": False}, "cannot be shown another row's prompt"),
         ({"households": 1}, "all rows are of one household"),
     ],
