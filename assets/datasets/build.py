@@ -98,9 +98,6 @@ def versions(store: ObjectStore, name: str) -> list[str]:
     suffix = f"/{ROWS_FILE}"
     names = {key.split("/")[-2] for key in store.list(name) if key.endswith(suffix) and key.count("/") == 2}
     return sorted(filter(_VERSION.fullmatch, names), key=lambda version: (_day_of(version), _revision_of(version)))
-        (version for version in names if _VERSION.fullmatch(version)),
-        key=lambda version: (_day_of(version), _revision_of(version)),
-    )
 
 
 def version_before(store: ObjectStore, name: str, day: date) -> PublishedDataset | None:

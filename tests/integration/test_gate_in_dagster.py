@@ -119,7 +119,7 @@ def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.Da
     assert shares == [("control", "control", 0.1), ("remainder", "remainder", 0.8), ("candidate_v2", "treatment", 0.1)]
 
 
-def test_a_version_that_passed_and_got_no_candidate_is_asked_for_again(
+def test_a_version_that_passed_without_a_candidate_is_requested_again(
     place: Place, instance: dg.DagsterInstance
 ) -> None:
     """As after a kill between the replay and the candidate."""
@@ -173,17 +173,13 @@ def test_a_candidate_is_judged_by_its_own_replay_record_when_a_newer_result_is_s
     assert candidate_alone(instance, GOOD).success
 
 
-def test_the_sensor_asks_for_each_version_once_whoever_registered_it(
-    place: Place, instance: dg.DagsterInstance
-) -> None:
+def test_the_sensor_requests_each_registered_version_once(place: Place, instance: dg.DagsterInstance) -> None:
     first = asked_for(instance)
     assert first == {model_version_key(NAME, version): f"{NAME}@{version}#1" for version in SHARES}
     assert asked_for(instance) == first, "two looks ask for the same run key, and Dagster starts a key once"
 
 
-def test_a_version_that_breaks_its_replay_is_tried_three_times_and_then_held(
-    place: Place, instance: dg.DagsterInstance
-) -> None:
+def test_a_version_whose_replay_fails_is_tried_three_times(place: Place, instance: dg.DagsterInstance) -> None:
     key = model_version_key(NAME, SILENT)
     for attempt in range(1, MOST_ATTEMPTS + 1):
         assert asked_for(instance)[key] == f"{key}#{attempt}"

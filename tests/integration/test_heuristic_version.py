@@ -86,6 +86,6 @@ print(sorted({{"torch", "transformers", "peft"}} & set(sys.modules)))
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_registry_that_does_not_answer(tmp_path: Path) -> None:
+def test_an_unreachable_registry_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="is not reachable"):
         registered(f"http://127.0.0.1:{free_port()}")

@@ -66,14 +66,12 @@ def test_a_result_is_stored_once_and_replaced_by_another(connection: psycopg.Con
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])
-def test_a_replay_that_is_begun_again_does_not_hide_the_result(
-    connection: psycopg.Connection[Any], status: Any
-) -> None:
+def test_a_repeated_replay_does_not_hide_the_stored_result(connection: psycopg.Connection[Any], status: Any) -> None:
     done = save_replay(connection, RESULT)
     assert save_replay(connection, replace(RESULT, status=status, verdict=None, scores={})) == done
 
 
-def test_the_policy_version_is_filled_in_when_there_is_one_and_kept(connection: psycopg.Connection[Any]) -> None:
+def test_the_policy_version_is_filled_in_once_known_and_kept(connection: psycopg.Connection[Any]) -> None:
     sync_project_config(connection)
     save_replay(connection, RESULT)
     save_replay(connection, replace(RESULT, dataset_version="2025-01-04"))

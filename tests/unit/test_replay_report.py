@@ -65,7 +65,7 @@ def test_a_refusal_shows_a_cross_and_every_reason() -> None:
     assert "The candidate failed on e7: ValueError: no such household" in text
 
 
-def test_markdown_holds_the_same_with_proposers_and_the_plot_inside() -> None:
+def test_markdown_shows_the_same_with_proposers_and_the_plot() -> None:
     result = result_with(
         references=(POPULARITY,), by_proposer=(ByProposer("another policy version", "v|9", 400, 90, dict(GOOD)),)
     )

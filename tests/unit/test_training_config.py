@@ -62,7 +62,7 @@ def test_every_key_is_described_and_has_a_flag() -> None:
         assert key in reachable
 
 
-def test_the_documented_command_line() -> None:
+def test_the_documented_command_line_works() -> None:
     config = from_command_line(
         [
             "--dataset",
@@ -183,7 +183,7 @@ def test_options_are_not_read_from_the_environment(monkeypatch: pytest.MonkeyPat
     assert load().output.dir == "out"
 
 
-def test_a_missing_file_and_an_unknown_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_and_an_unknown_flag_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TrainingError, match="cannot be read"):
         load(tmp_path / "nothing.yaml")
     with pytest.raises(SystemExit) as stopped:
