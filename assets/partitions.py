@@ -9,6 +9,9 @@ import dagster as dg
 
 from foundation.settings import settings
 
+HOUR_KEY, DAY_KEY = "%Y-%m-%d-%H:%M", "%Y-%m-%d"
+"""Formats of Dagster's own hourly and daily partition keys."""
+
 MODEL_VERSIONS = dg.DynamicPartitionsDefinition(name="model_versions")
 """One partition a registered model version, with keys as `model_version_key` makes them."""
 

@@ -39,8 +39,10 @@ class RecordIOManager(dg.ConfigurableIOManager):
         """
         store, path = self.store.open(), self._path(context)
         if not store.exists(path):
+            partition = f" for {context.asset_partition_key}" if context.has_asset_partitions else ""
             raise dg.Failure(
-                f"{context.asset_key.to_user_string()} has no record at {store.uri(path)}: materialise it first.",
+                f"{context.asset_key.to_user_string()} has no record{partition} ({store.uri(path)}), and no data is not a pass: "
+                "materialise it first.",
                 allow_retries=False,
             )
         return context.dagster_type.typing_type.from_dict(json.loads(store.read(path)))

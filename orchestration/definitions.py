@@ -11,8 +11,9 @@ from typing import Any
 
 import dagster as dg
 
-# Backfill policies and open-ended windows are marked beta; our versions are pinned, and a test holds the graph.
-warnings.filterwarnings("ignore", category=dg.BetaWarning)
+# Backfill policies and open-ended windows are marked beta, partitioned checks preview; our versions are pinned, and a test holds the graph.
+for marked in (dg.BetaWarning, dg.PreviewWarning):
+    warnings.filterwarnings("ignore", category=marked)
 from dagster_aws.s3 import S3Resource
 from dagster_dbt import DbtCliResource
 

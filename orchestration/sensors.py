@@ -9,16 +9,16 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import psycopg
 
-from assets.events.asset import HOUR_KEY, MOST_SILENCE, events_arrive
+from assets.events.asset import MOST_SILENCE, events_arrive
 from assets.groups import EVENTS_TABLE
-from assets.partitions import MODEL_VERSIONS, model_version_key
+from assets.partitions import HOUR_KEY, MODEL_VERSIONS, model_version_key
 from eventlog.archive.hours import anything_archived, last_arrival, mark_late_hours, waiting_hours
 from foundation.settings import settings
 from orchestration.jobs import archive_job, replay_job, silence_job
+from product.installed import installed_product
 
 # A run that was killed left no result; it is asked for again, but a model that breaks its replay every time is not replayed for ever.
 MOST_ATTEMPTS = 3
-REPLAYED_MODEL = "planner_model"
 # What schedules begin, these go on with; where they are off, so are these.
 _STATUS = dg.DefaultSensorStatus.RUNNING if settings().schedules else dg.DefaultSensorStatus.STOPPED
 # The schedule archives the hour before at :05; only what it left out is asked for here.
@@ -33,20 +33,21 @@ RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_p
     job=replay_job,
     minimum_interval_seconds=10,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="A new version of planner_model is replayed and held against the gate, whoever registered it.",
+    description="Each new version of the product's model is replayed and judged by the gate, whoever registered it.",
 )
 def new_model_version(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """Ask for one replay run of each registered version that has no replay result yet."""
-    waiting = [key for key in _registered_versions() if key not in _settled_versions()]
+    settled = _settled_versions()
+    waiting = [key for key in _registered_versions() if key not in settled]
     if not waiting:
-        return dg.SkipReason(f"Every version of {REPLAYED_MODEL} has its replay result.")
+        return dg.SkipReason(f"Every version of {installed_product().model_name} has its replay result.")
     requests, held = [], []
     for key in waiting:
         attempts = _attempts(context.instance, key)
         if attempts is None:
             held.append(f"{key} is being replayed")
         elif attempts >= MOST_ATTEMPTS:
-            held.append(f"{key} broke its replay {attempts} times: mend it and launch the job by hand")
+            held.append(f"{key} broke its replay {attempts} times: fix the cause and launch the job by hand")
         else:
             requests.append(dg.RunRequest(run_key=f"{key}#{attempts + 1}", partition_key=key))
     if not requests:
@@ -62,7 +63,7 @@ def new_model_version(context: dg.SensorEvaluationContext) -> dg.SensorResult | 
 def _registered_versions() -> Iterator[str]:
     from training.registry import candidate_versions
 
-    for version in candidate_versions(settings().tracking_uri, REPLAYED_MODEL):
+    for version in candidate_versions(settings().tracking_uri, installed_product().model_name):
         yield model_version_key(version.name, version.version)
 
 

@@ -1,7 +1,7 @@
 """The recipe catalogue: what a recipe is, the sample catalogue, and reading catalogues from plain records.
 
-The sample catalogue (`catalogue.csv`) lists what one shops for: salt, pepper, cooking oil, sugar by the pinch and water are taken
-as given. Cost is a rough grocery price in US dollars for the recipe's `servings`.
+The sample catalogue (`catalogue.csv`) lists what a household shops for: salt, pepper, cooking oil, sugar by the pinch and water are
+assumed to be there. Cost is a rough grocery price in US dollars for the recipe's `servings`.
 """
 
 import csv
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 DIETS = ("vegan", "vegetarian", "pescatarian", "gluten-free", "dairy-free", "nut-free")
-"""Tags that a household may require (`restrictions`). Every other tag describes: cuisine, main protein, kind of dish."""
+"""Tags that a household may require (`restrictions`). Every other tag is descriptive: cuisine, main protein, kind of dish."""
 
 SAMPLE_FILE = Path(__file__).with_name("catalogue.csv")
 _LIST_SEPARATOR = ";"
@@ -50,7 +50,7 @@ class Recipe:
     def from_record(cls, record: Mapping[str, Any]) -> "Recipe":
         """A recipe from a record of plain values (a CSV line's lists are one text, separated by `;`).
 
-        Raises ValueError, naming recipe and field, where a value cannot be one of a recipe.
+        Raises ValueError with the recipe and the field if a value is invalid.
         """
         recipe_id = _text(record.get("id"))
         if not recipe_id or any(character.isspace() for character in recipe_id):
@@ -84,17 +84,17 @@ class Recipe:
 
 
 class Catalogue:
-    """Recipes by id, always in the order of their ids, so that equal catalogues behave equally whatever they were read from."""
+    """Recipes by id, always in the order of their ids, so that equal catalogues behave equally, wherever they were read from."""
 
     def __init__(self, recipes: Iterable[Recipe]) -> None:
-        """Raises ValueError when no recipe is given, or an id twice."""
+        """Raises ValueError if there is no recipe, or if an id occurs twice."""
         ordered = sorted(recipes, key=lambda recipe: recipe.id)
         self._recipes = {recipe.id: recipe for recipe in ordered}
         if not ordered:
             raise ValueError("The recipe catalogue is empty: it needs at least one recipe.")
         if len(self._recipes) < len(ordered):
-            twice = next(one.id for one, other in pairwise(ordered) if one.id == other.id)
-            raise ValueError(f"The recipe catalogue has the id {twice} twice: ids must be unique.")
+            repeated = next(recipe.id for recipe, following in pairwise(ordered) if recipe.id == following.id)
+            raise ValueError(f"The recipe catalogue has the id {repeated} twice: ids must be unique.")
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> "Catalogue":

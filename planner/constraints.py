@@ -1,12 +1,12 @@
 """May this household eat this? The hard rules of a plan, in two formulations that verify each other.
 
-The rules: no excluded ingredient, no more minutes than `max_prep_time`, every restriction carried as a tag, known recipes, none twice.
-`legal` builds the set of allowed recipes from sets of word sequences and tags, and planners choose within it. `violations` asks a
-finished plan, meal by meal, in plain text. They share the singular of a word and nothing else, so that a mistake in one shows in the other.
+The rules: no excluded ingredient, no more minutes than `max_prep_time`, every restriction among the tags, known recipes, none twice.
+`legal` builds the set of allowed recipes from sets of word sequences and tags, and planners choose within it. `violations` checks a
+finished plan, meal by meal, as plain text. They share only the singular of a word, so that a mistake in one shows in the other.
 
-An excluded ingredient matches where its words stand, in order, in an ingredient: `egg` matches `eggs` and `egg noodles`, never
-`eggplant`; `milk` matches `coconut milk` too, since refusing too much harms less than serving an allergen. Budget is no hard rule
-(prices are rough): `over_budget` tells it apart.
+An excluded ingredient matches an ingredient that contains its words in order: `egg` matches `eggs` and `egg noodles`, never
+`eggplant`; `milk` matches `coconut milk` too, since refusing too much harms less than serving an allergen. Budget is not a hard rule
+(prices are rough): `over_budget` reports it separately.
 
 A row without `household` or `constraints` raises KeyError everywhere here: rules that cannot be read are not rules that do not exist.
 """
@@ -27,7 +27,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def has_constraint(row_input: RowInput) -> bool:
-    """Whether any hard rule about recipes applies to this household (budget is none)."""
+    """Whether any hard rule about recipes applies to this household (budget is not one)."""
     constraints = row_input["constraints"]
     return bool(
         any(singular_words(term) for term in constraints.get("excluded_ingredients") or ())
@@ -71,7 +71,7 @@ class LegalRecipes:
         self._known: dict[tuple[frozenset[tuple[str, ...]], int | None, frozenset[str]], tuple[str, ...]] = {}
 
     def allowed(self, row_input: RowInput) -> tuple[str, ...]:
-        """Ids of the recipes that break no rule of this household, in the catalogue's order."""
+        """Ids of the recipes that break no rule of this household, in catalogue order."""
         constraints = row_input["constraints"]
         excluded = frozenset(
             words for term in constraints.get("excluded_ingredients") or () if (words := singular_words(term))
@@ -87,7 +87,7 @@ class LegalRecipes:
                 for recipe in self._catalogue
                 if required <= self._tags[recipe.id]
                 and not (excluded & self._phrases[recipe.id])
-                # Minutes that nobody knows cannot be promised to fit.
+                # A recipe of unknown minutes may not fit.
                 and (limit is None or (recipe.prep_minutes is not None and recipe.prep_minutes <= limit))
             )
         return self._known[key]
@@ -100,11 +100,11 @@ class LegalRecipes:
 
 def _phrases(ingredients: Iterable[str]) -> set[tuple[str, ...]]:
     """Every run of consecutive words in any of the ingredients."""
-    found: set[tuple[str, ...]] = set()
+    phrases: set[tuple[str, ...]] = set()
     for ingredient in ingredients:
         words = singular_words(ingredient)
-        found.update(words[start:end] for start in range(len(words)) for end in range(start + 1, len(words) + 1))
-    return found
+        phrases.update(words[start:end] for start in range(len(words)) for end in range(start + 1, len(words) + 1))
+    return phrases
 
 
 # --- second formulation: what a finished plan breaks (meal by meal) ---
@@ -114,36 +114,36 @@ def violations(catalogue: Catalogue, row_input: RowInput, plan: Plan) -> list[Vi
     """Every hard rule that the plan breaks, meal by meal."""
     household = row_input["household"]
     constraints = row_input["constraints"]
-    found: list[Violation] = []
+    broken: list[Violation] = []
     seen: set[str] = set()
     for meal in plan["meals"]:
         recipe_id = meal["recipe_id"]
         recipe = catalogue.get(recipe_id)
         if recipe_id in seen:
-            found.append(Violation("repeat", recipe_id, f"{recipe_id} stands in the plan twice."))
+            broken.append(Violation("repeat", recipe_id, f"{recipe_id} is in the plan twice."))
         seen.add(recipe_id)
         if recipe is None:
-            found.append(Violation("unknown_recipe", recipe_id, f"{recipe_id} is not in the catalogue."))
+            broken.append(Violation("unknown_recipe", recipe_id, f"{recipe_id} is not in the catalogue."))
         else:
-            found += _of_recipe(recipe, constraints, household.get("restrictions") or ())
-    return found
+            broken += _of_recipe(recipe, constraints, household.get("restrictions") or ())
+    return broken
 
 
 def _of_recipe(recipe: Recipe, constraints: Mapping[str, Any], restrictions: Iterable[str]) -> list[Violation]:
-    found = []
+    broken = []
     for term in constraints.get("excluded_ingredients") or ():
         hit = next((item for item in recipe.ingredients if _mentions(item, term)), None)
         if hit is not None:
-            found.append(
+            broken.append(
                 Violation("excluded_ingredient", recipe.id, f"{recipe.title} has {hit}, and {term} is excluded.")
             )
     limit = constraints.get("max_prep_time")
     if limit is not None and recipe.prep_minutes is None:
-        found.append(
+        broken.append(
             Violation("max_prep_time", recipe.id, f"{recipe.title} does not say its minutes, and {limit} are allowed.")
         )
     elif limit is not None and recipe.prep_minutes is not None and recipe.prep_minutes > limit:
-        found.append(
+        broken.append(
             Violation(
                 "max_prep_time",
                 recipe.id,
@@ -152,12 +152,12 @@ def _of_recipe(recipe: Recipe, constraints: Mapping[str, Any], restrictions: Ite
         )
     for restriction in restrictions:
         if not any(tag.casefold() == restriction.casefold() for tag in recipe.dietary_tags):
-            found.append(Violation("restriction", recipe.id, f"{recipe.title} is not tagged {restriction}."))
-    return found
+            broken.append(Violation("restriction", recipe.id, f"{recipe.title} is not tagged {restriction}."))
+    return broken
 
 
 def _mentions(ingredient: str, term: str) -> bool:
-    """Whether the term stands in the ingredient as whole words."""
+    """Whether the ingredient contains the term as whole words."""
     words = " ".join(singular_words(term))
     return bool(words) and f" {words} " in f" {' '.join(singular_words(ingredient))} "
 

@@ -44,8 +44,10 @@ def learnability(sample: Sample, *, held_out_share: float = 0.2, seed: int = 0) 
     asked = _asked(sample, [event for event in accepted if event["unit_id"] in held_out])
     rows = []
     for name, guess in guesses.items():
-        found = [_scores(product, row_input, guess(unit, at, row_input), meals) for unit, at, row_input, meals in asked]
-        rows.append({"planner": name, "plans": len(found), **_means(found)})
+        scored = [
+            _scores(product, row_input, guess(unit, at, row_input), meals) for unit, at, row_input, meals in asked
+        ]
+        rows.append({"planner": name, "plans": len(scored), **_means(scored)})
     logged = [_scores(product, row_input, meals, meals) for _, _, row_input, meals in asked]
     rows.append({"planner": "accepted", "plans": len(logged), **_means(logged)})
     return pl.DataFrame(rows)
@@ -86,7 +88,7 @@ class _Profile:
 
 
 def _oracle(sample: Sample, product: MealPlanner, household_id: str, at: datetime, row_input: RowInput) -> list[str]:
-    """Slot by slot what the household itself would like best beside the meals before."""
+    """Slot by slot, what the household itself would like best after the meals chosen so far."""
     world = sample.world
     utility = world.utility(household_id, at)
     chosen: list[str] = []
@@ -98,14 +100,14 @@ def _oracle(sample: Sample, product: MealPlanner, household_id: str, at: datetim
 
 def _asked(sample: Sample, accepted: list[dict[str, Any]]) -> list[tuple[str, datetime, RowInput, list[str]]]:
     """What was known when each accepted plan was made, and what was accepted."""
-    made = {
+    generated_at = {
         event["payload"]["plan_id"]: event["timestamp"]
         for event in sample.events
         if event["event_type"] == "plan_generated"
     }
     asked = []
     for event in accepted:
-        at = made[event["payload"]["plan_id"]]
+        at = generated_at[event["payload"]["plan_id"]]
         meals = [meal["recipe_id"] for meal in event["payload"]["meals"]]
         asked.append((event["unit_id"], at, sample.world.row_input(event["unit_id"], at), meals))
     return asked
@@ -116,6 +118,6 @@ def _scores(product: MealPlanner, row_input: RowInput, guess: list[str], meals: 
     return scores.all_scores(product.catalogue, row, product.plan(row_input, guess))
 
 
-def _means(found: list[dict[str, float | None]]) -> dict[str, float]:
-    frame = pl.DataFrame(found, schema=dict.fromkeys(found[0], pl.Float64))
+def _means(scored: list[dict[str, float | None]]) -> dict[str, float]:
+    frame = pl.DataFrame(scored, schema=dict.fromkeys(scored[0], pl.Float64))
     return {name.removesuffix("_score"): value for name, value in frame.mean().row(0, named=True).items()}

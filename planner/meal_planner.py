@@ -24,7 +24,7 @@ DEFAULT_MEALS = 5
 MAX_MEALS = 7
 
 NO_REPEAT_DAYS = 15
-"""Nobody is proposed a dish of the last two weekly plans. The prompt's history reaches further: taste shows there."""
+"""No dish of the last two weekly plans is proposed again. The prompt's history reaches further back, since it shows taste."""
 
 
 class MealPlanner:
@@ -39,7 +39,7 @@ class MealPlanner:
 
     def __init__(self, catalogue: Catalogue | None = None, *, meals: int = DEFAULT_MEALS) -> None:
         if not 1 <= meals <= MAX_MEALS:
-            raise ValueError(f"A weekly plan has 1 to {MAX_MEALS} meals, and {meals} were asked for.")
+            raise ValueError(f"A weekly plan has 1 to {MAX_MEALS} meals, not {meals}.")
         self.catalogue = sample_catalogue() if catalogue is None else catalogue
         self.meals = meals
         self._legal = LegalRecipes(self.catalogue)
@@ -72,9 +72,9 @@ class MealPlanner:
         return self.meals
 
     def legal_items(self, row_input: RowInput, chosen: Sequence[str]) -> list[str]:
-        """Recipes that the household may eat, that the plan does not hold yet, and that it did not eat in the last `NO_REPEAT_DAYS`.
+        """Recipes that the household may eat, that are not in the plan yet, and that it did not eat in the last `NO_REPEAT_DAYS`.
 
-        A repeat is no broken rule, only nothing to propose: where no other recipe is left, repeats are legal.
+        A repeat breaks no rule; it is only not proposed. Where no other recipe is left, repeats are legal.
         """
         legal = self._legal.legal(row_input, chosen)
         lately = {
@@ -86,7 +86,7 @@ class MealPlanner:
         return [item for item in legal if item not in lately] or legal
 
     def offsets(self, row_input: RowInput) -> dict[str, float]:
-        """Log-odds of recipes that use up what the pantry holds (see `offsets.py`)."""
+        """Log-odds of recipes that use up what is in the pantry (see `offsets.py`)."""
         return self._offsets.offsets(row_input)
 
     def plan(self, row_input: RowInput, chosen: Sequence[str]) -> Plan:

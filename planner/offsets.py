@@ -1,7 +1,7 @@
-"""What the product itself asks of a plan, beside what people choose: log-odds that are added to a recipe's score, always.
+"""What the product itself asks of a plan, apart from what people choose: log-odds that are always added to a recipe's score.
 
- An offset is no parameter (a term of generalised linear models):
-training and decoding add the same one, so a model learns only what it does not explain.
+An offset (the term is from generalised linear models) is not a parameter: training and decoding add the same one, so a model learns
+only what the offset does not explain.
 """
 
 from planner.catalogue import Catalogue
@@ -24,10 +24,10 @@ class PantryOffsets:
                 self._users.setdefault(name, []).append(recipe.id)
 
     def offsets(self, row_input: RowInput) -> dict[str, float]:
-        """Recipe id → log-odds, for the recipes that use up something that the pantry holds; all others have none."""
-        held = {item["name"].strip().casefold() for item in (row_input.get("pantry") or {}).get("items") or ()}
-        found: dict[str, float] = {}
-        for name in held:
+        """Recipe id → log-odds, for the recipes that use up something in the pantry; the others have none."""
+        pantry = {item["name"].strip().casefold() for item in (row_input.get("pantry") or {}).get("items") or ()}
+        odds: dict[str, float] = {}
+        for name in pantry:
             for recipe_id in self._users.get(name, ()):
-                found[recipe_id] = found.get(recipe_id, 0.0) + PANTRY_PULL
-        return found
+                odds[recipe_id] = odds.get(recipe_id, 0.0) + PANTRY_PULL
+        return odds

@@ -20,9 +20,9 @@ from product.protocol import RowInput
 
 @dataclass(frozen=True)
 class HeuristicPlanner:
-    """The registered baseline: rules over the catalogue and the row alone, no history of other households, no chance.
+    """The registered baseline: rules over the catalogue and the row alone, without other households' history and without chance.
 
-    Each slot takes the legal recipe with the best sum of weighted wishes; equal sums in the catalogue's order.
+    Each slot takes the legal recipe with the highest weighted sum; ties go to the first in the catalogue.
     """
 
     preference_weight: float = 1.0
@@ -30,13 +30,13 @@ class HeuristicPlanner:
     pantry_weight: float = 0.1
     """For using any pantry item that no earlier meal of the plan uses."""
     quick_weight: float = 0.5
-    """For no minutes at all, falling in a line to nothing at `SLOW_MINUTES`."""
+    """For 0 minutes, falling linearly to 0 at `SLOW_MINUTES`."""
     cheap_weight: float = 0.5
-    """For no cost at all, falling in a line to nothing at `DEAR_SERVING` dollars a serving, or at the budget's share."""
+    """For a cost of 0, falling linearly to 0 at `DEAR_SERVING` dollars a serving, or at the budget's share."""
     variety_weight: float = 0.6
-    """Taken away for each label shared with an earlier meal of the plan."""
+    """Subtracted for each label shared with an earlier meal of the plan."""
     recent_weight: float = 2.0
-    """Taken away when the household had the recipe in its previous plan or in `RECENT_DAYS`."""
+    """Subtracted if the household had the recipe in its previous plan or in `RECENT_DAYS`."""
 
     SLOW_MINUTES = 90
     DEAR_SERVING = 5.0
@@ -90,7 +90,7 @@ class HeuristicPlanner:
 @dataclass(frozen=True)
 class Proposal:
     """What the legacy planner proposed: per slot the item, the probability with which it was drawn given the slots before it,
-    and whether this draw was the exploring kind."""
+    and whether the draw explored."""
 
     items: list[str]
     propensities: list[float]
@@ -99,7 +99,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class LegacyPlanner:
-    """The planner of the time before this platform: it made the sample history, and is neither baseline nor candidate.
+    """The planner from before this platform: it made the sample history, and is neither baseline nor candidate.
 
     Popularity among all households, a little liking for stated preferences, nothing eaten lately. With probability `exploration` a
     slot is drawn uniformly among the legal items, else by softmax of the score. Both ways can give the same item, so its propensity is

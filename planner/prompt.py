@@ -1,6 +1,6 @@
 """How a row's input is written for a causal language model, and how a recipe is written as one word.
 
-The oldest history comes first and the household last, so that cutting a long prompt on its left loses the least. History reaches
+The oldest history comes first and the household last, so that cutting a long prompt on the left loses the least. History reaches
 past the days in which a recipe may not be repeated: what was eaten before says more about taste than what may be eaten next.
 The household's id is not written: the model has to work for households that it never saw.
 """
@@ -10,14 +10,14 @@ from typing import Any
 from urllib.parse import quote
 
 HISTORY_ITEMS = 60
-"""Meals of history at most; the newest are kept."""
+"""Most meals of history; the newest are kept."""
 
 BUDGET_STEP = 10
 PREP_STEP_MINUTES = 15
 MOST_PEOPLE = 8
 MOST_WEEKS = 9
 SWAPPED_IN = "chosen"
-"""Stands before a meal that the household itself swapped in: the strongest sign of taste there is."""
+"""Written before a meal that the household itself swapped in: the strongest sign of taste."""
 
 
 def item_text(recipe_id: str) -> str:
@@ -28,7 +28,7 @@ def item_text(recipe_id: str) -> str:
 def prompt_text(row_input: Mapping[str, Any]) -> str:
     """What the model continues with recipes. Missing parts (no history, no budget) are left out.
 
-    Raises KeyError or TypeError when the row has no household or constraints: such a row is broken, and is reported as such.
+    Raises KeyError or TypeError when the row has no household or constraints: such a row is broken and fails on its own.
     """
     household, constraints = row_input["household"], row_input["constraints"]
     words = _history(row_input.get("recent_plans") or (), row_input.get("previous_plan"))

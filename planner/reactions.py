@@ -1,10 +1,9 @@
 """How a household reacts to a plan: the validator's repairs, swaps, other servings, acceptance, rejection or silence.
 
- Nothing here reads a
-variant, a version or any other part of `context` and `experiments`: they are stamped on the events as given.
+Nothing here reads `context` or `experiments`: they are copied onto the events as given.
 
-People edit what they are shown: a shown recipe of average liking is mostly kept, though others would be liked better. That is the
-anchoring which every replay over such logs has to face.
+People edit what they are shown: a household mostly keeps a shown recipe that it likes moderately, though it would like others better.
+Every replay over such logs has to deal with this anchoring.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,7 @@ def event_id(plan_id: str, event_type: str, number: int) -> UUID:
 
 
 class Reaction:
-    """The events of one plan, in order, as they come about."""
+    """The events of one plan, in order."""
 
     def __init__(
         self,
@@ -55,7 +54,7 @@ class Reaction:
     def add(
         self, event_type: str, seconds: float, payload: Mapping[str, Any], metrics: Mapping[str, float] | None = None
     ) -> None:
-        """One more event, that many seconds after the one before."""
+        """Append an event, `seconds` after the one before."""
         self._at += timedelta(seconds=round(seconds, 3))
         number = sum(event["event_type"] == event_type for event in self.events)
         self.events.append(
@@ -84,10 +83,10 @@ def react(
     context: Mapping[str, Any] | None = None,
     experiments: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """The events after a plan was shown at that time, oldest first; the world stays as it is (`world.remember` changes it).
+    """The events after a plan was shown at `at`, oldest first. The world does not change (`world.remember` changes it).
 
     Ends with `plan_accepted`, with `plan_rejected`, or with neither (the household left). `plan_id` defaults to the plan's own, else to
-    one made of household and time. Raises KeyError for a recipe or household that the world does not know.
+    one derived from household and time. Raises KeyError for a recipe or household that the world does not know.
     """
     plan_id = plan_id or plan.get("plan_id") or str(uuid5(EVENT_IDS, f"{household_id}/{at.isoformat()}"))
     row_input = world.row_input(household_id, at)
@@ -128,7 +127,7 @@ def react(
 def _repair(
     catalogue: Catalogue, row_input: RowInput, meals: list[dict[str, Any]], allowed: Sequence[str], reaction: Reaction
 ) -> None:
-    """The product's validator: replaces meals that break a hard rule, then the dearest ones while over budget."""
+    """The product's validator: replaces meals that break a hard rule, then the most expensive ones while over budget."""
     for meal in meals:
         broken = violations(catalogue, row_input, {"meals": [meal]})
         if broken:
@@ -152,7 +151,7 @@ def _replace(
     rule: str,
     reaction: Reaction,
 ) -> None:
-    """The allowed recipe most like the replaced one takes its place; without one the meal stays."""
+    """Replace the meal by the allowed recipe most like it; without one the meal stays."""
     taken = {other["recipe_id"] for other in meals}
     labels = set(catalogue[meal["recipe_id"]].labels)
     free = [item for item in allowed if item not in taken]
@@ -171,7 +170,7 @@ def _swap(
     rng: np.random.Generator,
     reaction: Reaction,
 ) -> int:
-    """Replaces what is not liked enough by the best of some recipes that were looked at. Returns the number of swaps."""
+    """Replace the meals that are not liked enough, each by the best of the recipes browsed. Returns the number of swaps."""
     swaps = 0
     lean = KEEP_BASE + MODE_KEEP.get(row_input["mode"], 0.0)
     allowed = world.legal.allowed(row_input)
@@ -185,8 +184,8 @@ def _swap(
         if len(free) == 0:
             continue
         # What comes up when browsing: a little more of what everybody likes.
-        found = np.argsort(-(world.charm[free] + rng.gumbel(size=len(free))), kind="stable")[:BROWSED]
-        seen = free[found]
+        browsed = np.argsort(-(world.charm[free] + rng.gumbel(size=len(free))), kind="stable")[:BROWSED]
+        seen = free[browsed]
         best = int(seen[np.argmax(CHOICE_SHARPNESS * wanted[seen] + rng.gumbel(size=len(seen)))])
         replacement = world.catalogue.ids[best]
         payload = {"day": meal["day"], "from_meal_id": meal["recipe_id"], "to_meal_id": replacement}

@@ -1,6 +1,6 @@
 """Training rows: accepted plans joined with the domain as it was when each plan was made, and split by household.
 
-The rule above all others: a plan is *made* when it was generated (a reconstructed one: at its first meal), and nothing that happened
+The most important rule: a plan is *made* when it is generated (a reconstructed one: at its first meal), and nothing that happens
 after that moment reaches its `input`.
 """
 
@@ -18,9 +18,9 @@ from product.protocol import RowWindow
 
 SPLIT_SALT = "planner-split"
 HELD_OUT = 0.2
-"""Share of households whose rows are never trained on, so that a replay meets households that no model saw."""
+"""Share of households whose rows are never trained on, so that a replay has households that no model saw."""
 VALIDATION = 0.1
-"""Share of the other households that training measures itself on."""
+"""Share of the other households that training validates on."""
 
 PLAN = pl.Struct({"meals": MEALS})
 _ROW: dict[str, Any] = {
@@ -105,7 +105,7 @@ def build_rows(
 ) -> DatasetRows:
     """A row (ROW_SCHEMA) for every plan accepted in the window, ordered by (timestamp, event id).
 
-    `events` are cleaned events that reach `window.lookback_days` back before the window; `domain` the four tables of
+    `events` are cleaned events that reach `window.lookback_days` back before the window; `domain` holds the four tables of
     `tables.DOMAIN_SCHEMAS`. Left out and counted: acceptances without meals or otherwise malformed, without the plan_generated
     before them (unless reconstructed), repeated, of unknown households, with unknown recipes. Raises KeyError for a missing table.
     """
@@ -163,7 +163,7 @@ def split_of(household_id: str, salt: str = SPLIT_SALT) -> tuple[bool, bool]:
 
 
 def assign_split(rows: pl.DataFrame, *, replay_from: date | None = None, salt: str = SPLIT_SALT) -> pl.DataFrame:
-    """The rows with `metadata.split` set anew, by household: "train", "validation" or "replay".
+    """The rows with `metadata.split` set by household: "train", "validation" or "replay".
 
     With `replay_from` (UTC) time decides what is replayed: rows from that day on are "replay", earlier ones never.
     """

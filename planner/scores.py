@@ -1,6 +1,6 @@
-"""How good is a plan: the five offline scores, and whether it keeps the budget. Pure functions in [0, 1], higher is better.
+"""How good a plan is: the five offline scores, and whether it keeps the budget. Pure functions in [0, 1], higher is better.
 
-None means that a score does not apply to the row (no constraint, no budget); such rows stand outside its mean.
+None means that a score does not apply to the row (no constraint, no budget); its mean leaves such rows out.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from itertools import combinations
 
 from planner.catalogue import Catalogue
 from planner.constraints import has_constraint, over_budget, violations
-from product.protocol import Plan, Row, RowInput
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, Plan, Row, RowInput
 
 STAPLES = frozenset(
     {
@@ -93,7 +93,7 @@ def levenshtein(left: Sequence[str], right: Sequence[str]) -> int:
 def edit_distance(predicted: Sequence[str], accepted: Sequence[str]) -> float:
     """1 − edits ÷ meals of the longer plan, over the recipes in the order of their days.
 
-    An edit adds, removes or replaces one meal; other servings of the same meal are no edit. Two empty plans score 0.
+    An edit adds, removes or replaces one meal; other servings of the same meal are not an edit. Two empty plans score 0.
     """
     longer = max(len(predicted), len(accepted))
     return 1.0 - levenshtein(predicted, accepted) / longer if longer else 0.0
@@ -114,22 +114,22 @@ def diversity(catalogue: Catalogue, recipe_ids: Sequence[str]) -> float:
 def leftovers(catalogue: Catalogue, row_input: RowInput, recipe_ids: Sequence[str]) -> float | None:
     """Share of what could be left over that the plan uses up; staples aside, by ingredient name.
 
-    Two kinds of things can be left over: what the pantry holds, used up by one meal or more that needs it; and what the plan buys and
+    Two kinds of things can be left over: what is in the pantry, used up by at least one meal that needs it; and what the plan buys and
     opens, used up when at least two of its meals need it. None where there is neither; an empty plan uses nothing: 0.
     """
     if not recipe_ids:
         return 0.0
-    held = {item["name"].strip().casefold() for item in (row_input.get("pantry") or {}).get("items") or ()} - STAPLES
+    pantry = {item["name"].strip().casefold() for item in (row_input.get("pantry") or {}).get("items") or ()} - STAPLES
     needed = Counter(name for recipe_id in recipe_ids for name in set(_ingredients(catalogue, recipe_id)) - STAPLES)
-    opened = {name: meals for name, meals in needed.items() if name not in held}
-    if not held and not opened:
+    opened = {name: meals for name, meals in needed.items() if name not in pantry}
+    if not pantry and not opened:
         return None
-    used_up = sum(1 for name in held if name in needed) + sum(1 for meals in opened.values() if meals >= 2)
-    return used_up / (len(held) + len(opened))
+    used_up = sum(1 for name in pantry if name in needed) + sum(1 for meals in opened.values() if meals >= 2)
+    return used_up / (len(pantry) + len(opened))
 
 
 def budget_respect(catalogue: Catalogue, row_input: RowInput, plan: Plan) -> float | None:
-    """1 within the budget, else 0; None without a budget or where a meal's cost is unknown. Reported apart: no hard rule."""
+    """1 within the budget, else 0; None without a budget or where a meal's cost is unknown. Reported separately: not a hard rule."""
     over = over_budget(catalogue, row_input, plan)
     return None if over is None else 0.0 if over else 1.0
 
@@ -140,11 +140,11 @@ def all_scores(catalogue: Catalogue, row: Row, plan: Plan) -> dict[str, float | 
     accepted = _in_order(row["target"]["accepted_plan"])
     row_input = row["input"]
     return {
-        "plan_alignment_score": plan_alignment(predicted, accepted),
-        "constraint_respect_score": constraint_respect(catalogue, row_input, plan),
-        "edit_distance_score": edit_distance(predicted, accepted),
-        "diversity_score": diversity(catalogue, predicted),
-        "leftovers_score": leftovers(catalogue, row_input, predicted),
+        ALIGNMENT: plan_alignment(predicted, accepted),
+        CONSTRAINTS: constraint_respect(catalogue, row_input, plan),
+        EDITS: edit_distance(predicted, accepted),
+        DIVERSITY: diversity(catalogue, predicted),
+        LEFTOVERS: leftovers(catalogue, row_input, predicted),
         "budget_respect_score": budget_respect(catalogue, row_input, plan),
     }
 

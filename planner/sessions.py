@@ -1,9 +1,6 @@
 """Plan sessions out of events: what was proposed, what was edited, what was accepted, as typed frames.
 
- Does not belong
-here: the domain tables, windows, rows (see `rows.py`).
-
-Payloads come from outside and may hold anything; one that does not fit is left out and counted, never guessed at.
+Payloads come from outside and may contain anything. A payload that does not fit is left out and counted, never guessed at.
 """
 
 from collections import Counter, defaultdict
@@ -39,7 +36,7 @@ EVENT_COLUMNS: dict[str, Any] = {
     "payload": pl.String,
     "timestamp": UTC_TIME,
 }
-"""What sessions need of an events frame; `context` and `payload` are JSON text. More columns do no harm."""
+"""What sessions need of an events frame; `context` and `payload` are JSON text. Other columns are ignored."""
 
 _Day = Annotated[int, msgspec.Meta(ge=0, le=6)]
 _Servings = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
@@ -127,7 +124,7 @@ def events_frame(events: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
 
 
 def read_sessions(events: pl.DataFrame) -> Sessions:
-    """The households' sessions in `events` (columns: EVENT_COLUMNS), wherever their order."""
+    """The households' sessions in `events` (columns: EVENT_COLUMNS), which may be in any order."""
     events = (
         events.select([pl.col(name).cast(kind) for name, kind in EVENT_COLUMNS.items()])
         .filter(pl.col("unit_type") == "household")
@@ -239,7 +236,7 @@ def _edits(
     events: pl.DataFrame, malformed: Counter[str]
 ) -> dict[tuple[str, str], list[tuple[datetime, dict[str, Any]]]]:
     """(household, plan) → its edits with their times, in order."""
-    found: list[tuple[datetime, str, tuple[str, str], dict[str, Any]]] = []
+    dated: list[tuple[datetime, str, tuple[str, str], dict[str, Any]]] = []
     for event, swap, _ in _decoded(events, "meal_swapped", _Swap, malformed):
         edit = {
             "type": "swap_meal",
@@ -248,7 +245,7 @@ def _edits(
             "to_recipe_id": swap.to_meal_id,
             "servings": None,
         }
-        found.append((event["timestamp"], event["event_id"], (event["unit_id"], swap.plan_id), edit))
+        dated.append((event["timestamp"], event["event_id"], (event["unit_id"], swap.plan_id), edit))
     for event, change, _ in _decoded(events, "edit_applied", _Edit, malformed):
         edit = {
             "type": change.type,
@@ -257,10 +254,10 @@ def _edits(
             "to_recipe_id": None,
             "servings": change.servings,
         }
-        found.append((event["timestamp"], event["event_id"], (event["unit_id"], change.plan_id), edit))
-    found.sort(key=lambda one: one[:2])
+        dated.append((event["timestamp"], event["event_id"], (event["unit_id"], change.plan_id), edit))
+    dated.sort(key=lambda entry: entry[:2])
     edits: dict[tuple[str, str], list[tuple[datetime, dict[str, Any]]]] = defaultdict(list)
-    for moment, _, key, edit in found:
+    for moment, _, key, edit in dated:
         edits[key].append((moment, edit))
     return edits
 

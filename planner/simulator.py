@@ -1,6 +1,6 @@
 """The sample history: weeks of a seeded world whose plans the exploring legacy planner proposed.
 
-Nothing here knows experiments: the sample is from before the platform.
+There are no experiments here: the sample is from before the platform.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from planner.world import World
 from product.protocol import Plan, RowInput
 
 LEGACY_POLICY_VERSION_ID = str(uuid5(EVENT_IDS, "legacy_planner"))
-"""Stands in `context.policy_version_id` of the sample's events: a version from before the platform, in no table of it."""
+"""`context.policy_version_id` of the sample's events: a version from before the platform, which is in no table."""
 
 ACTIVE = 0.96
 """Share of weeks in which a household plans at all."""
 TRY_AGAIN = 0.7
-"""Share of rejected plans after which the household asks for another one at once."""
+"""Share of rejected plans after which the household asks for another at once."""
 LEGACY_SEES_RULES_OF = timedelta(days=3)
-"""The legacy planner reads constraints from a cache this old: what changed since, the validator has to repair."""
+"""The legacy planner reads constraints from a cache this old: the validator has to repair what changed since."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,10 @@ def simulate(
     """`weeks` weeks of plans whose last day is `end` (UTC).
 
     The same arguments give the same sample. Another `end` shifts every time by whole days and changes nothing else, ids included.
-    Raises ValueError for no households or no weeks.
+    Raises ValueError if there are no households or no weeks.
     """
     if households < 1 or weeks < 1:
-        raise ValueError(
-            f"A sample needs at least one household and one week, and {households} and {weeks} were asked for."
-        )
+        raise ValueError(f"A sample needs at least one household and one week, not {households} and {weeks}.")
     after = datetime.combine(end + timedelta(days=1), time(), tzinfo=UTC)
     start = after - timedelta(weeks=weeks)
     product = MealPlanner(catalogue, meals=meals)
@@ -135,7 +133,7 @@ def _generated(
     proposal: Proposal,
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """`plan_generated`. The legacy planner is no language model: it costs time, no tokens."""
+    """`plan_generated`. The legacy planner is not a language model: it costs time but no tokens."""
     reaction = Reaction(household_id, plan_id, at, context, ())
     metrics = {
         "latency_ms": round(float(rng.lognormal(3.6, 0.35)), 1),

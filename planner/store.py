@@ -16,7 +16,7 @@ from planner.tables import DOMAIN_SCHEMAS, KEYS, domain_frame
 
 _JSON_COLUMNS = {"items"}
 _AS_FLOAT = {"cost", "budget"}
-"""Columns of type numeric: read as float8, since planners calculate with them and nobody keeps accounts here."""
+"""Columns of type numeric: read as float8, since planners calculate with them and exact cents do not matter here."""
 
 _STAGE = "CREATE TEMPORARY TABLE {stage} (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DROP"
 _COPY = "COPY {stage} ({columns}) FROM STDIN"
@@ -33,12 +33,12 @@ _READ = "SELECT {columns} FROM {table} ORDER BY {key}"
 def store_tables(connection: psycopg.Connection[Any], tables: Mapping[str, pl.DataFrame]) -> dict[str, int]:
     """Add or update the rows of any of the four domain tables; returns per table how many rows were new or changed.
 
-    Rows that are there already count 0, so storing twice is storing once. Raises KeyError for a table that is none of the four, and
-    psycopg.errors.ForeignKeyViolation for constraints or pantries of a household that nobody stored.
+    Unchanged rows count 0, so storing twice is storing once. Raises KeyError for an unknown table, and
+    psycopg.errors.ForeignKeyViolation for constraints or pantries of a household that is not stored.
     """
     unknown = sorted(set(tables) - set(DOMAIN_SCHEMAS))
     if unknown:
-        raise KeyError(f"No domain table is called {unknown[0]}; the tables are {', '.join(DOMAIN_SCHEMAS)}.")
+        raise KeyError(f"Unknown domain table {unknown[0]}: the tables are {', '.join(DOMAIN_SCHEMAS)}.")
     return {table: _upsert(connection, table, tables[table]) for table in DOMAIN_SCHEMAS if table in tables}
 
 

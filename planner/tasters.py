@@ -1,7 +1,7 @@
 """Made-up tasters, to give the built-in base model an idea of recipes before it sees a real household.
 
-A taster likes a few directions among the recipes' ingredients, tags, minutes and cost, says some of it, uses up what it has, does
-not eat the same twice within two weeks, and its next plan is the target. Without this structure (plans drawn at random) fine-tuning
+A taster likes a few directions among the recipes' ingredients, tags, minutes and cost, states some of that, uses up what it has, and
+does not eat the same twice within two weeks. Its next plan is the target. Without this structure (plans drawn at random) fine-tuning
 never passed popularity: docs/training.md.
 """
 
@@ -15,7 +15,7 @@ from planner.catalogue import DIETS
 from product.protocol import Product, Row
 
 WEEKS = (0.05, 0.1, 0.1, 0.15, 0.6)
-"""Share of tasters with so many weeks of history (0, 1, …)."""
+"""Share of tasters with 0, 1, … weeks of history."""
 DIRECTIONS = 32
 """Main directions of the recipes' features that tastes live in; a recipe's own charm comes on top."""
 TASTE, CHARM, CHANCE = 1.0, 0.5, 0.5
@@ -90,7 +90,7 @@ def _spread(columns: np.ndarray) -> np.ndarray:
 
 
 def _draw(random: np.random.Generator, wanted: np.ndarray, count: int) -> list[int]:
-    """`count` different positions, each next one drawn by softmax (the Gumbel trick)."""
+    """`count` different positions, each drawn by softmax (the Gumbel trick)."""
     noisy = wanted + random.gumbel(scale=CHANCE, size=len(wanted))
     return [int(index) for index in np.argsort(-noisy, kind="stable")[:count]]
 

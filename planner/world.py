@@ -1,4 +1,4 @@
-"""A seeded world of households: what they are seen to be, and the hidden tastes that only their choices show.
+"""A seeded world of households: what can be seen of them, and the hidden tastes that only their choices show.
 
 A taste is linear in the recipe's features (labels, common ingredients, minutes, cost), plus a charm of the recipe that all households
 share, plus a whim for single recipes. Stated preferences follow from it, with noise.
@@ -46,10 +46,10 @@ DISLIKED = (
     *("okra", "beets", "brussels sprouts", "peanuts", "lamb", "squid", "mussels", "pork", "fennel", "celery"),
 )
 FEWEST_LEGAL = 25
-"""A household whose rules leave fewer recipes than this loosens them: nobody lives on five dishes."""
+"""A household whose rules leave fewer recipes than this loosens them."""
 
 FEWEST_STATED = 4
-"""Only labels of at least so many recipes are stated as preferences."""
+"""Only labels of at least this many recipes are stated as preferences."""
 
 CHARM = 0.55
 TASTE = 1.0
@@ -77,7 +77,7 @@ class EatenPlan:
 
 @dataclass
 class Household:
-    """What the product may know of a household, and what it lived through so far."""
+    """What the product may know of a household, and its history so far."""
 
     id: str
     size: int
@@ -138,7 +138,7 @@ class World:
     ) -> RowInput:
         """The household as a dataset row's `input` at that time; `recent` replaces the remembered accepted plans.
 
-        Raises KeyError for a household that is not of this world.
+        Raises KeyError for an unknown household.
         """
         household = self.households[household_id]
         eaten = [plan for plan in household.eaten if at - LOOKBACK <= plan.at < at]
@@ -198,8 +198,8 @@ class World:
         In units of the spread of taste over recipes; 0 is an average recipe.
         """
         household = self.households[household_id]
-        held = np.zeros(len(self.ingredients))
-        held[
+        in_pantry = np.zeros(len(self.ingredients))
+        in_pantry[
             [
                 self._ingredient[item["name"]]
                 for item in self.pantry_at(household_id, at)
@@ -207,7 +207,7 @@ class World:
             ]
         ] = 1.0
         pull = PANTRY_PULL * (1.6 if self.session_habits(household_id, at)[0] == "pantry-first" else 1.0)
-        utility = self._tastes[self._index[household_id]] + pull * np.minimum(self._uses @ held, 4.0)
+        utility = self._tastes[self._index[household_id]] + pull * np.minimum(self._uses @ in_pantry, 4.0)
         lately = [
             self.position[item] for plan in household.eaten if at - LATELY <= plan.at < at for item, _ in plan.meals
         ]
@@ -215,7 +215,7 @@ class World:
         return np.asarray(utility)
 
     def sameness(self, others: Sequence[str]) -> np.ndarray:
-        """Utility that each recipe loses beside these other meals of a plan: nobody wants five curries a week."""
+        """Utility that each recipe loses because of the plan's other meals: nobody wants five curries a week."""
         labels = self._labels[[self.position[item] for item in others]].sum(axis=0)
         return np.asarray(SAMENESS * (self._labels @ labels))
 
@@ -278,14 +278,14 @@ class World:
         return household
 
     def _rules(self, household: Household, taste: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """Budget, minutes and excluded ingredients, loosened until enough recipes are left."""
+        """Budget, minutes and excluded ingredients, loosened until enough recipes remain."""
         excluded = []
         if rng.random() < 0.4:
-            told = self.legal.legal({"household": {}, "constraints": {}}, [])
+            every_recipe = self.legal.legal({"household": {}, "constraints": {}}, [])
             liking = {}
             for word in DISLIKED:
                 left = set(self.legal.allowed({"household": {}, "constraints": {"excluded_ingredients": [word]}}))
-                having = [self.position[item] for item in told if item not in left]
+                having = [self.position[item] for item in every_recipe if item not in left]
                 liking[word] = float(taste[having].mean()) + 0.3 * rng.normal() if having else 9.0
             excluded = sorted(sorted(liking, key=lambda word: liking[word])[: int(rng.integers(1, 4))])
         rules: dict[str, Any] = {

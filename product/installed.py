@@ -1,4 +1,4 @@
-"""The product that this installation serves: the class that the setting `LIFECYCLE_PRODUCT` names. No other room names a product."""
+"""The product that this installation serves: the class that the setting `LIFECYCLE_PRODUCT` names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from product.protocol import Product, RowWindow
 
 @dataclass(frozen=True)
 class DatasetRows:
-    """The rows of a window, and how many accepted plans of it became no row, by reason."""
+    """The rows of a window, and how many of its accepted plans were left out, by reason."""
 
     frame: pl.DataFrame
     excluded: dict[str, int]
 
 
 class InstalledProduct(Product, Protocol):
-    """What the class of an installed product has beyond the protocol: its names, its tables, and its rows with their split."""
+    """What the class of an installed product needs beyond the protocol: its names, its tables, and its rows with their split."""
 
     model_name: ClassVar[str]
     """Registered model, such as `planner_model`."""
@@ -31,7 +31,7 @@ class InstalledProduct(Product, Protocol):
     experiment_name: ClassVar[str]
     """Experiment that tries candidates, such as `weekly_planner`."""
     baseline_planner: ClassVar[str]
-    """`package.module:Class` of the planner that is registered before anything was trained."""
+    """`package.module:Class` of the planner that is registered before any training."""
     nullable_fields: ClassVar[frozenset[str]]
     """Dotted paths of row fields that may be null."""
 
@@ -49,7 +49,7 @@ class InstalledProduct(Product, Protocol):
     def dataset_rows(
         cls, events: pl.DataFrame, domain: Mapping[str, pl.DataFrame], window: RowWindow, replay_from: date | None
     ) -> DatasetRows:
-        """Point-in-time rows with their split, and what was left out. Rows from `replay_from` on are held out, where it is given."""
+        """Point-in-time rows with their split, and what was left out. With `replay_from`, rows from that day on are held out."""
         ...
 
 

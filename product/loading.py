@@ -38,21 +38,21 @@ def class_named(path: str) -> Any:
         return getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ProductError(
-            f"The product class {path!r} cannot be imported ({error}): install its package, or start where it can be imported."
+            f"The product class {path!r} cannot be imported ({error}): install its package, or start in a folder that holds it."
         ) from error
 
 
 def load_product(path: str, reference: Mapping[str, Any]) -> Product:
-    """The product of `package.module:Class` with this reference data. Raises ProductError if it cannot be made."""
+    """The product of `package.module:Class` with this reference data. Raises ProductError if it cannot be built."""
     product_class = class_named(path)
     try:
         product = product_class.from_reference(dict(reference))
     except (KeyError, TypeError, ValueError) as error:
         raise ProductError(
-            f"The product {path} cannot be made from its reference data ({error!r}): build the dataset again."
+            f"The product {path} cannot be built from its reference data ({error!r}): build the dataset again."
         ) from error
     if not isinstance(product, Product):
-        raise ProductError(f"The class {path} is not a product: see product/protocol.py for what it needs.")
+        raise ProductError(f"The class {path} is not a product: product/protocol.py lists what it needs.")
     return product
 
 

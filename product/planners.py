@@ -15,10 +15,10 @@ Rng = np.random.Generator
 
 
 class RandomPlanner:
-    """Legal items, every next one drawn uniformly."""
+    """Legal items, each drawn uniformly."""
 
     def plan(self, product: Product, row_input: RowInput, rng: Rng) -> list[str]:
-        """As many items as the plan needs, or fewer when no more are legal."""
+        """As many items as the plan needs, or fewer if no more are legal."""
         chosen: list[str] = []
         while len(chosen) < product.slots(row_input) and (legal := product.legal_items(row_input, chosen)):
             chosen.append(legal[int(rng.integers(len(legal)))])
@@ -27,7 +27,7 @@ class RandomPlanner:
 
 @dataclass(frozen=True)
 class PopularityPlanner:
-    """The legal items most often accepted. `counts` holds each item's acceptances, discounted by age when fitted so."""
+    """The legal items most often accepted. `counts` holds each item's acceptances, discounted by age if it was fitted with a half-life."""
 
     counts: Mapping[str, float]
 
@@ -40,7 +40,7 @@ class PopularityPlanner:
         With a half-life, a plan that old counts half. Raises ValueError for a half-life of 0 or less.
         """
         if half_life_days is not None and half_life_days <= 0:
-            raise ValueError(f"The half-life must be more than 0 days, and {half_life_days} was given.")
+            raise ValueError(f"The half-life must be more than 0 days, not {half_life_days}.")
         counts = dict.fromkeys(product.items(), 0.0)
         for age_days, items in accepted:
             weight = 1.0 if half_life_days is None else 0.5 ** (age_days / half_life_days)

@@ -1,6 +1,6 @@
 """What the platform needs of a product: five things, as one protocol, and the shapes that cross it.
 
-`planner/meal_planner.py` is the sample product; `tests/unit/tiny_product.py` is a second, which proves that nothing else is needed.
+`planner/meal_planner.py` is the sample product; `tests/unit/tiny_product.py` is a second, which shows that nothing else is needed.
 
 An *item* is what a plan is made of (a recipe id). A *row* is one training example: `input`, `target`, `metadata`
 (docs/data-model.md). Rows and plans are plain dicts, as they come out of Parquet and JSON.
@@ -18,6 +18,10 @@ Plan = dict[str, Any]
 
 RowInput = dict[str, Any]
 Row = dict[str, Any]
+
+ALIGNMENT, CONSTRAINTS, EDITS = "plan_alignment_score", "constraint_respect_score", "edit_distance_score"
+DIVERSITY, LEFTOVERS = "diversity_score", "leftovers_score"
+"""Names of the scores that replay compares. A product may add others."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Product(Protocol):
         ...
 
     def items(self) -> Sequence[str]:
-        """Every item that a plan may hold, in a fixed order."""
+        """Every item that a plan may contain, in a fixed order."""
         ...
 
     def item_text(self, item: str) -> str:
@@ -68,12 +72,12 @@ class Product(Protocol):
         ...
 
     def legal_items(self, row_input: RowInput, chosen: Sequence[str]) -> list[str]:
-        """Items that may come next: within the household's constraints and not chosen before. Empty when none is left."""
+        """Items that may come next: within the household's constraints and not chosen before. Empty if none is left."""
         ...
 
     # an output → a plan, and back
     def plan(self, row_input: RowInput, chosen: Sequence[str]) -> Plan:
-        """The plan made of the chosen items, in order."""
+        """The plan of the chosen items, in order."""
         ...
 
     def chosen(self, plan: Plan) -> list[str]:
@@ -87,12 +91,12 @@ class Product(Protocol):
 
     # check constraints
     def violations(self, row_input: RowInput, plan: Plan) -> list[Violation]:
-        """Every hard rule that the plan breaks; independent of `legal_items`, so that one verifies the other."""
+        """Every hard rule that the plan breaks; independent of `legal_items`, so that each verifies the other."""
         ...
 
     # reference data travels inside dataset and model
     def reference(self) -> dict[str, Any]:
-        """JSON-able reference data, from which `from_reference` makes an equal product."""
+        """JSON-able reference data, from which `from_reference` builds an equal product."""
         ...
 
     @classmethod
@@ -103,7 +107,7 @@ class Product(Protocol):
 
 @runtime_checkable
 class HasOffsets(Protocol):
-    """A product that asks something of its plans itself, beside what people choose. Optional."""
+    """A product that itself asks something of its plans, apart from what people choose. Optional."""
 
     def offsets(self, row_input: RowInput) -> Mapping[str, float]:
         """Item → log-odds that training and decoding add to its score for this row; items without one have 0."""
@@ -112,7 +116,7 @@ class HasOffsets(Protocol):
 
 @runtime_checkable
 class HasRules(Protocol):
-    """A product with a planner of rules, which replay scores beside models. Optional."""
+    """A product with a rule-based planner, which replay scores next to models. Optional."""
 
     def rule_items(self, row_input: RowInput) -> list[str]:
         """The items that the product's rules choose for this row, without a model and without the history of other units."""

@@ -1,4 +1,4 @@
-"""Asking a planner for plans: batches in, one answer a row out, whatever breaks."""
+"""Asking a planner for plans: batches in, one answer a row out, whatever fails."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,9 +9,9 @@ import pandas as pd
 
 from product.protocol import Plan, Row, RowInput
 from replay.rows import ReplayError
+from training.versions import OUTPUT_COLUMNS
 
 BATCH_SIZE = 64
-OUTPUT_COLUMNS = ("meals", "tokens_generated", "error")
 MODEL_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -22,10 +22,10 @@ MODEL_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What a model raises over a row. Running out of memory is no row's fault and ends the replay."""
+"""What a model raises for a row. Running out of memory is not a row's fault and ends the replay."""
 
 Progress = Callable[[str, int, int], None]
-"""Told after each batch: whose plans, rows done, rows in all."""
+"""Called after each batch with the planner's name, rows done, and all rows."""
 
 
 class Predicts(Protocol):
@@ -38,7 +38,7 @@ class Predicts(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """One row's plan. A failed row has an empty plan and says what went wrong. Tokens are None where the model did not count them."""
+    """One row's plan. A failed row has an empty plan and an error. `tokens` is None if the model did not count them."""
 
     plan: Plan
     tokens: int | None
@@ -54,18 +54,18 @@ def answers(
     params: dict[str, Any] | None = None,
     on_progress: Progress | None = None,
 ) -> list[Answer]:
-    """The model's answer for every input, in order. A batch that breaks is asked row by row, so that only the broken row fails.
+    """The model's answer for every input, in order. A batch that fails is asked again row by row, so that only the broken row fails.
 
-    Raises ReplayError when the model does not answer in the shape of a planner model at all, or for a batch size below 1.
+    Raises ReplayError when the model does not answer in the shape of a planner model, or if the batch size is below 1.
     """
     if batch_size < 1:
-        raise ReplayError(f"The batch size must be at least 1, and {batch_size} was given.")
-    found: list[Answer] = []
+        raise ReplayError(f"The batch size must be at least 1, not {batch_size}.")
+    collected: list[Answer] = []
     for at in range(0, len(inputs), batch_size):
-        found += _batch(model, inputs[at : at + batch_size], name, params)
+        collected += _batch(model, inputs[at : at + batch_size], name, params)
         if on_progress is not None:
-            on_progress(name, len(found), len(inputs))
-    return found
+            on_progress(name, len(collected), len(inputs))
+    return collected
 
 
 def inputs_frame(inputs: Sequence[RowInput]) -> pd.DataFrame:
@@ -110,8 +110,8 @@ def _answer(meals: Any, tokens: Any, error: Any) -> Answer:
                 for meal in meals
             ]
         }
-    except (LookupError, TypeError, ValueError) as broken:
-        return _failed(f"The answer is no plan: {type(broken).__name__}: {_one_line(broken)}", tokens)
+    except (LookupError, TypeError, ValueError) as reason:
+        return _failed(f"The answer is not a plan: {type(reason).__name__}: {_one_line(reason)}", tokens)
     return Answer(plan, _count(tokens))
 
 

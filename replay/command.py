@@ -1,7 +1,7 @@
-"""The command `python -m assets.replay`: the same replay as the asset's, from a terminal.
+"""The command `python -m replay`: the same replay as the asset's, from a terminal.
 
-A verdict, whatever it is, ends with exit code 0: a refusal is a result. What could not be done ends with 1 and one sentence, a wrong
-option with 2.
+A verdict, whatever it is, ends with exit code 0: a refusal is a result. An impossible replay ends with 1 and one
+sentence, a wrong option with 2.
 """
 
 import argparse
@@ -36,47 +36,49 @@ from replay.rows import SAMPLE_SEED, SAMPLE_SIZE, RowChoice
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every option; each rule of the gate is one, too."""
-    made = argparse.ArgumentParser(
-        prog="python -m assets.replay",
-        description="Score a registered model version against a baseline on rows that neither was trained on, and hold it to the gate.",
+    """Every option, each rule of the gate among them."""
+    command = argparse.ArgumentParser(
+        prog="python -m replay",
+        description="Score a registered model version against a baseline on rows that neither was trained on, and judge it by the gate.",
     )
-    made.add_argument(
+    command.add_argument(
         "--model-name", default=installed_product().model_name, help="registered model (default: %(default)s)"
     )
-    made.add_argument("--model-version", type=int, required=True, help="the candidate's version")
-    made.add_argument("--dataset", required=True, help="folder or s3:// folder of a dataset version")
-    made.add_argument(
+    command.add_argument("--model-version", type=int, required=True, help="the candidate's version")
+    command.add_argument("--dataset", required=True, help="folder or s3:// folder of a dataset version")
+    command.add_argument(
         "--baseline-version",
         type=int,
         help="version to beat (default: the one in production, else the newest heuristic planner)",
     )
-    made.add_argument(
+    command.add_argument(
         "--sample-size", type=int, default=SAMPLE_SIZE, help="rows at most; 0 for every row (default: %(default)s)"
     )
-    made.add_argument("--seed", type=int, default=SAMPLE_SEED, help="seed of the sample (default: %(default)s)")
-    made.add_argument(
+    command.add_argument("--seed", type=int, default=SAMPLE_SEED, help="seed of the sample (default: %(default)s)")
+    command.add_argument(
         "--rows",
         choices=get_args(RowChoice),
         default="unseen",
         help="unseen by both models, or held-out or all, which are refused where a model was trained on them (default: %(default)s)",
     )
-    made.add_argument(
+    command.add_argument(
         "--batch-size", type=int, default=BATCH_SIZE, help="rows asked at once; changes no digit (default: %(default)s)"
     )
-    made.add_argument(
-        "--no-references", action="store_true", help="leave out random, popularity and the other planners for scale"
+    command.add_argument(
+        "--no-references", action="store_true", help="leave out random, popularity and the other reference planners"
     )
-    gate = made.add_argument_group("the gate")
+    gate = command.add_argument_group("the gate")
     for name, field in GateConfig.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
-        told = (field.description or "").replace("%", "%%")
+        description = (field.description or "").replace("%", "%%")
         if field.annotation is bool:
-            gate.add_argument(flag, action="store_true", help=told)
+            gate.add_argument(flag, action="store_true", help=description)
         else:
             number = int if field.annotation is int else float
-            gate.add_argument(flag, type=number, default=field.default, help=f"{told} (default: {field.default:g})")
-    return made
+            gate.add_argument(
+                flag, type=number, default=field.default, help=f"{description} (default: {field.default:g})"
+            )
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"])
         errors.print(f"{where}{first['msg'].removeprefix('Value error, ')}", markup=False)
         return 2
-    # MLflow's own progress bars and notices would stand between a reader and the one sentence.
+    # MLflow's own progress bars and notices would hide the one sentence.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     configured = settings()
@@ -138,7 +140,7 @@ def _connect(configured: Settings) -> Connect:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[OnProgress | None]:
-    """A bar for each planner on a terminal; nothing where output is no terminal."""
+    """A bar for each planner on a terminal, else nothing."""
     if not console.is_terminal:
         yield None
         return

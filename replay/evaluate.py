@@ -1,7 +1,7 @@
-"""A whole replay: choose rows, load both models, run, judge, and write down what came of it.
+"""A whole replay: choose rows, load both models, run, judge, and store the result.
 
-Doing the same replay again (same candidate, baseline and dataset version) ends with the same row in the database, the same MLflow run
-and the same tags. A killed one leaves a row that says `running`, which the next one replaces.
+Repeating a replay (same candidate, baseline and dataset version) ends with the same row in the database, the same MLflow run and the
+same tags. A killed replay leaves a row with the status `running`, which the next one replaces.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from replay.stored_results import StoredReplay, save_replay
 from training.dataset import HELD_OUT
 
 Connect = Callable[[], AbstractContextManager[psycopg.Connection[Any]]]
-"""Gives a database connection in a transaction of its own: committed at the end, rolled back on an exception."""
+"""Opens a database connection in its own transaction: committed at the end, rolled back on an exception."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ReplayRequest:
 
 @dataclass(frozen=True)
 class Replayed(JsonRecord):
-    """A finished replay: what it found, the verdict, where it is logged, and what was done, as sentences."""
+    """A finished replay: its result, the verdict, the MLflow run it is logged in, and what was done, as sentences."""
 
     result: ReplayResult
     verdict: Verdict
@@ -65,10 +65,9 @@ def evaluate(
     dagster_run_id: str | None = None,
     on_progress: Progress | None = None,
 ) -> Replayed:
-    """Replay, judge, log to MLflow, store in `exp.offline_replay_results`, and tag the version `stage=candidate` where it passed.
+    """Replay, judge, log to MLflow, store in `exp.offline_replay_results`, and tag the version `stage=candidate` if it passed.
 
-    Raises LifecycleError when the replay cannot be done; the row then says `failed` and why. A refused
-    gate is no error.
+    Raises LifecycleError if the replay cannot be done; the stored row is then `failed` with the reason. A refused gate is not an error.
     """
     versions.check_reachable(tracking_uri)
     baseline = request.baseline_version or versions.default_baseline(
@@ -82,7 +81,8 @@ def evaluate(
     empty = StoredReplay(request.model_name, request.model_version, dataset.version, baseline, "running")
     with connect() as connection:
         ours, theirs = (
-            version_ids_of_model(connection, request.model_name, one) for one in (request.model_version, baseline)
+            version_ids_of_model(connection, request.model_name, version)
+            for version in (request.model_version, baseline)
         )
         save_replay(connection, empty)
     try:
@@ -100,7 +100,7 @@ def evaluate(
             result, verdict, tracking_uri=tracking_uri, artefact_root=artefact_root, dagster_run_id=dagster_run_id
         )
     except Exception as error:
-        told = str(error) if isinstance(error, LifecycleError) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, LifecycleError) else f"{type(error).__name__}: {error}"
         with connect() as connection:
             save_replay(
                 connection,
@@ -110,15 +110,15 @@ def evaluate(
                     dataset.version,
                     baseline,
                     "failed",
-                    error_message=told,
+                    error_message=message,
                 ),
             )
         raise
-    # Tagged before the result counts as settled: killed in between, the replay is done again and ends the same.
+    # Tagged before the result is stored: after a kill in between, the replay is repeated with the same outcome.
     outcome = (
         versions.mark_candidate(tracking_uri, request.model_name, request.model_version)
         if verdict.passed
-        else f"Nothing downstream was made of {result.model}."
+        else f"{result.model} goes no further."
     )
     with connect() as connection:
         save_replay(
@@ -153,10 +153,10 @@ def _replay(
     tracking_uri: str,
     on_progress: Progress | None,
 ) -> ReplayResult:
-    """Choose the rows before any model is loaded: a refusal costs no minute."""
+    """Choose the rows before loading any model, so that a refusal is quick."""
     name = request.model_name
     keys = dataset.keys()
-    trained = [versions.trained_on(tracking_uri, name, one) for one in (request.model_version, baseline)]
+    trained = [versions.trained_on(tracking_uri, name, version) for version in (request.model_version, baseline)]
     positions, selection = choose_rows(
         keys, trained, choice=request.rows, sample_size=request.sample_size, seed=request.seed
     )
@@ -174,7 +174,7 @@ def _replay(
             households=len({keys[at].household for at in positions}),
         )
         if request.references
-        else ([], ["references: the run left them out."])
+        else ([], ["references: this replay left them out."])
     )
     return replay(
         candidate,
@@ -194,10 +194,10 @@ def _replay(
 def _taught(
     request: ReplayRequest, dataset: DatasetRows, learnt: TrainedOn, scored: Sequence[int], tracking_uri: str
 ) -> list[Row]:
-    """Rows to count popularity on: those that the candidate learnt from; for a planner of rules, what is neither scored nor held out."""
+    """Rows to count popularity on: those that the candidate learnt from; for a rule-based planner, those neither scored nor held out."""
     home = versions.dataset_uri(tracking_uri, request.model_name, request.model_version)
     if learnt.event_ids and home is not None:
         source = dataset if home.rstrip("/") == dataset.uri else read_rows(home)
         return source.take([at for at, key in enumerate(source.keys()) if key.event_id in learnt.event_ids])
-    taken = set(scored)
-    return dataset.take([at for at, key in enumerate(dataset.keys()) if at not in taken and key.split != HELD_OUT])
+    excluded = set(scored)
+    return dataset.take([at for at, key in enumerate(dataset.keys()) if at not in excluded and key.split != HELD_OUT])

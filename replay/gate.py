@@ -1,7 +1,7 @@
-"""May this model version become a candidate? A pure function of what the replay found.
+"""May this model version become a candidate? A pure function of the replay's result.
 
-A rule is met, broken, unknown (the numbers are missing) or waived (the run says so). One broken rule refuses; none broken but one unknown
-is no verdict; no data is not a pass.
+A rule is met, broken, unknown (the numbers are missing) or waived (an option allows it). One broken rule refuses. Without a broken rule,
+an unknown one gives no verdict: no data is not a pass.
 """
 
 from collections.abc import Iterator
@@ -11,21 +11,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experimentation.statistics.intervals import LEVEL, Estimate
-from replay.result import (
-    ALIGNMENT,
-    CONSTRAINTS,
-    DIVERSITY,
-    EDITS,
-    LEFTOVERS,
-    OFFLINE,
-    TOKENS,
-    Comparison,
-    JsonRecord,
-    ReplayResult,
-)
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS
+from replay.result import OFFLINE, WEIGHTS, Comparison, JsonRecord, ReplayResult
+from training.versions import TOKENS
 
 DECIMALS = 6
-"""Means are compared at the decimals in which they are stored."""
+"""Means are compared with the decimals with which they are stored."""
+MARGIN = 0.02
+"""How far below 0 the lower bound of a paired difference may lie."""
 
 RuleState = Literal["met", "broken", "unknown", "waived"]
 Decision = Literal["passed", "refused", "not_evaluated"]
@@ -37,26 +30,32 @@ class GateConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     margin_alignment: float = Field(
-        default=0.02,
+        default=MARGIN,
         ge=0,
         description="Plan alignment: the lower bound of the paired difference must lie above −margin.",
     )
     margin_edit_distance: float = Field(
-        default=0.02,
+        default=MARGIN,
         ge=0,
         description="Edit distance score: the lower bound of the paired difference must lie above −margin.",
     )
     margin_offline: float = Field(
-        default=0.02,
+        default=MARGIN,
         ge=0,
         description="Offline score: the lower bound of the paired difference must lie above −margin.",
     )
-    weight_alignment: float = Field(default=0.4, ge=0, description="Weight of plan alignment in the offline score.")
-    weight_edit_distance: float = Field(
-        default=0.3, ge=0, description="Weight of the edit distance score in the offline score."
+    weight_alignment: float = Field(
+        default=WEIGHTS[ALIGNMENT], ge=0, description="Weight of plan alignment in the offline score."
     )
-    weight_diversity: float = Field(default=0.15, ge=0, description="Weight of diversity in the offline score.")
-    weight_leftovers: float = Field(default=0.15, ge=0, description="Weight of leftovers in the offline score.")
+    weight_edit_distance: float = Field(
+        default=WEIGHTS[EDITS], ge=0, description="Weight of the edit distance score in the offline score."
+    )
+    weight_diversity: float = Field(
+        default=WEIGHTS[DIVERSITY], ge=0, description="Weight of diversity in the offline score."
+    )
+    weight_leftovers: float = Field(
+        default=WEIGHTS[LEFTOVERS], ge=0, description="Weight of leftovers in the offline score."
+    )
     kept_share: float = Field(
         default=0.95, ge=0, le=1, description="Diversity and leftovers must each keep this share of the baseline's."
     )
@@ -65,22 +64,22 @@ class GateConfig(BaseModel):
     )
     allow_unconstrained: bool = Field(
         default=False,
-        description="Let a candidate pass although no replayed row has a constraint, so that respect was never tested.",
+        description="Let a candidate pass even if no replayed row has a constraint, so that respect was never tested.",
     )
     most_extra_tokens: float = Field(
         default=0.0,
         ge=0,
-        description="Tokens a plan that the candidate may generate beyond the baseline before that counts as worse.",
+        description="Tokens a plan that the candidate may generate beyond the baseline before it counts as worse.",
     )
     most_tokens_alone: float = Field(
         default=256.0,
         gt=0,
-        description="Tokens a plan at most where the baseline generates none (a planner of rules), so that there is no ratio.",
+        description="Most tokens a plan if the baseline generates none (a rule-based planner), so that there is no ratio.",
     )
     least_unanchored_rows: int = Field(
         default=100,
         ge=1,
-        description="From so many rows proposed by neither model on, only those are compared; with fewer, the verdict is anchored.",
+        description="With at least this many rows proposed by neither model, only those are compared; with fewer, the verdict is anchored.",
     )
     level: float = Field(default=LEVEL, gt=0, lt=1, description="Level of all intervals.")
 
@@ -105,7 +104,7 @@ class GateConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule of the gate: the score that it is about (or `failed_rows`, `baseline_failed_rows`), how it ended, and why."""
+    """One rule of the gate: its score (or `failed_rows`, `baseline_failed_rows`), its state, and why."""
 
     name: str
     state: RuleState
@@ -114,7 +113,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Verdict(JsonRecord):
-    """What the gate says. `reasons`: every broken or unknown rule, or, where it passed, what a reader should know beside the verdict."""
+    """What the gate decides. `reasons`: every broken or unknown rule, or, if it passed, what else a reader should know."""
 
     decision: Decision
     anchored: bool
@@ -133,7 +132,7 @@ class Verdict(JsonRecord):
 
 
 def judge(result: ReplayResult, config: GateConfig | None = None) -> Verdict:
-    """Hold a replay against every rule."""
+    """Judge a replay by every rule."""
     config = config or GateConfig()
     anchored = result.unanchored_rows < min(config.least_unanchored_rows, result.rows)
     compared = result.scores if anchored else result.unanchored
@@ -144,7 +143,7 @@ def judge(result: ReplayResult, config: GateConfig | None = None) -> Verdict:
     if anchored:
         reasons.append(
             f"Anchored: only {result.unanchored_rows} of {result.rows} rows were proposed by neither model, and comparing on those alone "
-            f"needs {config.least_unanchored_rows}; people edit what they are shown, so the others favour whoever proposed them."
+            f"needs {config.least_unanchored_rows}; people edit what they are shown, so the other rows favour the model that proposed them."
         )
     return Verdict(decision, anchored, result.rows if anchored else result.unanchored_rows, rules, tuple(reasons))
 
@@ -163,7 +162,7 @@ def _rules(result: ReplayResult, compared: dict[str, Comparison], config: GateCo
     yield _failed(
         "failed_rows", result.model, result.candidate_failed, result.rows, config.most_failed_share, too_many="broken"
     )
-    # A baseline that fails makes any candidate look good: that is no comparison, and no fault of the candidate.
+    # A baseline that fails makes any candidate look good, so there is no comparison; that is not the candidate's fault.
     yield _failed(
         "baseline_failed_rows", f"the baseline {result.baseline}", result.baseline_failed, result.rows, config.most_failed_share,
         too_many="unknown",
@@ -171,19 +170,19 @@ def _rules(result: ReplayResult, compared: dict[str, Comparison], config: GateCo
 
 
 def _constraints(result: ReplayResult, config: GateConfig) -> Rule:
-    found = result.scores[CONSTRAINTS].candidate if CONSTRAINTS in result.scores else None
-    if found is None or found.mean is None or (found.mean == 1.0 and not result.answered_with_constraint):
+    respect = result.scores[CONSTRAINTS].candidate if CONSTRAINTS in result.scores else None
+    if respect is None or respect.mean is None or (respect.mean == 1.0 and not result.answered_with_constraint):
         what = f"None of the {result.rows} rows has a constraint and an answer, so constraint respect was not tested"
         if config.allow_unconstrained:
-            return Rule(CONSTRAINTS, "waived", f"{what}; the run allows that.")
-        return Rule(CONSTRAINTS, "unknown", f"{what}: allow_unconstrained lets it pass all the same.")
-    if found.mean == 1.0:
-        return Rule(CONSTRAINTS, "met", f"{CONSTRAINTS} is exactly 1 over {found.rows} constrained rows.")
-    broken = found.rows - round(found.mean * found.rows)
+            return Rule(CONSTRAINTS, "waived", f"{what}; this replay allows that.")
+        return Rule(CONSTRAINTS, "unknown", f"{what}: allow_unconstrained lets it pass nevertheless.")
+    if respect.mean == 1.0:
+        return Rule(CONSTRAINTS, "met", f"{CONSTRAINTS} is exactly 1 over {respect.rows} constrained rows.")
+    broken = respect.rows - round(respect.mean * respect.rows)
     return Rule(
         CONSTRAINTS,
         "broken",
-        f"{CONSTRAINTS} must be exactly 1, and {broken} of {found.rows} constrained rows break a constraint.",
+        f"{CONSTRAINTS} must be exactly 1, and {broken} of {respect.rows} constrained rows break a constraint.",
     )
 
 
@@ -191,45 +190,45 @@ def _not_worse(name: str, scores: Comparison | None, margin: float) -> Rule:
     if scores is None or scores.candidate.mean is None or scores.baseline.mean is None or scores.difference.low is None:
         return _missing(name, scores)
     ours, theirs = round(scores.candidate.mean, DECIMALS), round(scores.baseline.mean, DECIMALS)
-    told = f"{name} {ours:.6f} against the baseline's {theirs:.6f} (difference {interval(scores.difference)})"
+    compared = f"{name} {ours:.6f} against the baseline's {theirs:.6f} (difference {interval(scores.difference)})"
     if ours < theirs:
-        return Rule(name, "broken", f"{told}: the mean is lower.")
+        return Rule(name, "broken", f"{compared}: the mean is lower.")
     if not scores.difference.low > -margin:
-        return Rule(name, "broken", f"{told}: the lower bound must lie above −{margin:g}.")
-    return Rule(name, "met", f"{told}: not lower, and the lower bound lies above −{margin:g}.")
+        return Rule(name, "broken", f"{compared}: the lower bound must lie above −{margin:g}.")
+    return Rule(name, "met", f"{compared}: not lower, and the lower bound lies above −{margin:g}.")
 
 
 def _kept(name: str, scores: Comparison | None, share: float) -> Rule:
     if scores is None or scores.candidate.mean is None or scores.baseline.mean is None:
         return _missing(name, scores)
     ours, least = round(scores.candidate.mean, DECIMALS), round(share * scores.baseline.mean, DECIMALS)
-    told = f"{name} {ours:.6f} against {share:g} × the baseline's {scores.baseline.mean:.6f}"
+    compared = f"{name} {ours:.6f} against {share:g} × the baseline's {scores.baseline.mean:.6f}"
     return (
-        Rule(name, "met", f"{told}: kept.")
+        Rule(name, "met", f"{compared}: kept.")
         if ours >= least
-        else Rule(name, "broken", f"{told}: less than {least:.6f}.")
+        else Rule(name, "broken", f"{compared}: less than {least:.6f}.")
     )
 
 
 def _tokens(scores: Comparison | None, config: GateConfig) -> Rule:
     if scores is None or scores.candidate.mean is None or scores.baseline.mean is None or scores.difference.low is None:
         return _missing(TOKENS, scores)
-    told = f"{TOKENS} {scores.candidate.mean:.2f} a plan against the baseline's {scores.baseline.mean:.2f}"
+    compared = f"{TOKENS} {scores.candidate.mean:.2f} a plan against the baseline's {scores.baseline.mean:.2f}"
     if scores.baseline.mean == 0:
-        told += f", which uses no language model, and {config.most_tokens_alone:g} a plan is the most"
-        return Rule(TOKENS, "met" if scores.candidate.mean <= config.most_tokens_alone else "broken", f"{told}.")
+        compared += f", which uses no language model, and {config.most_tokens_alone:g} a plan is the most"
+        return Rule(TOKENS, "met" if scores.candidate.mean <= config.most_tokens_alone else "broken", f"{compared}.")
     if scores.difference.low > config.most_extra_tokens:
-        return Rule(TOKENS, "broken", f"{told} (difference {interval(scores.difference)}): significantly more.")
-    return Rule(TOKENS, "met", f"{told} (difference {interval(scores.difference)}): not significantly more.")
+        return Rule(TOKENS, "broken", f"{compared} (difference {interval(scores.difference)}): significantly more.")
+    return Rule(TOKENS, "met", f"{compared} (difference {interval(scores.difference)}): not significantly more.")
 
 
-def _failed(name: str, who: str, failed: int, rows: int, most: float, *, too_many: RuleState) -> Rule:
+def _failed(name: str, model: str, failed: int, rows: int, most: float, *, too_many: RuleState) -> Rule:
     if rows == 0:
         return Rule(name, "unknown", "No row was replayed.")
-    told = f"{who} failed on {failed} of {rows} rows ({failed / rows:.2%})"
+    failures = f"{model} failed on {failed} of {rows} rows ({failed / rows:.2%})"
     if failed / rows > most:
-        return Rule(name, too_many, f"{_capital(told)}, and {most:.2%} is the most.")
-    return Rule(name, "met", f"{_capital(told)}, within {most:.2%}.")
+        return Rule(name, too_many, f"{_capital(failures)}, and {most:.2%} is the most.")
+    return Rule(name, "met", f"{_capital(failures)}, within {most:.2%}.")
 
 
 def _missing(name: str, scores: Comparison | None) -> Rule:

@@ -1,6 +1,6 @@
-"""The replay in MLflow: one run a replay, with scores, table, report and plot; the scores on the candidate's training run, too.
+"""The replay in MLflow: one MLflow run per replay, with scores, table, report and plot. The candidate's training run gets the scores too.
 
-A replay of the same models and dataset finds its run again and writes the same things into it: twice is once.
+Repeating a replay of the same models and dataset writes the same values into the same MLflow run.
 """
 
 import csv
@@ -18,19 +18,18 @@ from replay.report import headline, markdown
 from replay.result import SCORES, ReplayResult
 from training import registry
 
-REPLAY_EXPERIMENT = "planner_replay"
 EVALUATION_TYPE = "offline_replay"
 
 
 def log_replay(
     result: ReplayResult, verdict: Verdict, *, tracking_uri: str, artefact_root: str, dagster_run_id: str | None = None
 ) -> str:
-    """Log a replay and return the id of its MLflow run. `artefact_root` is used where the experiment is new.
+    """Log a replay and return the id of its MLflow run. `artefact_root` is used if the MLflow experiment is new.
 
     Raises mlflow.exceptions.MlflowException when the tracking store cannot be reached.
     """
     client = registry.client(tracking_uri)
-    run_id = _run_of(client, result, registry.experiment_id(tracking_uri, REPLAY_EXPERIMENT, artefact_root))
+    run_id = _run_of(client, result, registry.experiment_id(tracking_uri, registry.REPLAY_EXPERIMENT, artefact_root))
     tags = _tags(result, verdict) | ({"dagster_run_id": dagster_run_id} if dagster_run_id else {})
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
@@ -55,19 +54,19 @@ def replay_metrics(result: ReplayResult) -> dict[str, float]:
 
 def scores_csv(result: ReplayResult) -> str:
     """A line for each planner and score: mean, interval, rows, households."""
-    made = io.StringIO()
-    writer = csv.writer(made, lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["planner", "score", "mean", "low", "high", "rows", "households"])
-    for planner, name, one in _estimates(result):
-        writer.writerow([planner, name, one.mean, one.low, one.high, one.rows, one.units])
-    return made.getvalue()
+    for planner, name, estimate in _estimates(result):
+        writer.writerow([planner, name, estimate.mean, estimate.low, estimate.high, estimate.rows, estimate.units])
+    return text.getvalue()
 
 
 def _run_of(client: Any, result: ReplayResult, experiment_id: str) -> str:
     key = hashlib.sha256(json.dumps(result.key).encode()).hexdigest()
-    found = client.search_runs([experiment_id], f"tags.replay_key = '{key}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
+    runs = client.search_runs([experiment_id], f"tags.replay_key = '{key}'", max_results=1)
+    if runs:
+        return str(runs[0].info.run_id)
     name = f"{result.model} against {result.baseline_version} on {result.dataset_version}"
     return str(client.create_run(experiment_id, tags={"replay_key": key}, run_name=name).info.run_id)
 
@@ -88,7 +87,7 @@ def _tags(result: ReplayResult, verdict: Verdict) -> dict[str, str]:
 
 
 def _log_metrics(client: Any, run_id: str, metrics: Mapping[str, float]) -> None:
-    """Those that the run does not have yet with this value."""
+    """Log the metrics that the run does not have yet with this value."""
     from mlflow.entities import Metric
 
     known = client.get_run(run_id).data.metrics
@@ -107,9 +106,9 @@ def _own_scores(result: ReplayResult) -> dict[str, float]:
 
 
 def _metrics(result: ReplayResult) -> Iterator[tuple[str, float]]:
-    for planner, name, one in _estimates(result):
+    for planner, name, estimate in _estimates(result):
         prefix = "" if planner == "candidate" else f"{planner}/"
-        for suffix, value in (("", one.mean), ("/low", one.low), ("/high", one.high)):
+        for suffix, value in (("", estimate.mean), ("/low", estimate.low), ("/high", estimate.high)):
             if value is not None:
                 yield f"{prefix}{name}{suffix}", value
     yield "rows", float(result.rows)
@@ -124,5 +123,5 @@ def _estimates(result: ReplayResult) -> Iterator[tuple[str, str, Estimate]]:
         yield "baseline", name, scores.baseline
         yield "difference", name, scores.difference
     for reference in result.references:
-        for name, one in reference.scores.items():
-            yield reference.name, name, one
+        for name, estimate in reference.scores.items():
+            yield reference.name, name, estimate

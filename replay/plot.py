@@ -1,4 +1,4 @@
-"""The replay as a picture: every planner's mean with its interval, one panel a score. Plain SVG, no plotting library."""
+"""The replay as a picture: every planner's mean with its interval, one panel per score. Plain SVG, no plotting library."""
 
 import base64
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from html import escape
 
 from experimentation.statistics.intervals import Estimate
-from replay.result import ALIGNMENT, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, ReplayResult
+from product.protocol import ALIGNMENT, DIVERSITY, EDITS, LEFTOVERS
+from replay.result import OFFLINE, ReplayResult
 
 PANELS = {
     OFFLINE: "offline score",
@@ -50,7 +51,7 @@ def scores_svg(result: ReplayResult) -> str:
 
 
 def markdown_image(svg: str, alt: str) -> str:
-    """The picture inside a markdown text, with no file beside it."""
+    """The picture embedded in markdown, without a separate file."""
     return f"![{alt}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
@@ -74,7 +75,7 @@ def _panel(left: float, bottom: float, name: str, planners: Sequence[_Planner]) 
         for line, planner in enumerate(planners)
         if _drawn(planner.scores.get(name))
     ]
-    ends = [end for _, _, one in drawn for end in (one.mean, one.low, one.high) if end is not None]
+    ends = [end for _, _, estimate in drawn for end in (estimate.mean, estimate.low, estimate.high) if end is not None]
     lowest, highest = min(ends), max(ends)
     room = max((highest - lowest) * 0.08, 1e-3)
     start, stop = lowest - room, highest + room
@@ -91,17 +92,18 @@ def _panel(left: float, bottom: float, name: str, planners: Sequence[_Planner]) 
         parts.append(
             f'<text x="{x(value):.1f}" y="{bottom + 16}" text-anchor="{anchor}" fill="#555" font-size="10">{value:.3f}</text>'
         )
-    for line, planner, one in drawn:
-        assert one.mean is not None
+    for line, planner, estimate in drawn:
+        assert estimate.mean is not None
         y = _TOP + (line + 0.5) * _LINE
         if planner.colour == BASELINE:
-            middle = f"{x(one.mean):.1f}"
+            middle = f"{x(estimate.mean):.1f}"
             parts.append(
                 f'<line x1="{middle}" y1="{_TOP}" x2="{middle}" y2="{bottom}" stroke="{BASELINE}" stroke-dasharray="3 3"/>'
             )
-        if one.low is not None and one.high is not None:
+        if estimate.low is not None and estimate.high is not None:
             parts.append(
-                f'<line x1="{x(one.low):.1f}" y1="{y:.1f}" x2="{x(one.high):.1f}" y2="{y:.1f}" stroke="{planner.colour}" stroke-width="2"/>'
+                f'<line x1="{x(estimate.low):.1f}" y1="{y:.1f}" x2="{x(estimate.high):.1f}" y2="{y:.1f}" '
+                f'stroke="{planner.colour}" stroke-width="2"/>'
             )
-        parts.append(f'<circle cx="{x(one.mean):.1f}" cy="{y:.1f}" r="4" fill="{planner.colour}"/>')
+        parts.append(f'<circle cx="{x(estimate.mean):.1f}" cy="{y:.1f}" r="4" fill="{planner.colour}"/>')
     return parts

@@ -1,7 +1,7 @@
-"""Planners that stand beside candidate and baseline on the same rows, so that a score has a scale.
+"""Planners scored on the same rows as candidate and baseline, so that a score has a scale.
 
-The last two are controls. What the untuned base with the same prior reaches is not learnt; and a candidate that reads its prompt must
-lose what it learnt about a household when it is told about another one.
+The last two are controls. What the untuned base reaches with the same prior was not learnt in fine-tuning. And a candidate that reads
+its prompt must get worse when it is shown another household's prompt.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class ReferencePlanner(Protocol):
 
     @property
     def name(self) -> str:
-        """How it is called in tables."""
+        """Its name in tables."""
         ...
 
     @property
@@ -53,11 +53,11 @@ class RulePlanner:
     choose: Callable[[RowInput, np.random.Generator], list[str]] = field(repr=False)
 
     def answers(self, rows: Sequence[Row], *, batch_size: int, on_progress: Progress | None = None) -> list[Answer]:
-        """A plan a row; the random ones depend on the row's event id and the seed, not on its place."""
-        found = [self._answer(row) for row in rows]
+        """One plan a row. Random choices depend on the row's event id and the seed, not on its position."""
+        plans = [self._answer(row) for row in rows]
         if on_progress is not None:
             on_progress(self.name, len(rows), len(rows))
-        return found
+        return plans
 
     def _answer(self, row: Row) -> Answer:
         try:
@@ -68,7 +68,7 @@ class RulePlanner:
 
 @dataclass(frozen=True)
 class ModelPlanner:
-    """A model asked in another way: with parameters, or about inputs changed by `prepare`."""
+    """A model asked differently: with parameters, or with inputs changed by `prepare`."""
 
     name: str
     description: str
@@ -91,27 +91,27 @@ class ModelPlanner:
 def reference_planners(
     product: Product, taught: Sequence[Row], candidate: Predicts, *, fine_tuned: bool, borrows: bool, households: int
 ) -> tuple[list[ReferencePlanner], list[str]]:
-    """The references that can be had, and a sentence for each that cannot.
+    """The references that apply, and a sentence for each that does not.
 
     `taught` are the rows that popularity is counted on: those that the candidate was trained on. `fine_tuned` says whether the candidate
     is a fine-tuned language model, which has an untuned base; `borrows` whether it can be shown another row's prompt; `households` how
     many there are among the replayed rows.
     """
-    found: list[ReferencePlanner] = [
+    planners: list[ReferencePlanner] = [
         RulePlanner(
             "random",
-            "Legal items, drawn alike.",
+            "Legal items, drawn uniformly.",
             product,
             lambda row_input, rng: RandomPlanner().plan(product, row_input, rng),
         )
     ]
     left_out = []
     if taught:
-        found += _popularity(product, taught)
+        planners += _popularity(product, taught)
     else:
-        left_out.append("popularity: there are no rows before or beside the replayed ones to count on.")
+        left_out.append("popularity: there are no rows other than the replayed ones to count on.")
     if isinstance(product, HasRules):
-        found.append(
+        planners.append(
             RulePlanner(
                 "heuristic",
                 "Rules over catalogue and row, no history of others.",
@@ -120,13 +120,13 @@ def reference_planners(
             )
         )
     if fine_tuned:
-        found.append(
+        planners.append(
             ModelPlanner(
                 "untuned base", "The candidate's own base and prior, without fine-tuning.", candidate, UNTUNED_PARAMS
             )
         )
     if borrows and households > 1:
-        found.append(
+        planners.append(
             ModelPlanner(
                 "shuffled prompts",
                 "The candidate, shown the prompt of another household.",
@@ -135,18 +135,18 @@ def reference_planners(
             )
         )
     if not fine_tuned:
-        left_out.append("untuned base and shuffled prompts: the candidate is no fine-tuned language model.")
+        left_out.append("untuned base and shuffled prompts: the candidate is not a fine-tuned language model.")
     elif not borrows:
         left_out.append("shuffled prompts: the candidate's package cannot be shown another row's prompt.")
     elif households < 2:
-        left_out.append("shuffled prompts: all rows are of one household, so nobody can lend it another prompt.")
-    return found, left_out
+        left_out.append("shuffled prompts: all rows are of one household, so there is no other prompt.")
+    return planners, left_out
 
 
 def shuffled_inputs(rows: Sequence[Row], seed: int = SEED) -> list[RowInput]:
     """Each row's input with the prompt of another household's row; what may be eaten stays its own.
 
-    Which row lends its prompt depends on the rows and the seed alone. With a single household there is nobody to lend: ValueError.
+    Which row lends its prompt depends only on the rows and the seed. Raises ValueError if there is only one household.
     """
     units = [unit_of(row) for row in rows]
     if len(set(units)) < 2:
@@ -189,7 +189,7 @@ def _popularity(product: Product, taught: Sequence[Row]) -> Iterable[ReferencePl
 
 
 def _with_offsets(product: Product, offsets: HasOffsets, popularity: PopularityPlanner) -> ReferencePlanner:
-    """What a model's prior plans by itself. What the candidate leads it by, the candidate learnt."""
+    """What a model's prior alone plans. The candidate learnt whatever it leads this by."""
     shares = popularity.log_shares(product)
 
     def choose(row_input: RowInput, rng: np.random.Generator) -> list[str]:

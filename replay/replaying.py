@@ -9,10 +9,9 @@ from experimentation.statistics.intervals import LEVEL
 from product.protocol import Row
 from replay.answers import BATCH_SIZE, Predicts, Progress, answers, inputs_of
 from replay.reference_planners import ReferencePlanner
-from replay.result import NEITHER, ByProposer, Comparison, FailedRow, Proposer, Reference, ReplayResult
+from replay.result import NEITHER, WEIGHTS, ByProposer, Comparison, FailedRow, Proposer, Reference, ReplayResult
 from replay.rows import DatasetRows, Selection
 from replay.scoring import (
-    WEIGHTS,
     Scored,
     answered_with_constraint,
     comparisons,
@@ -23,12 +22,12 @@ from replay.scoring import (
 )
 
 SHOWN = 20
-"""Failed rows and violations that a result names; all of them are counted."""
+"""Failed rows and violations that a result lists; all of them are counted."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model version with its loaded model, and the policy versions that serve it (their ids stand in the rows they proposed)."""
+    """A model version with its loaded model, and the policy versions that serve it (their ids are in the rows they proposed)."""
 
     name: str
     version: int
@@ -52,7 +51,7 @@ def replay(
 ) -> ReplayResult:
     """Run both on the rows at `positions` (see `rows.choose_rows`) and compare. The same input gives the same digits, whatever the batch.
 
-    Raises ReplayError when a model does not answer like a planner model at all.
+    Raises ReplayError if a model does not answer like a planner model.
     """
     rows = dataset.take(positions)
     units = units_of(rows)
@@ -62,18 +61,22 @@ def replay(
             dataset.product,
             rows,
             answers(
-                one.model, inputs, name=f"{one.name} {one.version}", batch_size=batch_size, on_progress=on_progress
+                contestant.model,
+                inputs,
+                name=f"{contestant.name} {contestant.version}",
+                batch_size=batch_size,
+                on_progress=on_progress,
             ),
             weights,
         )
-        for one in (candidate, baseline)
+        for contestant in (candidate, baseline)
     )
     proposers = [proposer_of(row, candidate.policy_version_ids, baseline.policy_version_ids) for row in rows]
     neither = [at for at, (kind, _) in enumerate(proposers) if kind in NEITHER]
     violations = [
-        f"{row['metadata']['event_id']}: {told}"
+        f"{row['metadata']['event_id']}: {message}"
         for row, scored in zip(rows, ours, strict=True)
-        for told in scored.violations
+        for message in scored.violations
     ]
     failures = _failures(rows, ours, theirs)
     return ReplayResult(
@@ -116,7 +119,7 @@ def replay(
 
 
 def proposer_of(row: Row, candidate_ids: frozenset[str], baseline_ids: frozenset[str]) -> tuple[Proposer, str]:
-    """Who proposed the plan that the household then edited, and under which name it is reported."""
+    """Who proposed the plan that the household then edited, and its name in the report."""
     metadata = row["metadata"]
     policy_version_id = metadata.get("policy_version_id")
     if policy_version_id is None:
@@ -156,16 +159,16 @@ def _compare_at(
 
 
 def _failures(rows: Sequence[Row], ours: Sequence[Scored], theirs: Sequence[Scored]) -> list[FailedRow]:
-    found: list[FailedRow] = []
+    failures: list[FailedRow] = []
     sides: tuple[tuple[Literal["candidate", "baseline"], Sequence[Scored]], ...] = (
         ("candidate", ours),
         ("baseline", theirs),
     )
     for model, scored in sides:
-        for row, one in zip(rows, scored, strict=True):
-            if one.error is not None:
-                found.append(FailedRow(model, str(row["metadata"]["event_id"]), one.error))
-    return found
+        for row, answer in zip(rows, scored, strict=True):
+            if answer.error is not None:
+                failures.append(FailedRow(model, str(row["metadata"]["event_id"]), answer.error))
+    return failures
 
 
 def _reference(

@@ -1,4 +1,4 @@
-"""The replay for a person: a table for the terminal, and the same as markdown for Dagster and MLflow."""
+"""The replay report: a table for the terminal, and the same as markdown for Dagster and MLflow."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,9 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from experimentation.statistics.intervals import Estimate
+from product.protocol import ALIGNMENT
 from replay.gate import Rule, RuleState, Verdict, interval
 from replay.plot import markdown_image, scores_svg
-from replay.result import ALIGNMENT, OFFLINE, SCORES, TOKENS, Comparison, ReplayResult
+from replay.result import OFFLINE, SCORES, Comparison, ReplayResult
+from training.versions import TOKENS
 
 TICKS: dict[RuleState, str] = {"met": "✓", "broken": "✗", "unknown": "?", "waived": "–"}
 COLOURS: dict[RuleState, str] = {"met": "green", "broken": "red", "unknown": "yellow", "waived": "yellow"}
@@ -38,8 +40,8 @@ def terminal_table(result: ReplayResult, verdict: Verdict, done: Sequence[str] =
 
 def markdown(result: ReplayResult, verdict: Verdict, done: Sequence[str] = (), *, plot: bool = True) -> str:
     """The same for the Dagster UI, with the plot inside."""
-    told = sentences(result, verdict, done)
-    lines = [f"**{told[0]}**", "", *(f"- {line}" for line in told[1:]), ""]
+    summary = sentences(result, verdict, done)
+    lines = [f"**{summary[0]}**", "", *(f"- {line}" for line in summary[1:]), ""]
     lines += _markdown_table(
         ("score", "candidate", "baseline", "difference", "gate"),
         (
@@ -57,7 +59,7 @@ def markdown(result: ReplayResult, verdict: Verdict, done: Sequence[str] = (), *
         lines += ["", *(f"- *{reference.name}*: {reference.description}" for reference in result.references)]
     lines += [
         "",
-        "By who proposed the plan that was edited:",
+        "By the proposer of the edited plan:",
         "",
         *_markdown_table(_PROPOSER_COLUMNS, _proposer_rows(result)),
     ]
@@ -78,8 +80,8 @@ def headline(result: ReplayResult) -> str:
 
 def sentences(result: ReplayResult, verdict: Verdict, done: Sequence[str] = ()) -> list[str]:
     """The verdict, its reasons, how the rows were chosen, what failed, and what was done."""
-    beside = " (anchored)" if verdict.anchored else ""
-    lines = [f"{TICKS[_state(verdict)]} The gate's verdict on {result.model}: {DECISIONS[verdict.decision]}{beside}."]
+    note = " (anchored)" if verdict.anchored else ""
+    lines = [f"{TICKS[_state(verdict)]} The gate's verdict on {result.model}: {DECISIONS[verdict.decision]}{note}."]
     lines += verdict.reasons
     if not verdict.anchored and verdict.rows_compared < result.rows:
         lines.append(
@@ -87,8 +89,8 @@ def sentences(result: ReplayResult, verdict: Verdict, done: Sequence[str] = ()) 
         )
     lines.append(_selection_sentence(result))
     lines += [f"The {failed.model} failed on {failed.event_id}: {failed.error}" for failed in result.failures[:3]]
-    lines += [f"Broken rule on {told}" for told in result.violations[:3]]
-    lines += [f"Not shown: {told}" for told in result.references_left_out]
+    lines += [f"Broken rule on {violation}" for violation in result.violations[:3]]
+    lines += [f"Not shown: {reason}" for reason in result.references_left_out]
     return [*lines, *done]
 
 
@@ -154,5 +156,5 @@ def _proposer_rows(result: ReplayResult) -> Iterator[tuple[str, ...]]:
 
 
 def _markdown_table(columns: Sequence[str], rows: Iterator[tuple[str, ...]]) -> list[str]:
-    made = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    return made + [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return lines + [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]

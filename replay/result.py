@@ -1,26 +1,29 @@
-"""What a replay found, as frozen records that travel as JSON between assets and into the database."""
+"""The result of a replay, as frozen records that travel as JSON between assets and into the database."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter
 
 from experimentation.statistics.intervals import Estimate
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS
 from replay.rows import Selection
 
-ALIGNMENT, CONSTRAINTS, EDITS = "plan_alignment_score", "constraint_respect_score", "edit_distance_score"
-DIVERSITY, LEFTOVERS, OFFLINE = "diversity_score", "leftovers_score", "offline_eval_score"
-TOKENS = "tokens_generated"
+OFFLINE = "offline_eval_score"
 SCORES = (ALIGNMENT, CONSTRAINTS, EDITS, DIVERSITY, LEFTOVERS, OFFLINE)
-"""The scores that have a column in `exp.offline_replay_results`, in the order in which they are shown."""
+"""The scores that have a column in `exp.offline_replay_results`, in display order."""
+WEIGHTS: Mapping[str, float] = MappingProxyType({ALIGNMENT: 0.4, EDITS: 0.3, DIVERSITY: 0.15, LEFTOVERS: 0.15})
+"""Weights of the scores in `offline_eval_score`, unless the gate's configuration sets others."""
 
 Proposer = Literal["candidate", "baseline", "another policy version", "nobody (reconstructed)", "unknown"]
 NEITHER: frozenset[Proposer] = frozenset({"another policy version", "nobody (reconstructed)"})
-"""Proposers of rows that favour neither model. A plan whose proposer was not recorded may be anyone's, so it is not among them."""
+"""Proposers of rows that favour neither model. A plan without a recorded proposer may be either model's, so it is not among them."""
 
 
 class JsonRecord:
-    """A frozen dataclass that goes to plain JSON types and comes back equal."""
+    """A frozen dataclass that converts to plain JSON types and back."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -45,7 +48,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class FailedRow:
-    """A row that broke a model: it stays in every mean, scored as an empty plan."""
+    """A row on which a model failed: it stays in every mean, scored as an empty plan."""
 
     model: Literal["candidate", "baseline"]
     event_id: str
@@ -54,7 +57,7 @@ class FailedRow:
 
 @dataclass(frozen=True)
 class ByProposer:
-    """Scores over the rows whose plan one proposer made. `name` is the policy version's id, or who else it was."""
+    """Scores over the rows whose plan one proposer made. `name` is the policy version's id, or the proposer."""
 
     proposer: Proposer
     name: str
@@ -105,11 +108,11 @@ class ReplayResult(JsonRecord):
     violations: tuple[str, ...]
     references: tuple[Reference, ...]
     references_left_out: tuple[str, ...]
-    """Why a reference planner is not among them, as sentences."""
+    """Why other reference planners are missing, as sentences."""
 
     @property
     def model(self) -> str:
-        """`planner_model 4`, as people say it."""
+        """For display: `planner_model 4`."""
         return f"{self.model_name} {self.model_version}"
 
     @property
@@ -119,5 +122,5 @@ class ReplayResult(JsonRecord):
 
     @property
     def key(self) -> tuple[str, int, str, int]:
-        """What a replay is of: the same key twice is the same replay."""
+        """Identity of a replay: two replays with the same key are the same."""
         return self.model_name, self.model_version, self.dataset_version, self.baseline_version

@@ -35,7 +35,7 @@ class ReplayError(LifecycleError):
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """What one model version was trained on; nothing, for a planner of rules. `until`: the newest row that training saw."""
+    """What one model version was trained on; nothing for a rule-based planner. `until`: the newest row that training saw."""
 
     model: str
     event_ids: frozenset[str] = field(default_factory=frozenset, repr=False)
@@ -43,7 +43,7 @@ class TrainedOn:
     until: datetime | None = None
 
     def saw(self, key: "RowKey") -> bool:
-        """Whether this row is no test of the model: trained on, or an earlier row of a household that it learnt from."""
+        """Whether this row cannot test the model: trained on, or an earlier row of a household in its training data."""
         if key.event_id in self.event_ids:
             return True
         return key.household in self.households and self.until is not None and key.timestamp <= self.until
@@ -61,7 +61,7 @@ class RowKey:
 
 @dataclass(frozen=True)
 class Selection:
-    """How the scored rows were chosen: counts that stand in the report."""
+    """How the scored rows were chosen: counts for the report."""
 
     choice: RowChoice
     in_dataset: int
@@ -88,14 +88,12 @@ class DatasetRows:
     table: pa.Table = field(repr=False)
 
     def keys(self) -> list[RowKey]:
-        """One key a row, in the dataset's order. Raises ReplayError when an event stands there twice."""
+        """One key a row, in the dataset's order. Raises ReplayError if an event occurs twice."""
         metadata = self.table["metadata"]
         splits = _field(metadata, "split") if _has(metadata, "split") else [None] * len(self.table)
         events = [str(event_id) for event_id in _field(metadata, "event_id")]
         if len(set(events)) < len(events):
-            raise ReplayError(
-                f"Dataset {self.uri} holds {len(events) - len(set(events))} events twice: build it again."
-            )
+            raise ReplayError(f"Dataset {self.uri} has {len(events) - len(set(events))} events twice: build it again.")
         households = [str(household) for household in _field(self.table["input"], "household", "id")]
         times = _field(metadata, "timestamp")
         return [RowKey(*parts) for parts in zip(events, households, times, splits, strict=True)]
@@ -119,15 +117,15 @@ def read_rows(uri: str, digest: str | None = None) -> DatasetRows:
         content = bytes(filesystem.cat_file(f"{folder}/{ROWS_FILE}"))
     except OSError as error:
         raise ReplayError(f"The dataset {uri} cannot be read ({error}): check access to it.") from error
-    found = hashlib.sha256(content).hexdigest()
-    if digest is not None and digest != found:
+    actual = hashlib.sha256(content).hexdigest()
+    if digest is not None and digest != actual:
         raise ReplayError(
-            f"The dataset {uri} is not the one that was recorded (SHA-256 {found[:12]}…, recorded {digest[:12]}…): a dataset version "
+            f"The dataset {uri} is not the one that was recorded (SHA-256 {actual[:12]}…, recorded {digest[:12]}…): a dataset version "
             "never changes, so build a new version instead."
         )
     parts = uri.split("/")
     name = parts[-2] if len(parts) > 1 else product.name
-    return DatasetRows(name, parts[-1], uri, found, product, pq.read_table(io.BytesIO(content)))
+    return DatasetRows(name, parts[-1], uri, actual, product, pq.read_table(io.BytesIO(content)))
 
 
 def choose_rows(
@@ -140,12 +138,10 @@ def choose_rows(
 ) -> tuple[list[int], Selection]:
     """Positions of the rows to score, in the dataset's order, and how they were chosen. None as sample size takes every row.
 
-    Raises ReplayError when rows that were asked for were trained on, when none is left, or for a sample size below 1.
+    Raises ReplayError if requested rows were trained on, if no row is left, or if the sample size is below 1.
     """
     if sample_size is not None and sample_size < 1:
-        raise ReplayError(
-            f"The sample size must be at least 1, and {sample_size} was given: leave it out to score every row."
-        )
+        raise ReplayError(f"The sample size must be at least 1, not {sample_size}: leave it out to score every row.")
     unseen = [not any(model.saw(key) for model in trained) for key in keys]
     wanted = [choice == "all" or (choice == "held-out" and key.split == HELD_OUT) for key in keys]
     if choice != "unseen":
@@ -177,11 +173,11 @@ def choose_rows(
 
 def _refuse_overlap(asked: Sequence[RowKey], trained: Sequence[TrainedOn], choice: RowChoice) -> None:
     seen = {model.model: sum(map(model.saw, asked)) for model in trained}
-    told = " and ".join(f"{count} of them by {name}" for name, count in seen.items() if count)
-    if told:
+    overlaps = " and ".join(f"{count} of them by {name}" for name, count in seen.items() if count)
+    if overlaps:
         raise ReplayError(
-            f"Rows `{choice}` asks for {len(asked)} rows, and training saw {told}: a model is not tested on what it learnt. Choose rows "
-            "`unseen`, or a later dataset."
+            f"Rows `{choice}` asks for {len(asked)} rows, and training saw {overlaps}: a model is not tested on what it learnt. "
+            "Choose rows `unseen`, or a later dataset."
         )
 
 

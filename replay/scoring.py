@@ -1,21 +1,18 @@
 """From answers to numbers: one row's scores, and estimates over rows with intervals clustered by household.
 
 A failed row has an empty plan, and is scored as one: nothing aligned, every meal to be added, no variety. It broke no constraint, since
-nothing was proposed, but it is no evidence of respect either: the gate asks for constrained rows that were answered.
+nothing was proposed, but it is not evidence of respect either: the gate asks for constrained rows that were answered.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from experimentation.statistics.intervals import LEVEL, Estimate, mean_where_known, paired_difference
-from product.protocol import Product, Row
+from product.protocol import CONSTRAINTS, Product, Row
 from replay.answers import Answer
-from replay.result import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, TOKENS, Comparison
+from replay.result import OFFLINE, WEIGHTS, Comparison
 from training.dataset import unit_of
-
-WEIGHTS: Mapping[str, float] = MappingProxyType({ALIGNMENT: 0.4, EDITS: 0.3, DIVERSITY: 0.15, LEFTOVERS: 0.15})
-"""What `offline_eval_score` is made of; the gate's configuration may say otherwise."""
+from training.versions import TOKENS
 
 SCORE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -32,12 +29,12 @@ class Scored:
 def score_rows(
     product: Product, rows: Sequence[Row], given: Sequence[Answer], weights: Mapping[str, float] = WEIGHTS
 ) -> list[Scored]:
-    """Each row's scores. A plan that the product cannot score (an unknown shape) makes its row a failed one."""
+    """Each row's scores. A row whose plan the product cannot score (an unknown shape) counts as failed."""
     return [_score(product, row, answer, weights) for row, answer in zip(rows, given, strict=True)]
 
 
 def estimates(scored: Sequence[Scored], units: Sequence[str], level: float = LEVEL) -> dict[str, Estimate]:
-    """Every score's mean over the rows to which it applies."""
+    """Each score's mean over the rows to which it applies."""
     return {name: mean_where_known((row.scores[name] for row in scored), units, level) for name in _names(scored)}
 
 
@@ -45,15 +42,15 @@ def comparisons(
     candidate: Sequence[Scored], baseline: Sequence[Scored], units: Sequence[str], level: float = LEVEL
 ) -> dict[str, Comparison]:
     """Every score of both models over the rows to which it applies for both, so that both means are over the same rows."""
-    found = {}
+    compared = {}
     for name in _names(candidate):
         left, right, owners = _pairs(candidate, baseline, units, name)
-        found[name] = Comparison(
+        compared[name] = Comparison(
             mean_where_known(left, owners, level),
             mean_where_known(right, owners, level),
             paired_difference(left, right, owners, level),
         )
-    return found
+    return compared
 
 
 def differences(
@@ -102,8 +99,8 @@ def _pairs(
 ) -> tuple[list[float], list[float], list[str]]:
     both = [
         (ours, theirs, unit)
-        for one, other, unit in zip(left, right, units, strict=True)
-        if (ours := one.scores.get(name)) is not None and (theirs := other.scores.get(name)) is not None
+        for row, other, unit in zip(left, right, units, strict=True)
+        if (ours := row.scores.get(name)) is not None and (theirs := other.scores.get(name)) is not None
     ]
     return [pair[0] for pair in both], [pair[1] for pair in both], [pair[2] for pair in both]
 

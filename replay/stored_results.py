@@ -1,4 +1,4 @@
-"""The table `exp.offline_replay_results`: what a replay of a model version against a baseline came to."""
+"""The table `exp.offline_replay_results`: the result of replaying a model version against a baseline."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,16 +10,9 @@ import psycopg
 from psycopg.rows import dict_row, tuple_row
 from psycopg.types.json import Jsonb
 
-SCORES = (
-    "plan_alignment_score",
-    "constraint_respect_score",
-    "edit_distance_score",
-    "diversity_score",
-    "leftovers_score",
-    "offline_eval_score",
-)
+from replay.result import SCORES
 
-# A replay that is begun again does not hide the result that is there; only another result replaces it.
+# A repeated replay does not hide the stored result; only another completed result replaces it.
 SAVE = """
 INSERT INTO exp.offline_replay_results AS old (
     policy_version_id, mlflow_model_name, mlflow_model_version, dataset_version, mlflow_run_id,
@@ -62,7 +55,7 @@ ONE = (
 )
 OF_MODEL = _SELECT + "WHERE mlflow_model_name = %s AND mlflow_model_version = %s ORDER BY created_at DESC, id"
 SETTLED = (
-    # Passed, and no policy version yet: the run ended between the replay and the candidate, which is still to be made.
+    # Passed, and no policy version yet: the Dagster run ended between the replay and the candidate, which is still missing.
     "SELECT DISTINCT mlflow_model_name, mlflow_model_version FROM exp.offline_replay_results "
     "WHERE status = 'completed' AND (verdict IS DISTINCT FROM 'passed' OR policy_version_id IS NOT NULL)"
 )
@@ -76,7 +69,7 @@ WHERE mlflow_model_name = %s AND mlflow_model_version = %s AND policy_version_id
 class StoredReplay:
     """One row. `scores` are the candidate's means by the names in `SCORES`, None where a score applied to no row, kept to 6
     decimals; `details` holds the score tables of both models with their intervals; `reasons` are sentences. `id` and `created_at`
-    are given by the database.
+    are set by the database.
     """
 
     mlflow_model_name: str
@@ -99,13 +92,13 @@ class StoredReplay:
 
 
 def save_replay(connection: psycopg.Connection[Any], replay: StoredReplay) -> StoredReplay:
-    """Store a replay, or put it in the place of an earlier one of the same models and dataset. Returns what is stored then.
+    """Store a replay, replacing an earlier one of the same models and dataset. Returns the stored row.
 
-    A completed result gives way to a completed one only. Raises ValueError for a score that has no column.
+    Only a completed result replaces a completed one. Raises ValueError for a score that has no column.
     """
     if unknown := set(replay.scores) - set(SCORES):
         raise ValueError(
-            f"exp.offline_replay_results has no column {', '.join(sorted(unknown))}: put it into the details."
+            f"exp.offline_replay_results has no column {', '.join(sorted(unknown))}: put it into `details`."
         )
     fields = {
         **{name: getattr(replay, name) for name in replay.__dataclass_fields__ if name != "scores"},
@@ -148,7 +141,7 @@ def replays_of_model(
 
 
 def settled_model_versions(connection: psycopg.Connection[Any]) -> set[tuple[str, str]]:
-    """(model name, version) of every model that needs no replay run any more: refused, or passed and made a policy version."""
+    """(model name, version) of every version that needs no further replay: refused, or passed and with a policy version."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         return {(name, version) for name, version in cursor.execute(SETTLED)}
 
@@ -156,7 +149,7 @@ def settled_model_versions(connection: psycopg.Connection[Any]) -> set[tuple[str
 def link_policy_version(
     connection: psycopg.Connection[Any], mlflow_model_name: str, mlflow_model_version: int, policy_version_id: UUID
 ) -> int:
-    """Fill in the policy version that was made for a replayed model. Returns how many rows were changed."""
+    """Fill in the policy version of a replayed model. Returns how many rows were changed."""
     fields = (policy_version_id, mlflow_model_name, str(mlflow_model_version), policy_version_id)
     return connection.execute(LINK, fields).rowcount
 

@@ -52,14 +52,10 @@ def register_all(folder: Path) -> None:
     uri, artefacts = f"sqlite:///{folder / 'mlflow.db'}", str(folder / "artefacts")
     dataset = dataset_folder(folder / "planner" / "2025-01-26", ROWS)
     baseline = register_heuristic(
-        uri,
-        PRODUCT,
-        model_name=NAME,
-        planner_class=PRODUCT.baseline_planner,
-        artifact_root=artefacts,
+        uri, PRODUCT, model_name=NAME, planner_class=PRODUCT.baseline_planner, artifact_root=artefacts
     )
     assert baseline.version == BASELINE
-    experiment = registry.experiment_id(uri, "planner_training", artefacts)
+    experiment = registry.experiment_id(uri, registry.TRAINING_EXPERIMENT, artefacts)
     for version, share in SHARES.items():
         taught = [row for row in ROWS if row["metadata"]["split"] != "replay" and version != SILENT]
         with registry.fluent(uri), mlflow.start_run(experiment_id=experiment) as run:
@@ -96,5 +92,5 @@ class Place:
     def runs(self) -> Any:
         """Every replay run in MLflow."""
         client = registry.client(self.tracking_uri)
-        experiment = client.get_experiment_by_name("planner_replay")
+        experiment = client.get_experiment_by_name(registry.REPLAY_EXPERIMENT)
         return client.search_runs([experiment.experiment_id]) if experiment else []

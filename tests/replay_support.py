@@ -13,20 +13,11 @@ import pyarrow.parquet as pq
 from experimentation.statistics.intervals import Estimate
 from planner.meal_planner import MealPlanner
 from planner.rows import ROW_SCHEMA
-from product.protocol import Row
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, Row
 from replay.gate import GateConfig
-from replay.result import (
-    ALIGNMENT,
-    CONSTRAINTS,
-    DIVERSITY,
-    EDITS,
-    LEFTOVERS,
-    OFFLINE,
-    TOKENS,
-    Comparison,
-    ReplayResult,
-)
+from replay.result import OFFLINE, Comparison, ReplayResult
 from replay.rows import DatasetRows, Selection
+from training.versions import TOKENS
 
 PRODUCT = MealPlanner()
 START = datetime(2025, 1, 6, tzinfo=UTC)

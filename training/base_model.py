@@ -1,4 +1,4 @@
-"""The built-in base model: a tiny Llama-type model, pre-trained on the spot on rows that the product makes up.
+"""The built-in base model: a tiny Llama-type model, pre-trained on the spot on synthetic rows of the product.
 
 It exists for machines without a GPU and without a network: an ordinary transformers folder, loaded like any other base.
 """
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import LifecycleError
+from foundation.settings import settings
 from product.loading import MakesTasters, class_path, load_product
 from product.protocol import Product, Row
-from training.config import PreprocessingSection, TrainingSection, hyphens
+from training.config import BUILT_IN, PreprocessingSection, TrainingSection, hyphens
 from training.dataset import read_dataset, read_product
 from training.errors import TrainingError
 from training.reporting import Reporter, reporter
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 INFO_FILE = "base_model.json"
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")
 FORMAT = 2
-"""Raised when the same settings would give other weights, so that folders of an older version are made again."""
+"""Increased when the same settings would give other weights, so that older folders are rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,16 @@ class BuiltInSettings:
 def build(
     product: Product, output_dir: Path, settings: BuiltInSettings, progress: Reporter, rows: Sequence[Row] = ()
 ) -> BaseModelVersion:
-    """Make the base in `output_dir`, or return the one there when it was made of the same product and settings.
+    """Build the base in `output_dir`, or return the one there if it was built from the same product and settings.
 
     `rows` are needed only for a product that makes no synthetic rows: their inputs are continued with random legal items.
-    The folder appears whole or not at all. Raises TrainingError when there is nothing to learn from.
+    The folder appears complete or not at all. Raises TrainingError if there is nothing to learn from.
     """
     fingerprint = _fingerprint(product, settings, rows)
     if (output_dir / INFO_FILE).exists():
         info = json.loads((output_dir / INFO_FILE).read_text())
         if info["fingerprint"] == fingerprint:
-            return BaseModelVersion("builtin", str(output_dir), info["digest"])
+            return BaseModelVersion(BUILT_IN, str(output_dir), info["digest"])
     import torch
 
     from training.loading import folder_digest, quiet
@@ -68,14 +69,14 @@ def build(
     quiet()
 
     torch.set_num_threads(settings.threads)
-    made_up = _rows(product, settings, rows)
-    tokenizer = _tokenizer(product, made_up)
+    synthetic = _rows(product, settings, rows)
+    tokenizer = _tokenizer(product, synthetic)
     model = _model(len(tokenizer), settings)
     progress.say(
-        f"Base model: {sum(weight.numel() for weight in model.parameters()):,} parameters, {len(made_up):,} made-up households, "
+        f"Base model: {sum(weight.numel() for weight in model.parameters()):,} parameters, {len(synthetic):,} synthetic households, "
         f"{len(product.items())} items"
     )
-    _pretrain(model, _codec(product, tokenizer, settings), made_up, settings, progress)
+    _pretrain(model, _codec(product, tokenizer, settings), synthetic, settings, progress)
     partial = output_dir.parent / f".{output_dir.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -100,14 +101,14 @@ def build(
         raise TrainingError(
             f"The base model cannot be written to {output_dir} ({error}): give --output-dir a folder you may write."
         ) from error
-    return BaseModelVersion("builtin", str(output_dir), digest)
+    return BaseModelVersion(BUILT_IN, str(output_dir), digest)
 
 
 def _make_room(output_dir: Path) -> None:
-    """Remove an older built-in base. Anything else that lies there is the user's, and stays."""
+    """Remove an older built-in base. Raises TrainingError if the folder has anything else in it, which is the user's."""
     if not (output_dir / INFO_FILE).exists() and any(output_dir.iterdir()):
         raise TrainingError(
-            f"{output_dir} holds something else than a built-in base model: give --output-dir an empty or new folder."
+            f"{output_dir} contains something other than a built-in base model: give --output-dir an empty or new folder."
         )
     shutil.rmtree(output_dir)
 
@@ -125,7 +126,7 @@ def _rows(product: Product, settings: BuiltInSettings, rows: Sequence[Row]) -> l
         return product.synthetic_rows(settings.tasters, settings.seed)
     if not rows:
         raise TrainingError(
-            f"The product {class_path(product)} makes no synthetic rows (a method `synthetic_rows(count, seed)`), so that the built-in "
+            f"The product {class_path(product)} makes no synthetic rows (a method `synthetic_rows(count, seed)`), so the built-in "
             "base needs --dataset to learn from."
         )
     return random_plans(product, rows, settings.seed)
@@ -136,20 +137,20 @@ def random_plans(product: Product, rows: Sequence[Row], seed: int) -> list[Row]:
     import numpy as np
 
     random = np.random.default_rng(seed)
-    made = []
+    planned = []
     for row in rows:
         legal = product.legal_items(row["input"], [])
         if legal:
             count = min(product.slots(row["input"]), len(legal))
             chosen = [legal[int(index)] for index in random.choice(len(legal), size=count, replace=False)]
-            made.append(
+            planned.append(
                 {"input": row["input"], "target": {"accepted_plan": product.plan(row["input"], chosen)}, "metadata": {}}
             )
-    return made
+    return planned
 
 
 def _tokenizer(product: Product, rows: Sequence[Row]) -> Any:
-    """One token a word: every item, and every word of the rows' prompts."""
+    """One token per word: every item, and every word of the rows' prompts."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -202,7 +203,7 @@ def _codec(product: Product, tokenizer: Any, settings: BuiltInSettings) -> "Code
 
 
 def _pretrain(model: Any, codec: "Codec", rows: Sequence[Row], settings: BuiltInSettings, progress: Reporter) -> None:
-    """Learn the made-up plans with the objective of fine-tuning, the product's offsets and no popularity: that is the dataset's to say."""
+    """Learn the synthetic plans with the objective of fine-tuning and the product's offsets. Popularity is left to the dataset."""
     from training.items import uniform_prior
     from training.loop import Task, fit
 
@@ -222,26 +223,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 1 after one sentence on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m training.base_model",
-        description="Make the built-in base model of a product.",
+        description="Build the built-in base model of a product.",
         allow_abbrev=False,
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="DIR", help="dataset folder whose product it is for")
     source.add_argument("--reference", metavar="FILE", help="JSON file with the product's reference data")
-    parser.add_argument(
-        "--product", default="planner.meal_planner:MealPlanner", help="class that the reference data belongs to"
-    )
-    parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--product", default=settings().product, help="class that the reference data belongs to")
+    parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder to create")
     for name, default in asdict(BuiltInSettings()).items():
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}"
         )
     given = parser.parse_args([hyphens(argument) for argument in (sys.argv[1:] if arguments is None else arguments)])
-    settings = BuiltInSettings(**{name: getattr(given, name) for name in asdict(BuiltInSettings())})
+    built_in = BuiltInSettings(**{name: getattr(given, name) for name in asdict(BuiltInSettings())})
     try:
         with reporter() as progress:
             product, rows = _source(given)
-            record = build(product, Path(given.output_dir), settings, progress, rows)
+            record = build(product, Path(given.output_dir), built_in, progress, rows)
             progress.finished("base_model", record, {"digest": record.digest, "items": len(product.items())})
     except LifecycleError as error:
         print(error, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training that can be killed at any moment: written beside, then renamed."""
+"""Checkpoints of a training that may be killed at any moment: written under another name, then renamed."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ WEIGHTS, BEST, OPTIMIZER, STATE = "weights.safetensors", "best.safetensors", "op
 
 @dataclass
 class Progress:
-    """Where a training stands. Losses are means per item; `bad_validations` counts those without improvement in a row."""
+    """The state of a training. Losses are means per item; `bad_validations` counts those without improvement in a row."""
 
     step: int = 0
     base_loss: float | None = None
@@ -31,7 +31,7 @@ class Progress:
 def save(
     folder: Path, progress: Progress, weights: dict[str, Any], best: dict[str, Any], optimizer: dict[str, Any]
 ) -> Path:
-    """Write one checkpoint and drop all but the newest. A reader sees it whole or not at all."""
+    """Write one checkpoint and drop all but the newest. A reader sees it complete or not at all."""
     target = folder / f"step-{progress.step:08d}"
     partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -51,13 +51,13 @@ def save(
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None."""
-    found = sorted(folder.glob("step-*"))
-    return found[-1] if found else None
+    """The newest complete checkpoint, or None."""
+    checkpoints = sorted(folder.glob("step-*"))
+    return checkpoints[-1] if checkpoints else None
 
 
 def load(checkpoint: Path) -> tuple[Progress, dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
-    """Progress, weights, best weights and optimizer state of a checkpoint; the random state is put back as it was."""
+    """Progress, weights, best weights and optimizer state of a checkpoint; the random state is restored."""
     progress = Progress(**json.loads((checkpoint / STATE).read_text()))
     progress.losses = [(int(step), loss) for step, loss in progress.losses]
     progress.validations = [(int(step), loss) for step, loss in progress.validations]

@@ -1,4 +1,4 @@
-"""Every setting of a training run: its key, default and meaning; flags over file over defaults.
+"""Every training option: its key, default, bounds and meaning. Flags win over the file, the file over defaults.
 
 A key is written `section.key` in the file and `--section-key` as a flag; where the key is unique among sections, `--key` works
 too. Hyphens and underscores are the same in flags.
@@ -6,15 +6,26 @@ too. Hyphens and underscores are the same in flags.
 
 import argparse
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from product.installed import installed_product
 from training.errors import TrainingError
+from training.registry import TRAINING_EXPERIMENT
 
 BUILT_IN = "builtin"
 ALL_LINEAR = "all-linear"
@@ -28,7 +39,7 @@ class ModelSection(_Section):
     """Which model to start from."""
 
     base_model: str = Field(
-        default=BUILT_IN, description="Hub id, folder, s3:// folder, or `builtin`: the tiny model made on the spot."
+        default=BUILT_IN, description="Hub id, folder, s3:// folder, or `builtin`: the tiny model built on the spot."
     )
     model_type: Literal["causal_lm"] = Field(
         default="causal_lm", description="Kind of model; any causal language model that transformers loads."
@@ -45,7 +56,7 @@ class PreprocessingSection(_Section):
         default="{prompt}", description="Text around the product's prompt, for instance of a chat format."
     )
     output_template: str = Field(
-        default="{items}", description="Text around the items; what stands before them closes the prompt."
+        default="{items}", description="Text around the items; the text before them closes the prompt."
     )
 
     @field_validator("input_template", "output_template")
@@ -64,18 +75,18 @@ class DatasetSection(_Section):
         default=None, description="Dataset folder or s3:// folder with training.parquet and schema.json."
     )
     train_split: float = Field(
-        default=0.9, gt=0, lt=1, description="Share of households trained on, where the dataset does not say it itself."
+        default=0.9, gt=0, lt=1, description="Share of households trained on, if the dataset has no split of its own."
     )
     val_split: float = Field(
         default=0.1,
         gt=0,
         lt=1,
-        description="Share of households validated on, where the dataset does not say it itself.",
+        description="Share of households validated on, if the dataset has no split of its own.",
     )
     max_length: int = Field(
         default=2048,
         ge=16,
-        description="Tokens of prompt and answer at most; longer prompts lose their oldest history.",
+        description="Most tokens of prompt and answer; longer prompts lose their oldest history.",
     )
     preprocessing: PreprocessingSection = PreprocessingSection()
 
@@ -107,6 +118,11 @@ class TrainingSection(_Section):
     seed: int = Field(default=42, description="Seed of everything random.")
 
 
+def _number(value: object) -> object:
+    """A flag's digits as the number that `Literal` compares with."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
 class LoraSection(_Section):
     """Low-rank adapters."""
 
@@ -119,7 +135,9 @@ class LoraSection(_Section):
         description="Layers that get adapters; all linear layers where the model has none of these, or for `all-linear`.",
     )
     use_qlora: bool = Field(default=False, description="Keep the base in few bits (CUDA and bitsandbytes only).")
-    bits: Literal[4, 8] = Field(default=4, description="Bits of the base with use_qlora.")
+    bits: Annotated[Literal[4, 8], BeforeValidator(_number)] = Field(
+        default=4, description="Bits of the base with use_qlora."
+    )
 
 
 class ObjectiveSection(_Section):
@@ -138,7 +156,7 @@ class ObjectiveSection(_Section):
         description="Scale of the offsets that the product adds to items (the meal planner's: using up the pantry); 0: none.",
     )
     swap_weight: float = Field(
-        default=1.0, gt=0, description="How much more an item counts that the household itself swapped in."
+        default=1.0, gt=0, description="How much more an item counts that the household swapped in itself."
     )
 
 
@@ -151,7 +169,7 @@ class MlflowSection(_Section):
     artifact_root: str | None = Field(
         default=None, description="Folder or s3:// URL under which a new experiment keeps its artefacts."
     )
-    experiment_name: str = Field(default="planner_training", description="MLflow experiment.")
+    experiment_name: str = Field(default=TRAINING_EXPERIMENT, description="MLflow experiment.")
     run_name: str | None = Field(
         default=None, description="Name of the MLflow run; unset: model name and dataset version."
     )
@@ -175,7 +193,7 @@ class HardwareSection(_Section):
     num_gpus: int = Field(
         default=1,
         ge=0,
-        description="GPUs to use where there are some; 0 keeps to the CPU; more than one needs torchrun.",
+        description="GPUs to use if there are any; 0 stays on the CPU; more than one needs torchrun.",
     )
     num_threads: int = Field(
         default=1, ge=1, description="CPU threads; fixed, because results differ in the last digits with their number."
@@ -184,13 +202,15 @@ class HardwareSection(_Section):
         default=True, description="Compute in model.precision on CUDA while the adapters stay in fp32."
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Compute activations again in the backward pass: less memory, more time."
+        default=False, description="Recompute activations in the backward pass: less memory, more time."
     )
     use_flash_attention: bool = Field(default=False, description="FlashAttention 2 (CUDA and flash-attn only).")
 
 
-class TrainingConfig(_Section):
-    """A whole run."""
+class TrainingConfig(BaseSettings):
+    """Every section of a training. Nothing is read from the environment."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, cli_use_class_docs_for_groups=True)
 
     model: ModelSection = ModelSection()
     dataset: DatasetSection = DatasetSection()
@@ -200,6 +220,17 @@ class TrainingConfig(_Section):
     mlflow: MlflowSection = MlflowSection()
     output: OutputSection = OutputSection()
     hardware: HardwareSection = HardwareSection()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *other_sources: PydanticBaseSettingsSource,
+        **named_sources: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The file's options only; pydantic-settings puts the flags before them."""
+        return (init_settings,)
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """The settings that change the resulting weights, and none of those that only say where and how often to write."""
@@ -227,7 +258,7 @@ ALIASES = {
 }
 
 
-def leaves(model: type[BaseModel] = TrainingConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(model: type[BaseModel] = TrainingConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key as `section.key` with its pydantic field."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -236,6 +267,7 @@ def leaves(model: type[BaseModel] = TrainingConfig, prefix: str = "") -> Iterato
             yield f"{prefix}{name}", field
 
 
+@cache
 def flags() -> dict[str, str]:
     """Flag (without dashes) → key."""
     keys = [key for key, _ in leaves()]
@@ -245,59 +277,64 @@ def flags() -> dict[str, str]:
     return {**short, **named, **ALIASES}
 
 
-def parser() -> argparse.ArgumentParser:
+def _command_line() -> CliSettingsSource[argparse.ArgumentParser]:
     """The command line of `python -m training.train_planner`."""
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m training.train_planner",
         description="Fine-tune a planner model on a dataset folder, log it to MLflow and register it.",
         allow_abbrev=False,
     )
-    made.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below; flags win over it")
-    by_key: dict[str, list[str]] = {}
-    for flag, key in flags().items():
-        by_key.setdefault(key, []).append(f"--{flag}")
-    for key, field in leaves():
-        default = "" if field.default is None else f" (default {_shown(field.default)})"
-        made.add_argument(
-            *sorted(by_key[key], key=len),
-            dest=key,
-            metavar="VALUE",
-            nargs="?" if field.annotation is bool else None,
-            const="true" if field.annotation is bool else None,
-            default=argparse.SUPPRESS,
-            help=f"{field.description}{default}".replace("%", "%%"),
-        )
-    return made
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below; flags win over it")
+    return CliSettingsSource(
+        TrainingConfig,
+        root_parser=parser,
+        add_argument_method=_add_flag,
+        cli_avoid_json=True,
+        cli_parse_none_str="null",
+    )
+
+
+def _add_flag(group: argparse.ArgumentParser, *_: str, dest: str, **options: Any) -> None:
+    """Add a key under our own names: pydantic-settings would write `--section.key`, and has no switch that also takes a value."""
+    if options["metavar"] == "bool":
+        options |= {"nargs": "?", "const": "true"}
+    names = sorted((f"--{flag}" for flag, key in flags().items() if key == dest), key=len)
+    if names:  # A whole section as JSON has none.
+        group.add_argument(*names, dest=dest, **options)
 
 
 def from_command_line(arguments: Sequence[str]) -> TrainingConfig:
     """The configuration of a command line. Raises TrainingError for a bad file or value; an unknown flag exits with usage."""
-    given = vars(parser().parse_args([hyphens(argument) for argument in arguments]))
-    file = given.pop("config")
-    fields = {key: _parsed(key, text) for key, text in given.items()}
-    return load(file, fields)
+    given = vars(_command_line().root_parser.parse_args([hyphens(argument) for argument in arguments]))
+    return load(given.pop("config"), given)
 
 
 def load(file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> TrainingConfig:
     """Defaults, then the YAML file, then `overrides` (`section.key` → value). Raises TrainingError that names the bad key."""
-    merged: dict[str, Any] = {}
-    source = "the flags"
-    if file is not None:
-        source = str(file)
-        merged = _read(Path(file))
-    _check_names(merged, source)
-    for key, value in (overrides or {}).items():
-        _check_names(_nested(key, value), "the flags")
-        _merge(merged, _nested(key, value))
+    fields = {} if file is None else _read(Path(file))
+    # The source reads a mapping only as JSON.
+    given = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in (overrides or {}).items()}
+    for key in given:
+        if key not in dict(leaves()):
+            raise _unknown(key, "the flags")
     try:
-        return TrainingConfig.model_validate(merged)
+        source = _command_line()(parsed_args=given)
+        return TrainingConfig(_cli_settings_source=source, **fields)  # type: ignore[call-arg]  # BaseSettings' own argument.
+    except SettingsError as error:
+        raise TrainingError(
+            f"A flag cannot be read ({error}): write a list as a,b and a mapping as key=value,key=value."
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise TrainingError(f"{key} in {source} is {first['input']!r}: {first['msg']}.") from error
+        place = "the flags" if key in given else str(file)
+        if first["type"] == "extra_forbidden":
+            raise _unknown(key, place) from error
+        raise TrainingError(f"{key} in {place} is {first['input']!r}: {first['msg']}.") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """The file's sections. Read by hand, because pydantic-settings treats a missing file as empty and ignores some unknown sections."""
     try:
         fields = yaml.safe_load(file.read_text())
     except OSError as error:
@@ -310,38 +347,18 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(fields, dict):
         raise TrainingError(f"The config file {file} must hold sections such as `training:` at the top level.")
+    for section in fields:
+        if section not in TrainingConfig.model_fields:
+            raise _unknown(str(section), str(file))
     return fields
 
 
-def _check_names(fields: Mapping[str, Any], source: str) -> None:
+def _unknown(key: str, place: str) -> TrainingError:
     known = {key for key, _ in leaves()}
     sections = {key.rsplit(".", count)[0] for key in known for count in range(1, key.count(".") + 1)}
-    for key in _keys(fields, sections):
-        if key not in known and key not in sections:
-            near = difflib.get_close_matches(key, sorted(known | sections), n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else "; see `python -m training.train_planner --help`."
-            raise TrainingError(f"Unknown key `{key}` in {source}{hint}")
-
-
-def _keys(fields: Mapping[str, Any], sections: set[str], prefix: str = "") -> Iterator[str]:
-    for name, value in fields.items():
-        key = f"{prefix}{name}"
-        yield key
-        if key in sections and isinstance(value, Mapping):
-            yield from _keys(value, sections, f"{key}.")
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    head, _, rest = key.partition(".")
-    return {head: _nested(rest, value) if rest else value}
-
-
-def _merge(into: dict[str, Any], fields: Mapping[str, Any]) -> None:
-    for name, value in fields.items():
-        if isinstance(value, dict) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
-        else:
-            into[name] = value
+    near = difflib.get_close_matches(key, sorted(known | sections), n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else "; see `python -m training.train_planner --help`."
+    return TrainingError(f"Unknown key `{key}` in {place}{hint}")
 
 
 def hyphens(argument: str) -> str:
@@ -350,22 +367,3 @@ def hyphens(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
-
-
-def _parsed(key: str, text: str) -> Any:
-    """A flag's text as the key's type: lists are written a,b and mappings k=v,k=v; pydantic does the rest."""
-    annotation = dict(leaves())[key].annotation
-    if get_origin(annotation) is list:
-        return [part.strip() for part in text.split(",") if part.strip()]
-    if get_origin(annotation) is dict:
-        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-        if any(not equals for _, equals, _ in pairs):
-            raise TrainingError(f"{key} in the flags is {text!r}: write key=value,key=value.")
-        return {name.strip(): value.strip() for name, _, value in pairs}
-    if get_origin(annotation) is Literal and isinstance(get_args(annotation)[0], int) and text.isdigit():
-        return int(text)
-    return None if text.lower() in {"null", "none"} and type(None) in get_args(annotation) else text
-
-
-def _shown(value: Any) -> str:
-    return ",".join(value) or "none" if isinstance(value, list | dict) else str(value)

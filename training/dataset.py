@@ -24,7 +24,7 @@ HELD_OUT = "replay"
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset version in memory. `digest` is the SHA-256 of training.parquet; held-out rows are counted, never kept."""
+    """One dataset version in memory. `digest` is the SHA-256 of training.parquet; held-out rows are only counted."""
 
     name: str
     version: str

@@ -1,7 +1,7 @@
 """Greedy decoding over what a household may eat: rows in, chosen items out.
 
 Only legal items can come out: at every place the candidates are the trie's children with a legal item below. A row's answer does
-not depend on the rows beside it: rows are padded to lengths that depend on themselves alone and always run in passes of the same
+not depend on the rows around it: rows are padded to lengths that depend on themselves alone and always run in passes of the same
 number of rows, so that every matrix product has the same shape however the caller batches.
 """
 

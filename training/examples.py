@@ -117,8 +117,8 @@ class Codec:
 
     def examples(self, rows: Sequence[Row], swap_weight: float) -> list[Example]:
         """Every row that there is something to learn from."""
-        made = (self.example(row, swap_weight) for row in rows)
-        return [example for example in made if example is not None]
+        all_examples = (self.example(row, swap_weight) for row in rows)
+        return [example for example in all_examples if example is not None]
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,7 +1,4 @@
-"""Registering the heuristic planner as a model version, so that there is a baseline before anything was trained.
-
-torch is not needed.
-"""
+"""Registering the heuristic planner as a model version, so that there is a baseline before any training. Needs no torch."""
 
 import hashlib
 import json
@@ -13,8 +10,6 @@ from product.protocol import Product
 from training import registry
 from training.versions import ModelVersion
 
-EXPERIMENT = "planner_baselines"
-
 
 def register_heuristic(
     tracking_uri: str,
@@ -24,24 +19,24 @@ def register_heuristic(
     planner_class: str,
     artifact_root: str | None = None,
 ) -> ModelVersion:
-    """The registered version of this planner for this product, registered now if it is not yet.
+    """The version of this planner for this product, registered now if it is missing.
 
     On an empty registry it becomes version 1. `planner_class` is a class without arguments with `plan(product, row_input, rng)`.
-    Raises TrainingError when MLflow does not answer.
+    Raises TrainingError if MLflow does not answer.
     """
     registry.check_reachable(tracking_uri)
     reference = json.dumps(product.reference(), sort_keys=True, default=str)
     fingerprint = hashlib.sha256(f"{planner_class}\n{class_path(product)}\n{reference}".encode()).hexdigest()
-    found = registry.find_by_fingerprint(tracking_uri, model_name, fingerprint)
-    if found is not None:
-        return found
+    existing = registry.find_by_fingerprint(tracking_uri, model_name, fingerprint)
+    if existing is not None:
+        return existing
 
     import mlflow
 
     from training.pyfunc import ARTIFACT, RULES, RULES_PACKAGES, log_package, signature, write_settings
 
-    experiment = registry.experiment_id(tracking_uri, EXPERIMENT, artifact_root)
-    tags = {"task": "planner", "planner": planner_class}
+    experiment = registry.experiment_id(tracking_uri, registry.BASELINE_EXPERIMENT, artifact_root)
+    tags = {"task": product.name, "planner": planner_class}
     with tempfile.TemporaryDirectory(prefix="planner-package-") as scratch, registry.fluent(tracking_uri):
         package = Path(scratch) / ARTIFACT
         write_settings(package, class_path(product), product.reference(), {"kind": RULES, "planner": planner_class})

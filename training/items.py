@@ -37,7 +37,7 @@ class ItemTrie:
     """Every item's token sequence. Node 0 is the root."""
 
     def __init__(self, sequences: Sequence[Sequence[int]], end_token: int | None) -> None:
-        """`end_token` closes items when one item's tokens begin another's. Raises TrainingError when items cannot be told apart."""
+        """`end_token` closes items if one item's tokens begin another's. Raises TrainingError for two items with the same tokens."""
         self.sequences = [tuple(sequence) for sequence in sequences]
         if not _prefix_free(self.sequences):
             if end_token is None:
@@ -47,8 +47,8 @@ class ItemTrie:
             self.sequences = [(*sequence, end_token) for sequence in self.sequences]
         if len(set(self.sequences)) < len(self.sequences) or not all(self.sequences):
             raise TrainingError(
-                "The base model's tokenizer writes two items alike: use a tokenizer that knows their characters, or build the "
-                "built-in base model again from this catalogue."
+                "The base model's tokenizer writes two items identically: use a tokenizer that knows their characters, or rebuild the "
+                "built-in base model from this catalogue."
             )
         self.nodes: list[Node] = []
         self._paths: dict[int, list[tuple[int, int]]] = {}
@@ -60,7 +60,7 @@ class ItemTrie:
         groups = [
             (token, list(group)) for token, group in groupby(members, key=lambda item: self.sequences[item][depth])
         ]
-        # Children stand in the order of their first item, so that a tie goes to the item that the product names first.
+        # Children are ordered by their first item, so that a tie goes to the item that the product names first.
         groups.sort(key=lambda group: min(group[1]))
         follows = [
             -1 - group[0] if len(self.sequences[group[0]]) == depth + 1 else self._grow(group, depth + 1)
@@ -87,7 +87,7 @@ class ItemTrie:
 
 
 def uniform_prior(count: int) -> np.ndarray:
-    """Every item alike: adding it changes nothing."""
+    """The same share for every item: adding it changes nothing."""
     return np.full(count, 1.0 / count)
 
 

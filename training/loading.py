@@ -1,4 +1,4 @@
-"""Getting a causal language model and its tokenizer, from the hub, a folder or s3://, and putting adapters on it."""
+"""Loading a causal language model and its tokenizer from the hub, a folder or s3://, and adding adapters to it."""
 
 import hashlib
 import importlib.util
@@ -9,12 +9,12 @@ from typing import Any
 import fsspec
 import torch
 
+from training.base_model import INFO_FILE
 from training.config import ALL_LINEAR, BUILT_IN, TrainingConfig
 from training.errors import TrainingError, is_out_of_memory, out_of_memory
 from training.versions import BaseModelVersion
 
 DIGESTED = (".safetensors", ".json", ".model", ".txt", ".bin")
-INFO_FILE = "base_model.json"
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,19 @@ class LoadedBase:
 
 
 def device_of(config: TrainingConfig) -> str:
-    """`cuda:n` where a GPU is there and wanted, else `cpu`. Raises TrainingError for more GPUs than there are processes or devices."""
-    wanted, found = config.hardware.num_gpus, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """`cuda:n` if a GPU is available and wanted, else `cpu`. Raises TrainingError if too few processes or devices are there."""
+    wanted, available = config.hardware.num_gpus, torch.cuda.device_count() if torch.cuda.is_available() else 0
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if wanted > 1 and found < wanted:
+    if wanted > 1 and available < wanted:
         raise TrainingError(
-            f"hardware.num_gpus is {wanted}, but {found} CUDA devices are here: lower it, or run where there are more."
+            f"hardware.num_gpus is {wanted}, but there are {available} CUDA devices here: lower it, or run on a machine with more."
         )
     if wanted > 1 and ranks != wanted:
         raise TrainingError(
             f"hardware.num_gpus is {wanted}: start with `torchrun --nproc-per-node {wanted} -m training.train_planner …` so that each "
             "GPU has its process."
         )
-    return f"cuda:{torch.cuda.current_device()}" if wanted and found else "cpu"
+    return f"cuda:{torch.cuda.current_device()}" if wanted and available else "cpu"
 
 
 def effective_precision(config: TrainingConfig, device: str) -> str:
@@ -49,16 +49,16 @@ def effective_precision(config: TrainingConfig, device: str) -> str:
 
 
 def load_base(source: str, config: TrainingConfig, device: str, download_dir: Path) -> LoadedBase:
-    """Load a hub id, folder or s3:// folder. Raises TrainingError when the base cannot be had."""
+    """Load a hub id, folder or s3:// folder. Raises TrainingError when the base cannot be loaded."""
     folder = local_folder(source, download_dir)
     where = str(folder) if folder is not None else source
     model, tokenizer = load_model(where, device, config)
     digest = folder_digest(folder) if folder is not None else getattr(model.config, "_commit_hash", None)
     if digest is None:
         raise TrainingError(
-            f"The base model {source} from the hub has no commit to name it by: download it and give its folder."
+            f"The base model {source} from the hub has no commit that identifies it: download it and give its folder."
         )
-    # The built-in base lies in a folder named by its digest, which would tell a reader nothing.
+    # The built-in base is in a folder named by its digest, which says nothing to a reader.
     built_in = folder is not None and (folder / INFO_FILE).exists()
     name = BUILT_IN if built_in else source.rstrip("/").rsplit("/", 1)[-1]
     return LoadedBase(model, tokenizer, BaseModelVersion(name, source, digest), folder)
@@ -78,7 +78,7 @@ def load_model(source: str, device: str, config: TrainingConfig | None = None) -
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TrainingError(
-            f"The base model {source} cannot be had ({reason}): give --model-base a hub id that can be reached from here, a folder or "
+            f"The base model {source} cannot be loaded ({reason}): give --model-base a hub id that can be reached from here, a folder or "
             "s3:// folder with a causal language model, or `builtin`."
         ) from error
     if not (config is not None and config.lora.use_qlora):
@@ -93,7 +93,7 @@ def load_model(source: str, device: str, config: TrainingConfig | None = None) -
 
 
 def quiet() -> None:
-    """Switch off transformers' own progress bars and advice: there is one progress display, ours."""
+    """Switch off transformers' own progress bars and advice: ours is the only progress display."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -125,10 +125,10 @@ def with_adapters(model: Any, config: TrainingConfig) -> Any:
 
 
 def target_modules(model: Any, wanted: list[str]) -> list[str] | str:
-    """Those wanted that the model has; every linear layer where it has none of them, or when asked for."""
+    """The wanted layers that the model has; every linear layer if it has none of them or `all-linear` is wanted."""
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    found = [name for name in wanted if name in names]
-    return ALL_LINEAR if ALL_LINEAR in wanted or not found else found
+    present = [name for name in wanted if name in names]
+    return ALL_LINEAR if ALL_LINEAR in wanted or not present else present
 
 
 def local_folder(source: str, download_dir: Path) -> Path | None:
@@ -146,19 +146,19 @@ def local_folder(source: str, download_dir: Path) -> Path | None:
                 filesystem.get_file(file, str(local))
         except OSError as error:
             raise TrainingError(
-                f"The base model {source} cannot be had ({error}): check the address and the access to it."
+                f"The base model {source} cannot be loaded ({error}): check the address and the access to it."
             ) from error
         return target
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise TrainingError(
-                f"The base model cannot be had: {folder} has no config.json, so it is not a transformers folder."
+                f"The base model cannot be loaded: {folder} has no config.json, so it is not a transformers folder."
             )
         return folder
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise TrainingError(
-            f"The base model cannot be had: there is no folder {source}; give --model-base an existing one, or a hub id."
+            f"The base model cannot be loaded: there is no folder {source}; give --model-base an existing one, or a hub id."
         )
     return None
 
@@ -174,7 +174,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def _options(config: TrainingConfig, device: str) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained`. Raises TrainingError for what needs CUDA or a package that is not here."""
+    """Keyword arguments of `from_pretrained`. Raises TrainingError for an option that needs CUDA or a package that is missing."""
     cuda = device.startswith("cuda")
     precisions = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     # Adapters stay in fp32; the frozen base may be as small as asked. Trained whole in half precision, small steps would vanish.
@@ -183,7 +183,7 @@ def _options(config: TrainingConfig, device: str) -> dict[str, Any]:
     if config.lora.use_qlora:
         if not cuda:
             raise TrainingError(
-                "lora.use_qlora needs a CUDA device, and none is used here: set it to false, or run on a GPU."
+                "lora.use_qlora needs a CUDA device, and none is in use: set it to false, or run on a GPU."
             )
         if importlib.util.find_spec("bitsandbytes") is None:
             raise TrainingError(

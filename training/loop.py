@@ -1,7 +1,7 @@
 """The training loop: steps, learning rate, validation, early stopping, checkpoints and resuming.
 
-Not transformers' Trainer: a folder called `datasets/` beside the code makes it believe that Hugging Face `datasets` is installed,
-and fail. Everything random derives from the seed and the place in the run, so that a resumed run ends in the same weights.
+Not transformers' Trainer: a folder `datasets/` next to the code makes it believe that Hugging Face `datasets` is installed, and
+it fails. Everything random derives from the seed and the step, so that a resumed training ends in the same weights.
 """
 
 import math
@@ -29,7 +29,7 @@ Listener = Callable[[str, int, int, float], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What is learnt from what. `validation` may be empty: then there is no early stopping and the last weights are kept."""
+    """What to learn from. If `validation` is empty, there is no early stopping and the last weights are kept."""
 
     train: Sequence[Example]
     validation: Sequence[Example]
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out. Losses are negative log likelihoods per item in nats; `base_loss` is the validation before the first step."""
+    """A training's result. Losses are negative log likelihoods per item in nats; `base_loss` is the validation before the first step."""
 
     steps: int
     planned_steps: int
@@ -63,7 +63,7 @@ def fit(
 ) -> Outcome:
     """Train the model's trainable weights in place, leaving the best validated ones in it.
 
-    With a `checkpoint_dir` the run continues from the newest checkpoint there. Raises TrainingError when memory runs out.
+    With a `checkpoint_dir` the training continues from the newest checkpoint there. Raises TrainingError if memory runs out.
     """
     try:
         return _Run(model, task, settings, listener, checkpoint_dir, log_every, precision).go()
@@ -74,7 +74,7 @@ def fit(
 
 
 def planned_steps(rows: int, settings: TrainingSection) -> int:
-    """Optimizer steps of a whole run over so many rows."""
+    """Optimizer steps of a whole training over `rows` rows."""
     return settings.epochs * math.ceil(rows / (settings.batch_size * settings.gradient_accumulation_steps))
 
 
@@ -125,7 +125,7 @@ class _Run:
                 self._save()
         if self.best:
             self._load(self.best)
-        # A finished run is a checkpoint too: killed before it was registered, it is not trained again.
+        # The end is a checkpoint too, so that a training killed before it was registered is not repeated.
         if self.folder is not None and self.progress.step > resumed_from:
             self._save()
         progress = self.progress

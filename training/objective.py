@@ -1,8 +1,8 @@
 """The loss: any of the accepted plan's remaining items is right, judged among what was legal, on top of a fixed prior.
 
-At each place of an answer, candidates are the trie's children with a legal item below; each gets the model's logit plus the log of
+At each place of an answer, candidates are the trie's children with a legal item below them; each gets the model's logit plus the log of
 the prior below it (popularity times the odds of the product's offsets), and the target is spread over the plan's items that are still
-to come, by their weights. The prior is no parameter: with it, the model learns what popularity and pantry do not explain.
+to come, by their weights. The prior is not a parameter: with it, the model learns what popularity and pantry do not explain.
 """
 
 from collections.abc import Sequence

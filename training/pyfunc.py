@@ -26,6 +26,7 @@ from product.protocol import Product, RowInput
 from training.config import PreprocessingSection
 from training.errors import TrainingError
 from training.examples import PROMPT_FROM
+from training.versions import ERROR, MEALS, OUTPUT_COLUMNS, TOKENS
 
 INPUT_FIELDS = ("household", "pantry", "constraints", "workflow_type", "mode", "previous_plan", "recent_plans")
 ARTIFACT = "planner"
@@ -54,9 +55,9 @@ def signature(input_fields: Sequence[str] = INPUT_FIELDS, *, language_model: boo
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in columns]),
         outputs=Schema(
             [
-                ColSpec(Array(meal), "meals"),
-                ColSpec(DataType.long, "tokens_generated"),
-                ColSpec(DataType.string, "error", required=False),
+                ColSpec(Array(meal), MEALS),
+                ColSpec(DataType.long, TOKENS),
+                ColSpec(DataType.string, ERROR, required=False),
             ]
         ),
         **({"params": ParamSchema([ParamSpec(ADAPTER_PARAM, DataType.boolean, True)])} if language_model else {}),
@@ -64,7 +65,7 @@ def signature(input_fields: Sequence[str] = INPUT_FIELDS, *, language_model: boo
 
 
 def requirements(packages: Sequence[str]) -> list[str]:
-    """`name==version` of installed packages; a build's local part (`+cpu`) is left to whoever installs."""
+    """`name==version` of installed packages; a build's local part (`+cpu`) is dropped, so that each machine installs its own."""
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in packages]
 
 
@@ -90,7 +91,7 @@ class PlannerModel(PythonModel):
         else:
             adapter = bool((params or {}).get(ADAPTER_PARAM, True))
             answers = self._by_model(inputs, adapter)
-        frame = pd.DataFrame(answers, columns=["meals", "tokens_generated", "error"], index=model_input.index)
+        frame = pd.DataFrame(answers, columns=OUTPUT_COLUMNS, index=model_input.index)
         return frame.astype({"meals": object, "error": object})
 
     def _by_rules(self, row_input: RowInput) -> tuple[list[Any], int, str | None]:
@@ -105,14 +106,14 @@ class PlannerModel(PythonModel):
         with threads(self._settings["num_threads"]):
             decoded = self._decoders[adapter].decode(inputs)
         answers = []
-        for row_input, one in zip(inputs, decoded, strict=True):
-            meals, error = [], one.error
+        for row_input, answer in zip(inputs, decoded, strict=True):
+            meals, error = [], answer.error
             if error is None:
                 try:
-                    meals = self._meals(row_input, one.items)
-                except ROW_ERRORS as broken:
-                    error = f"{type(broken).__name__}: {broken}"
-            answers.append((meals, one.tokens, error))
+                    meals = self._meals(row_input, answer.items)
+                except ROW_ERRORS as reason:
+                    error = f"{type(reason).__name__}: {reason}"
+            answers.append((meals, answer.tokens, error))
         return answers
 
     def _meals(self, row_input: RowInput, items: Sequence[str]) -> list[Any]:
@@ -141,7 +142,7 @@ def load_decoder(folder: Path, settings: Mapping[str, Any], product: Product, ad
     templates = PreprocessingSection(**settings["templates"])
     codec = Codec(product, tokenizer, templates, settings["max_length"], settings["offset_weight"])
     if len(settings["prior"]) != len(codec.items):
-        raise TrainingError("The packaged model's prior and product have different items: train it again.")
+        raise TrainingError("The packaged model's prior and product have different items: retrain the model.")
     return Decoder(model, codec, np.array(settings["prior"]))
 
 
@@ -150,7 +151,7 @@ def log_package(
 ) -> str:
     """Log a package folder as a model of the active MLflow run, with the code and the requirements that it needs; returns its URI."""
     with warnings.catch_warnings():
-        # The signature is given; MLflow advises an example row all the same.
+        # The signature is given; MLflow recommends an example row anyway.
         warnings.filterwarnings("ignore", message=".*input example was not provided.*")
         logged = mlflow.pyfunc.log_model(
             name=name,
@@ -172,7 +173,7 @@ def write_settings(folder: Path, product_class: str, reference: Mapping[str, Any
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """A fixed number of CPU threads while a model runs, as its last digits depend on it; put back afterwards."""
+    """A fixed number of CPU threads while a model runs, as its last digits depend on it; restored afterwards."""
     import torch
 
     before = torch.get_num_threads()
@@ -184,11 +185,11 @@ def threads(count: int) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """A cell as it stood in the row: arrays as lists, numpy scalars as Python's, missing values as None."""
+    """A cell as it was in the row: arrays as lists, numpy scalars as Python's, missing values as None."""
     if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):

@@ -1,6 +1,6 @@
 """The registry of model versions in MLflow: finding, describing, tagging them, and what they were trained on.
 
-MLflow is imported inside the functions: it takes 2 s, and this module is imported where nothing of it is needed.
+MLflow is imported inside the functions: it takes 2 s, and this module is also imported where MLflow is not needed.
 """
 
 import io
@@ -22,7 +22,10 @@ Stage = Literal["none", "candidate", "production", "archived"]
 STAGES: tuple[Stage, ...] = ("none", "candidate", "production", "archived")
 STAGE_TAG, KIND_TAG, FINGERPRINT_TAG = "stage", "kind", "fingerprint"
 FINE_TUNED, RULES = "fine-tuned", "rules"
-"""Values of the tag `kind`: a trained language model, or a planner of rules that trained on nothing."""
+"""Values of the tag `kind`: a trained language model, or a rule-based planner that was not trained."""
+TRAINING_EXPERIMENT, BASELINE_EXPERIMENT = "planner_training", "planner_baselines"
+DATASET_EXPERIMENT, REPLAY_EXPERIMENT = "planner_datasets", "planner_replay"
+"""MLflow experiments, one a stage."""
 TRAINING_ROWS_FILE = "training_rows.parquet"
 ADDRESS_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 PROBE_SECONDS = 5.0
@@ -30,9 +33,9 @@ DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 
 
 def check_reachable(tracking_uri: str, undone: str = "nothing was trained") -> None:
-    """Ask MLflow for one experiment. Raises TrainingError when it does not answer; `undone` says what was not begun.
+    """Ask MLflow for one experiment. Raises TrainingError if it does not answer; `undone` says what was not started.
 
-    A closed port is found by connecting first: MLflow itself tries for minutes before it gives up.
+    It connects to the port first, since MLflow itself retries for minutes before it gives up.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -54,7 +57,7 @@ def check_reachable(tracking_uri: str, undone: str = "nothing was trained") -> N
 
 
 def client(tracking_uri: str) -> Any:
-    """An MLflow client of this address, whatever the process-wide one is."""
+    """An MLflow client of this address, independent of the process-wide one."""
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
@@ -62,11 +65,11 @@ def client(tracking_uri: str) -> Any:
 
 @contextmanager
 def fluent(tracking_uri: str) -> Iterator[None]:
-    """MLflow's process-wide address for what only the fluent functions can do, put back afterwards."""
+    """Set MLflow's process-wide address for the fluent functions, and restore it afterwards."""
     import mlflow
 
-    # MLflow writes both addresses into the environment, too, where settings and child processes would find them. An address that was set
-    # before stands there as well, so the environment alone is put back.
+    # MLflow also writes both addresses into the environment, where settings and child processes would read them. An address that was set
+    # before is there as well, so restoring the environment is enough.
     before = {name: os.environ.get(name) for name in ADDRESS_VARIABLES}
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
@@ -83,61 +86,61 @@ def fluent(tracking_uri: str) -> Iterator[None]:
 
 
 def experiment_id(tracking_uri: str, name: str, artifact_root: str | None) -> str:
-    """Id of the experiment, made when it does not exist, with its artefacts under `artifact_root`/name."""
+    """Id of the MLflow experiment, created if it does not exist, with its artefacts under `artifact_root`/name."""
     from mlflow.exceptions import MlflowException
 
     mlflow_client = client(tracking_uri)
-    found = mlflow_client.get_experiment_by_name(name)
-    if found is None:
+    experiment = mlflow_client.get_experiment_by_name(name)
+    if experiment is None:
         location = f"{artifact_root.rstrip('/')}/{name}" if artifact_root else None
         try:
             return str(mlflow_client.create_experiment(name, artifact_location=location))
         except MlflowException:
-            # Another process made it in between; anything else shows in the next line.
-            found = mlflow_client.get_experiment_by_name(name)
-            if found is None:
+            # Another process may have created it meanwhile; any other cause shows in the next line.
+            experiment = mlflow_client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 # --- versions ---
 
 
 def list_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
-    """Every version of the model, oldest first; empty when there is no such model."""
-    return [_record(found, tracking_uri) for found in _search(tracking_uri, f"name = '{_quoted(name)}'")]
+    """Every version of the model, oldest first; empty if there is no such model."""
+    return [_record(version, tracking_uri) for version in _search(tracking_uri, f"name = '{_quoted(name)}'")]
 
 
 def get_model_version(tracking_uri: str, name: str, version: int) -> ModelVersion:
-    """The record of one version. Raises TrainingError when there is none."""
+    """The record of one version. Raises TrainingError if it does not exist."""
     return _record(_get(tracking_uri, name, version), tracking_uri)
 
 
 def latest_version(tracking_uri: str, name: str) -> ModelVersion:
-    """The version with the highest number. Raises TrainingError when there is none."""
-    found = list_versions(tracking_uri, name)
-    if not found:
+    """The version with the highest number. Raises TrainingError if there is none."""
+    versions = list_versions(tracking_uri, name)
+    if not versions:
         raise TrainingError(
             f"No version of {name} is registered in MLflow: train one, or register the heuristic planner."
         )
-    return found[-1]
+    return versions[-1]
 
 
 def candidate_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
     """Versions that a replay may judge, oldest first: the fine-tuned ones that are not archived."""
-    found = _search(tracking_uri, f"name = '{_quoted(name)}' and tags.{KIND_TAG} = '{FINE_TUNED}'")
-    return [_record(one, tracking_uri) for one in found if one.tags.get(STAGE_TAG) != "archived"]
+    fine_tuned = _search(tracking_uri, f"name = '{_quoted(name)}' and tags.{KIND_TAG} = '{FINE_TUNED}'")
+    return [_record(version, tracking_uri) for version in fine_tuned if version.tags.get(STAGE_TAG) != "archived"]
 
 
 def version_exists(tracking_uri: str, name: str, version: int) -> bool:
     """Whether this version is registered."""
-    return any(found.version == version for found in list_versions(tracking_uri, name))
+    return any(registered.version == version for registered in list_versions(tracking_uri, name))
 
 
 def find_by_fingerprint(tracking_uri: str, name: str, fingerprint: str) -> ModelVersion | None:
-    """The oldest version made of exactly this dataset, base and configuration, or None."""
-    found = _search(tracking_uri, f"name = '{_quoted(name)}' and tags.{FINGERPRINT_TAG} = '{fingerprint}'")
-    return _record(found[0], tracking_uri) if found else None
+    """The oldest version trained with exactly this dataset, base and configuration, or None."""
+    versions = _search(tracking_uri, f"name = '{_quoted(name)}' and tags.{FINGERPRINT_TAG} = '{fingerprint}'")
+    return _record(versions[0], tracking_uri) if versions else None
 
 
 def version_tags(tracking_uri: str, name: str, version: int) -> dict[str, str]:
@@ -146,7 +149,7 @@ def version_tags(tracking_uri: str, name: str, version: int) -> dict[str, str]:
 
 
 def run_metrics(tracking_uri: str, run_id: str) -> dict[str, float]:
-    """The last value of each metric of a run."""
+    """The last value of each metric of an MLflow run."""
     return dict(client(tracking_uri).get_run(run_id).data.metrics)
 
 
@@ -163,14 +166,14 @@ def set_stage(tracking_uri: str, name: str, version: int, stage: Stage) -> None:
     Raises TrainingError for a stage or version that does not exist.
     """
     if stage not in STAGES:
-        raise TrainingError(f"There is no stage {stage!r}: known are {', '.join(STAGES)}.")
+        raise TrainingError(f"There is no stage {stage!r}: the stages are {', '.join(STAGES)}.")
     set_tags(tracking_uri, name, version, {STAGE_TAG: stage})
     if stage in {"candidate", "production"}:
         set_alias(tracking_uri, name, version, stage)
 
 
 def set_alias(tracking_uri: str, name: str, version: int, alias: str) -> None:
-    """Let `models:/name@alias` be this version."""
+    """Point `models:/name@alias` to this version."""
     _get(tracking_uri, name, version)
     client(tracking_uri).set_registered_model_alias(name, alias, str(version))
 
@@ -180,30 +183,30 @@ def version_of_alias(tracking_uri: str, name: str, alias: str) -> ModelVersion |
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client(tracking_uri).get_model_version_by_alias(name, alias)
+        version = client(tracking_uri).get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if _is_missing(error):
             return None
         raise
-    return _record(found, tracking_uri)
+    return _record(version, tracking_uri)
 
 
 def training_rows(tracking_uri: str, name: str, version: int) -> "pa.Table | None":
-    """What the version was trained on: `event_id`, `household_id`, `timestamp` (UTC); None for a planner of rules.
+    """What the version was trained on: `event_id`, `household_id`, `timestamp` (UTC); None for a rule-based planner.
 
-    Raises TrainingError when a trained version lacks the artefact: then nobody can say which rows are fair to score it on.
+    Raises TrainingError if a trained version lacks the artefact: then it is unknown which rows are fair to score it on.
     """
     import pyarrow.parquet as pq
     from mlflow.exceptions import MlflowException
 
-    found = _get(tracking_uri, name, version)
-    if found.tags.get(KIND_TAG) == RULES:
+    registered = _get(tracking_uri, name, version)
+    if registered.tags.get(KIND_TAG) == RULES:
         return None
     try:
-        local = client(tracking_uri).download_artifacts(found.run_id, TRAINING_ROWS_FILE)
+        local = client(tracking_uri).download_artifacts(registered.run_id, TRAINING_ROWS_FILE)
     except (OSError, MlflowException) as error:
         raise TrainingError(
-            f"{name} version {version} has no {TRAINING_ROWS_FILE} ({error}): it cannot be replayed without knowing what it saw."
+            f"{name} version {version} has no {TRAINING_ROWS_FILE} ({error}): it cannot be replayed without knowing its training rows."
         ) from error
     return pq.read_table(io.BytesIO(Path(local).read_bytes()))
 
@@ -213,21 +216,21 @@ def register(tracking_uri: str, model_uri: str, name: str, run_id: str, tags: Ma
     import mlflow
 
     with fluent(tracking_uri):
-        made = mlflow.register_model(model_uri, name, tags={STAGE_TAG: "none", **tags})
-    return _record(made, tracking_uri, run_id)
+        registered = mlflow.register_model(model_uri, name, tags={STAGE_TAG: "none", **tags})
+    return _record(registered, tracking_uri, run_id)
 
 
 # --- MLflow's answers ---
 
 
 def _search(tracking_uri: str, condition: str) -> list[Any]:
-    mlflow_client, found, token = client(tracking_uri), [], None
+    mlflow_client, versions, token = client(tracking_uri), [], None
     while True:
         page = mlflow_client.search_model_versions(condition, max_results=1000, page_token=token)
-        found += list(page)
+        versions += list(page)
         token = page.token
         if not token:
-            return sorted(found, key=lambda one: int(one.version))
+            return sorted(versions, key=lambda version: int(version.version))
 
 
 def _get(tracking_uri: str, name: str, version: int) -> Any:
@@ -238,7 +241,7 @@ def _get(tracking_uri: str, name: str, version: int) -> Any:
     except MlflowException as error:
         if _is_missing(error):
             raise TrainingError(
-                f"There is no version {version} of {name} in MLflow: its UI lists those there are."
+                f"There is no version {version} of {name} in MLflow: its UI lists the versions."
             ) from error
         raise
 
@@ -247,14 +250,14 @@ def _is_missing(error: Any) -> bool:
     return error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
-def _record(found: Any, tracking_uri: str, run_id: str | None = None) -> ModelVersion:
+def _record(registered: Any, tracking_uri: str, run_id: str | None = None) -> ModelVersion:
     return ModelVersion(
-        name=found.name,
-        version=int(found.version),
-        uri=f"models:/{found.name}/{found.version}",
-        run_id=run_id or found.run_id or "",
-        dataset_uri=found.tags.get("dataset_uri"),
-        dataset_digest=found.tags.get("dataset_digest"),
+        name=registered.name,
+        version=int(registered.version),
+        uri=f"models:/{registered.name}/{registered.version}",
+        run_id=run_id or registered.run_id or "",
+        dataset_uri=registered.tags.get("dataset_uri"),
+        dataset_digest=registered.tags.get("dataset_digest"),
     )
 
 
@@ -263,7 +266,7 @@ def _quoted(name: str) -> str:
 
 
 def _without_password(uri: str) -> str:
-    """The address as it may stand in a message."""
+    """The address as it may appear in a message."""
     address = urlsplit(uri)
     if address.password is None:
         return uri

@@ -1,4 +1,4 @@
-"""Showing a training while it runs: a progress line on a terminal, log lines, and events to Dagster where it listens."""
+"""Showing a training while it runs: a progress line on a terminal, log lines, and events to Dagster if it started the process."""
 
 import os
 import time
@@ -17,23 +17,23 @@ LINES_PER_TASK = 10
 
 
 class Reporter(Protocol):
-    """Where a training tells how it is going."""
+    """Where a training reports its progress."""
 
     def say(self, message: str) -> None:
         """One line of text."""
         ...
 
     def step(self, task: str, step: int, total: int, loss: float) -> None:
-        """Step `step` of `total` is done; `loss` is the last one."""
+        """Step `step` of `total` is done; `loss` is the latest."""
         ...
 
     def finished(self, kind: str, record: ModelVersion | BaseModelVersion, metadata: dict[str, Any]) -> None:
-        """The result (`model_version` or `base_model`), with what a person wants to know about it."""
+        """The result (`model_version` or `base_model`), with metadata for people."""
         ...
 
 
 class TerminalReporter:
-    """A progress bar with loss and time left on a terminal; ten lines a task where output is no terminal."""
+    """A progress bar with loss and time left on a terminal; otherwise ten lines per task."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
@@ -74,7 +74,7 @@ class TerminalReporter:
 
 
 class PipesReporter:
-    """Lines in the run's log, and the version as materialisation metadata and as a message of its own."""
+    """Lines in the Dagster run's log, and the version as materialisation metadata and as a separate message."""
 
     def __init__(self, pipes: Any) -> None:
         self._pipes = pipes
@@ -126,7 +126,7 @@ def reporter() -> Iterator[Reporter]:
             try:
                 yield PipesReporter(pipes)
             except LifecycleError as error:
-                # Dagster learns the exit code alone: the sentence goes into the run's log.
+                # Dagster only sees the exit code: the sentence goes into the run's log.
                 pipes.log.error(str(error))
                 raise
         return

@@ -19,7 +19,7 @@ from training.versions import BaseModelVersion
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "mlflow_run_id"
 DIGEST_LENGTH = 36
-"""MLflow keeps so many characters of a dataset's digest; the whole one stands in the tag `dataset_digest`."""
+"""MLflow keeps this many characters of a dataset's digest; the tag `dataset_digest` has all of them."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrackedRun:
     experiment_id: str
 
     def metric(self, name: str, value: float, step: int) -> None:
-        """Log one value. Logging the same again, as a resumed training does, changes nothing that is shown."""
+        """Log one value. Logging it again, as a resumed training does, changes nothing visible."""
         registry.client(self.tracking_uri).log_metric(self.run_id, name, value, step=step)
 
     def artifacts(self, folder: Path, name: str) -> None:
@@ -44,13 +44,13 @@ class TrackedRun:
 
 
 def tracking_uri_of(config: TrainingConfig, environment: Mapping[str, str]) -> str:
-    """Where to log: the configuration, MLFLOW_TRACKING_URI, else a database file beside the results."""
-    found = config.mlflow.tracking_uri or environment.get("MLFLOW_TRACKING_URI")
-    return found or f"sqlite:///{Path(config.output.dir).resolve() / 'mlflow.db'}"
+    """Where to log: the configuration, MLFLOW_TRACKING_URI, else a database file next to the results."""
+    given = config.mlflow.tracking_uri or environment.get("MLFLOW_TRACKING_URI")
+    return given or f"sqlite:///{Path(config.output.dir).resolve() / 'mlflow.db'}"
 
 
 def artifact_root_of(config: TrainingConfig, tracking_uri: str) -> str | None:
-    """Where a new experiment keeps artefacts: the configuration; beside the results for our own database file; else MLflow's default."""
+    """Where a new experiment keeps artefacts: the configuration; next to the results for our own database file; else MLflow's default."""
     own_file = f"sqlite:///{Path(config.output.dir).resolve() / 'mlflow.db'}"
     if config.mlflow.artifact_root is None and tracking_uri == own_file:
         return str(Path(config.output.dir).resolve() / "mlflow-artifacts")
@@ -60,9 +60,9 @@ def artifact_root_of(config: TrainingConfig, tracking_uri: str) -> str | None:
 def start_run(
     tracking_uri: str, config: TrainingConfig, dataset: Dataset, base: BaseModelVersion, state: Path, fingerprint: str
 ) -> TrackedRun:
-    """Start the run, or go on with the one that a killed training of the same state folder started.
+    """Start the MLflow run, or continue the one that a killed training with the same state folder started.
 
-    Writes the configuration as an artefact at once: TrainingError when the artefact store takes none, before anything is trained.
+    Writes the configuration as an artefact at once. Raises TrainingError if the artefact store refuses it, before anything is trained.
     """
     from mlflow.exceptions import MlflowException
 
@@ -76,13 +76,13 @@ def start_run(
             client.update_run(file.read_text(), status="RUNNING")
             return TrackedRun(tracking_uri, file.read_text(), experiment)
         except MlflowException:
-            # The registry is another one than at the last try: a new run is started there.
+            # The tracking server has changed since the last try: start a new run there.
             file.unlink()
     run = client.create_run(
         experiment,
         run_name=config.mlflow.run_name or f"{config.output.model_name} {dataset.name}/{dataset.version}",
         tags={
-            "task": "planner",
+            "task": dataset.product.name,
             "stage": "training",
             "policy_id": installed_product().policy_name,
             "dataset_version": dataset.version,
@@ -109,7 +109,7 @@ def start_run(
 
 
 def storage_errors() -> tuple[type[Exception], ...]:
-    """What a store raises that takes no artefact: a folder, S3 through boto3, or MLflow's own server."""
+    """What a store raises if it refuses an artefact: a folder, S3 through boto3, or MLflow's own server."""
     from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
@@ -118,7 +118,7 @@ def storage_errors() -> tuple[type[Exception], ...]:
 
 
 def cannot_write(where: str, error: Exception) -> TrainingError:
-    """The sentence for an artefact store without write access."""
+    """The error for an artefact store without write access."""
     reason = " ".join(str(error).split())[:200]
     return TrainingError(
         f"The artefact store {where} takes no artefacts ({reason}): give this user write access to it, or start with another "

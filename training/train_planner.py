@@ -1,7 +1,7 @@
 """The command `python -m training.train_planner`: a dataset folder in, a registered model version out.
 
-Everything that can be refused is refused before training: the configuration, MLflow, the dataset, the base, the artefact store. The
-same dataset, base and configuration are never trained twice: the version registered for them is returned.
+Everything that can be refused is refused before training: the configuration, MLflow, the dataset, the base, the artefact store.
+The same dataset, base and configuration are never trained twice: the command returns the registered version.
 """
 
 import hashlib
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 
 RECORD_FILE = "model_version.json"
 FORMAT = 2
-"""Raised when the same dataset, base and configuration would give another model than before."""
+"""Increased when the same dataset, base and configuration would give another model than before."""
 BASE_COPIED_UP_TO_BYTES = 512 * 2**20
-"""A larger base stays where it is, and the package only says where."""
+"""A larger base is not copied: the package only refers to it."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The registered version, and what a person wants to know about it."""
+    """The registered version, and metadata for people."""
 
     version: ModelVersion
     metadata: dict[str, Any]
 
 
 def train(config: TrainingConfig, progress: Reporter) -> Trained | None:
-    """Run a whole training. None in the second and further processes of torchrun, which only help the first.
+    """Run a whole training. Returns None in all processes of torchrun but the first.
 
-    Raises TrainingError with one sentence for everything that a user can put right.
+    Raises TrainingError for everything that a user can fix.
     """
     if config.dataset.path is None:
         raise TrainingError(
-            "No dataset is given: add --dataset with the folder of a dataset version, or dataset.path to the config file."
+            "No dataset was given: add --dataset with the folder of a dataset version, or dataset.path to the config file."
         )
     output = _writable(config.output.dir)
     tracking_uri = tracking.tracking_uri_of(config, os.environ)
@@ -73,14 +73,16 @@ def train(config: TrainingConfig, progress: Reporter) -> Trained | None:
         source = _built_in(dataset, output, config, progress, rank)
     base = load_base(source, config, device, output / "base_download")
     fingerprint = _fingerprint(dataset, base.record.digest, config)
-    found = registry.find_by_fingerprint(tracking_uri, config.output.model_name, fingerprint)
-    if found is not None:
+    registered = registry.find_by_fingerprint(tracking_uri, config.output.model_name, fingerprint)
+    if registered is not None:
         if rank > 0:
             return None
         progress.say(
-            f"{found.name} version {found.version} was trained on this dataset, base and configuration before: nothing to do."
+            f"{registered.name} version {registered.version} was trained on this dataset, base and configuration before: nothing to do."
         )
-        return _done(config, found, {"trained": False, **registry.run_metrics(tracking_uri, found.run_id)}, progress)
+        return _done(
+            config, registered, {"trained": False, **registry.run_metrics(tracking_uri, registered.run_id)}, progress
+        )
     state = output / "training" / fingerprint[:16]
     state.mkdir(parents=True, exist_ok=True)
     if rank > 0:
@@ -114,7 +116,7 @@ def _writable(path: str) -> Path:
 
 
 def _built_in(dataset: Dataset, output: Path, config: TrainingConfig, progress: Reporter, rank: int) -> str:
-    """Folder of the built-in base for this product; the first process makes it, the others wait."""
+    """Folder of the built-in base for this product; the first process builds it, the others wait."""
     import torch
 
     from training.base_model import BuiltInSettings, build
@@ -167,7 +169,7 @@ def _fit(
     )
     if not task.train or not task.validation:
         raise TrainingError(
-            f"No accepted plan in {dataset.uri} holds a legal item: build it from the catalogue that its plans were made of."
+            f"No accepted plan in {dataset.uri} has a legal item: rebuild it with the catalogue of its plans."
         )
     progress.say(
         f"{len(task.train)} rows to train on, {len(task.validation)} to validate on, {len(codec.items)} items; base {base.record.name} "
@@ -243,7 +245,7 @@ def _register(
         except tracking.storage_errors() as error:
             raise tracking.cannot_write(f"of run {run.run_id}", error) from error
     tags = {
-        "task": "planner",
+        "task": dataset.product.name,
         registry.KIND_TAG: registry.FINE_TUNED,
         registry.FINGERPRINT_TAG: fingerprint,
         "dataset_uri": dataset.uri,
@@ -257,7 +259,7 @@ def _register(
 
 
 def _save_weights(config: TrainingConfig, base: "LoadedBase", model: Any, package: Path) -> None:
-    """The tuned weights as one model where the base is a folder; a base of the hub, or in few bits, is named and not copied."""
+    """Save the tuned weights as one model if the base is a folder; a base from the hub, or in few bits, is named and not copied."""
     if base.folder is None or config.lora.use_qlora:
         if not config.lora.enabled:
             model.save_pretrained(package / "model", safe_serialization=True)
@@ -296,7 +298,7 @@ def _done(config: TrainingConfig, version: ModelVersion, metadata: dict[str, Any
 
 
 def _quiet_mlflow() -> None:
-    """One progress display, ours: MLflow's bars and migration messages stay away."""
+    """Silence MLflow's bars and migration messages: ours is the only progress display."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,7 +1,10 @@
-"""The small frozen records that stages hand each other: which dataset, which model version."""
+"""The small frozen records that stages hand each other: which dataset, which model version. And the columns in which a version answers."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
+
+MEALS, TOKENS, ERROR = OUTPUT_COLUMNS = ("meals", "tokens_generated", "error")
+"""Columns of a model version's answer."""
 
 
 class _Record:

@@ -20,9 +20,8 @@ from foundation.object_store import ObjectStore
 from foundation.settings import settings
 from product.installed import installed_product
 from product.protocol import RowWindow
+from training.registry import DATASET_EXPERIMENT
 from training.versions import DatasetVersion
-
-MLFLOW_EXPERIMENT = "planner_datasets"
 
 
 class DatasetConfig(dg.Config):
@@ -30,7 +29,7 @@ class DatasetConfig(dg.Config):
 
     revision: bool = Field(
         default=False,
-        description="Publish beside a version of the same day that has other rows, as -r2, -r3, …; a version itself never changes.",
+        description="Publish as -r2, -r3, … if a version of the same day has other rows; a version itself never changes.",
     )
 
 
@@ -73,10 +72,10 @@ def planner_dataset(
         earliest = (start - timedelta(days=window.lookback_days)).date()
         first_day = current.lineage_start
         events = read_cleaned(archive, max(earliest, first_day), end.date(), history=earliest < first_day)
-        made = installed.dataset_rows(events, domain, window, current.replay_from)
+        built = installed.dataset_rows(events, domain, window, current.replay_from)
         before = version_before(datasets, product.name, (end - timedelta(days=1)).date())
         checks = run_checks(
-            made.frame,
+            built.frame,
             product=product,
             window=window,
             least_rows=current.dataset_min_rows,
@@ -87,22 +86,22 @@ def planner_dataset(
             by_time=current.replay_from is not None,
             nullable=installed.nullable_fields,
         )
-    for one in checks:
-        yield _check(one)
+    for check in checks:
+        yield _check(check)
     _require(checks)
     with as_failures():
         version = build_dataset(
-            made.frame,
+            built.frame,
             store=datasets,
             product=product,
             window=window,
             checks=checks,
-            excluded=made.excluded,
+            excluded=built.excluded,
             nullable=installed.nullable_fields,
             revision=config.revision,
         )
-    page = _log(mlflow, context, version, datasets, made.frame)
-    splits = Counter(made.frame.select(pl.col("metadata").struct.field("split"))["split"].to_list())
+    page = _log(mlflow, context, version, datasets, built.frame)
+    splits = Counter(built.frame.select(pl.col("metadata").struct.field("split"))["split"].to_list())
     summary = datasets.read(f"{version.name}/{version.version}/{SUMMARY_FILE}").decode()
     yield dg.MaterializeResult(
         value=version,
@@ -111,7 +110,7 @@ def planner_dataset(
             "dagster/row_count": version.rows,
             "version": f"{version.name}/{version.version}",
             "split": ", ".join(f"{count:,} {name}" for name, count in sorted(splits.items())),
-            "left out": dg.MetadataValue.json(dict(made.excluded)),
+            "left out": dg.MetadataValue.json(dict(built.excluded)),
             "digest": version.digest,
             "folder": store.link(version.uri),
             "summary": dg.MetadataValue.md(summary),
@@ -121,8 +120,8 @@ def planner_dataset(
 
 
 def _require(checks: list[CheckResult]) -> None:
-    """Nothing that fails a check is published: a version never changes, so a broken one would stay."""
-    broken = [one.sentence for one in checks if not one.passed and one.severity == "ERROR"]
+    """Raise dg.Failure if a check failed: a version never changes, so a broken one would stay."""
+    broken = [check.sentence for check in checks if not check.passed and check.severity == "ERROR"]
     if broken:
         raise dg.Failure(f"The dataset is not published: {' '.join(broken)}", allow_retries=False)
 
@@ -145,12 +144,12 @@ def _log(
     datasets: ObjectStore,
     rows: pl.DataFrame,
 ) -> str:
-    """One MLflow run a version: the dataset as an input with its digest, its rows, its schema and summary. Returns the run's page."""
-    with tracking.run(context, MLFLOW_EXPERIMENT, f"{version.name}/{version.version}") as run_id:
+    """Log one MLflow run per version: the dataset as an input with its digest, its rows, its schema and summary. Returns the run's page."""
+    with tracking.run(context, DATASET_EXPERIMENT, f"{version.name}/{version.version}") as run_id:
         import mlflow
         from mlflow.data.polars_dataset import from_polars
 
-        # MLflow takes digests of at most 36 characters; the whole one is a tag.
+        # MLflow takes digests of at most 36 characters; the full one is a tag.
         source = from_polars(
             rows.select("metadata").unnest("metadata"),
             source=version.uri,

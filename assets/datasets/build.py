@@ -1,6 +1,6 @@
-"""Publishing a dataset version: three files that never change, complete or not there at all.
+"""Publishing a dataset version: three files that never change, all of them or none.
 
-{root}/{product}/{YYYY-MM-DD}[-rN]/   schema.json, dataset_summary.md, and last training.parquet: with it the version exists
+{root}/{product}/{YYYY-MM-DD}[-rN]/   schema.json, dataset_summary.md, and last training.parquet, which makes the version exist
 """
 
 import hashlib
@@ -20,19 +20,20 @@ from foundation.errors import LifecycleError
 from foundation.object_store import ObjectExistsError, ObjectStore
 from product.loading import class_path
 from product.protocol import Product, RowWindow
+from training.dataset import ROWS_FILE, SCHEMA_FILE
 from training.versions import DatasetVersion
 
-ROWS_FILE, SCHEMA_FILE, SUMMARY_FILE = "training.parquet", "schema.json", "dataset_summary.md"
+SUMMARY_FILE = "dataset_summary.md"
 _VERSION = re.compile(r"(\d{4}-\d\d-\d\d)(?:-r([1-9]\d*))?")
 
 
 class DatasetRefusedError(LifecycleError):
-    """A version may not be published; the message says which, why, and what to do."""
+    """A version may not be published."""
 
 
 @dataclass(frozen=True)
 class PublishedDataset:
-    """A version as it lies in the store: its record, rows, the fields of its schema.json and the product's reference data."""
+    """A version as it is stored: its record, rows, the fields of its schema.json and the product's reference data."""
 
     version: DatasetVersion
     rows: pl.DataFrame
@@ -54,8 +55,8 @@ def build_dataset(
 ) -> DatasetVersion:
     """Publish the rows (columns input, target, metadata) as the version of the window's last day.
 
-    The same rows and reference data as a version of that day: that version is returned and nothing is written. Other data:
-    DatasetRefusedError, or with `revision` the next `-rN`. `nullable`: dotted paths that schema.json publishes as nullable.
+    If a version of that day has the same rows and reference data, it is returned and nothing is written. Other data raises
+    DatasetRefusedError, or becomes the next `-rN` with `revision`. `nullable`: dotted paths that schema.json publishes as nullable.
     Its digest is the SHA-256 of training.parquet. Raises foundation.object_store.StoreError.
     """
     day = version_day(window)
@@ -82,7 +83,7 @@ def build_dataset(
         try:
             store.write(f"{folder}/{ROWS_FILE}", data, exclusive=True, verify=lambda stored: _verify(stored, rows))
         except ObjectExistsError:
-            # Somebody published this version meanwhile: look again whether it is the same.
+            # Another process published this version meanwhile: compare again.
             continue
         return DatasetVersion(product.name, version, store.uri(folder), _digest(data), rows.height)
 
@@ -95,8 +96,8 @@ def version_day(window: RowWindow) -> date:
 def versions(store: ObjectStore, name: str) -> list[str]:
     """Complete versions, oldest date and lowest revision first."""
     suffix = f"/{ROWS_FILE}"
-    found = [key.split("/")[-2] for key in store.list(name) if key.endswith(suffix) and key.count("/") == 2]
-    return sorted((one for one in found if _VERSION.fullmatch(one)), key=lambda one: (_day_of(one), _revision_of(one)))
+    names = {key.split("/")[-2] for key in store.list(name) if key.endswith(suffix) and key.count("/") == 2}
+    return sorted(filter(_VERSION.fullmatch, names), key=lambda version: (_day_of(version), _revision_of(version)))
 
 
 def version_before(store: ObjectStore, name: str, day: date) -> PublishedDataset | None:
@@ -106,7 +107,7 @@ def version_before(store: ObjectStore, name: str, day: date) -> PublishedDataset
 
 
 def read_version(store: ObjectStore, name: str, version: str) -> PublishedDataset:
-    """A version from the store. Raises foundation.object_store.MissingObjectError when there is none."""
+    """A version from the store. Raises foundation.object_store.MissingObjectError if it does not exist."""
     folder = f"{name}/{version}"
     data = store.read(f"{folder}/{ROWS_FILE}")
     rows, facts = read_parquet(data)
@@ -118,9 +119,7 @@ def read_version(store: ObjectStore, name: str, version: str) -> PublishedDatase
 
 def _verify(stored: bytes, rows: pl.DataFrame) -> None:
     if not read_parquet(stored)[0].equals(rows):
-        raise DatasetRefusedError(
-            "The rows that were read back are not those that were written; nothing was published."
-        )
+        raise DatasetRefusedError("The rows read back differ from those written; nothing was published.")
 
 
 def _why_refused(existing: PublishedDataset, rows: pl.DataFrame, facts: Mapping[str, str]) -> str:
@@ -132,7 +131,7 @@ def _why_refused(existing: PublishedDataset, rows: pl.DataFrame, facts: Mapping[
         difference = "the same rows and other reference data (the product's items changed since)"
     return (
         f"{existing.version.uri} was published with {difference}, and a version never changes: "
-        "ask for a new revision (`revision: true` in the run's config) to publish this beside it."
+        "ask for a new revision (`revision: true` in the run's config) to publish this next to it."
     )
 
 

@@ -1,6 +1,6 @@
-"""What must hold of a dataset's rows: each check a pure function that answers with a sentence for a person.
+"""The checks of a dataset's rows: each a pure function that returns a sentence for people.
 
-An ERROR stands before training; a WARN is for somebody to look at.
+An ERROR blocks training; a WARN asks somebody to look.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,28 +16,28 @@ from product.protocol import Product, RowWindow
 Severity = Literal["ERROR", "WARN"]
 
 CHECKS: dict[str, tuple[Severity, str]] = {
-    "enough_rows": ("ERROR", "The version has at least the least number of rows that is set."),
+    "enough_rows": ("ERROR", "The version has at least LIFECYCLE_DATASET_MIN_ROWS rows."),
     "no_nulls": (
         "ERROR",
-        "No field that is published as never null is null, household and accepted plan first of all.",
+        "No field that is published as never null is null, above all household and accepted plan.",
     ),
-    "valid_timestamps": ("ERROR", "Every row has a time, within the version's window."),
+    "valid_timestamps": ("ERROR", "Every row has a time within the version's window."),
     "known_households": ("ERROR", "Every household is one of the product's tables."),
     "known_items": ("ERROR", "Every item of every accepted plan is one of the product's."),
     "schema_as_published": ("ERROR", "The fields are those that the version before published."),
     "complete_sessions": ("ERROR", "Every row's plan was proposed and accepted, or is marked as reconstructed."),
     "split_by_household": (
         "ERROR",
-        "No household stands on both sides of train and validation, or of training and held-out.",
+        "No household is in both train and validation, or in both training and held-out.",
     ),
     "no_drift": ("WARN", "Items and segments are distributed as in the version before (population stability index)."),
 }
-"""Name → severity and what it says, in the order in which `run_checks` answers."""
+"""Name → severity and what it says, in the order of `run_checks`."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check's answer: a sentence, and numbers for whoever wants more."""
+    """A check's result: a sentence, and numbers for details."""
 
     name: str
     passed: bool
@@ -46,7 +46,7 @@ class CheckResult:
 
     @property
     def severity(self) -> Severity:
-        """ERROR stands before training, WARN does not."""
+        """ERROR blocks training, WARN does not."""
         return CHECKS[self.name][0]
 
 
@@ -62,15 +62,15 @@ def enough_rows(rows: pl.DataFrame, least: int) -> CheckResult:
 def no_nulls(rows: pl.DataFrame, nullable: Collection[str] | None = None) -> CheckResult:
     """No null in the fields that are published as never null (outside lists; inside them, as elements)."""
     counts = {path: _nulls(rows, path) for path in required_paths(fields(rows.schema, nullable))}
-    found = {path: count for path, count in counts.items() if count}
-    say = "; ".join(f"{path} is null in {count:,} rows" for path, count in found.items())
+    nulls = {path: count for path, count in counts.items() if count}
+    say = "; ".join(f"{path} is null in {count:,} rows" for path, count in nulls.items())
     return CheckResult(
-        "no_nulls", not found, f"{say or f'None of {len(counts)} required fields is null'}.", {"nulls": found}
+        "no_nulls", not nulls, f"{say or f'None of {len(counts)} required fields is null'}.", {"nulls": nulls}
     )
 
 
 def valid_timestamps(rows: pl.DataFrame, window: RowWindow) -> CheckResult:
-    """Every `metadata.timestamp` is there, and in [start, end)."""
+    """Every `metadata.timestamp` is set and in [start, end)."""
     times = rows.select(time=at("metadata.timestamp"))["time"]
     missing = times.null_count()
     outside = int((~times.is_between(window.start, window.end, closed="left")).sum())
@@ -116,9 +116,7 @@ def schema_as_published(
     """The fields (names, types, nullability, order) equal `published`: schema.json of the version before; None for a first version."""
     now = fields(rows.schema, nullable)
     if published is None:
-        return CheckResult(
-            "schema_as_published", True, "The first version: its fields are what later ones are held to."
-        )
+        return CheckResult("schema_as_published", True, "The first version: later ones must have its fields.")
     differences = _differences(list(published), now)
     say = "; ".join(differences) if differences else "The fields are those of the version before"
     return CheckResult("schema_as_published", not differences, f"{say}.", {"differences": differences})
@@ -127,7 +125,7 @@ def schema_as_published(
 def complete_sessions(rows: pl.DataFrame, events: pl.DataFrame, window: RowWindow) -> CheckResult:
     """Every row's acceptance is among the events, with the plan_generated before it unless it is reconstructed.
 
-    Counts the window's acceptances that became no row, too. `events` are cleaned events.
+    Also counts the window's acceptances that are not in any row. `events` are cleaned events.
     """
     plan = pl.col("payload").str.json_path_match("$.plan_id")
     accepted = events.filter(
@@ -150,7 +148,7 @@ def complete_sessions(rows: pl.DataFrame, events: pl.DataFrame, window: RowWindo
     )
     left_out = accepted.height - rows.height
     say = (
-        f"Every row is a complete session; {left_out:,} of {accepted.height:,} acceptances in the window became no row."
+        f"Every row is a complete session; {left_out:,} of {accepted.height:,} acceptances in the window are in no row."
     )
     if incomplete.height:
         say = f"{incomplete.height:,} rows have no acceptance among the events, or no plan_generated before it."
@@ -161,14 +159,14 @@ def complete_sessions(rows: pl.DataFrame, events: pl.DataFrame, window: RowWindo
 
 
 def split_by_household(rows: pl.DataFrame, *, by_time: bool) -> CheckResult:
-    """No household stands in train and validation; unless replay is split `by_time`, none in replay and another split either."""
+    """No household is in both train and validation and, unless replay is split `by_time`, in both replay and another split."""
     sides = rows.select(id=at("input.household.id"), split=at("metadata.split")).unique()
     odd = sides.filter(~pl.col("split").is_in(["train", "validation", "replay"]).fill_null(False)).height
     compared = sides.filter(pl.col("split") != "replay") if by_time else sides
     twice = compared.group_by("id").len().filter(pl.col("len") > 1)["id"].sort().to_list()
     counts = dict(sides.group_by("split").len().sort("split", nulls_last=True).rows())
     say = ", ".join(f"{split} {count:,}" for split, count in counts.items())
-    say = f"Households by split: {say or 'none'}; none stands on both sides."
+    say = f"Households by split: {say or 'none'}; none is on both sides."
     if twice or odd:
         such = f", such as {_few(twice)}" if twice else ""
         say = f"{len(twice):,} households stand on both sides of the split{such}; {odd:,} have no known split."

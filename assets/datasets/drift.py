@@ -12,7 +12,7 @@ import polars as pl
 
 SHIFT = 0.25
 MOST_CATEGORIES = 20
-"""The most frequent values before; all others are one more category."""
+"""The most frequent values before; all others form one more category."""
 
 CHANCE = 2.326
 """Standard deviations above the mean that chance passes once in a hundred comparisons."""
@@ -33,7 +33,7 @@ class Drift:
 
 
 def drift(feature: str, before: pl.Series, now: pl.Series, samples: tuple[int, int] | None = None) -> Drift:
-    """Compare two lists of categories. `samples`: how many independent draws each stands for, where values come in groups."""
+    """Compare two lists of categories. `samples`: the number of independent draws in each, if values come in groups."""
     ranked = before.value_counts(name="count").sort("count", before.name, descending=[True, False])
     kept = ranked[before.name].head(MOST_CATEGORIES).to_list()
     first, second = _shares(before, kept), _shares(now, kept)
@@ -45,7 +45,7 @@ def drift(feature: str, before: pl.Series, now: pl.Series, samples: tuple[int, i
 
 
 def _shares(values: pl.Series, kept: list[str]) -> np.ndarray:
-    """Shares of the kept categories and of all others. Half an observation each, since a logarithm knows no zero."""
+    """Shares of the kept categories and of all others. Half an observation is added to each, since log 0 is undefined."""
     counts = dict(values.value_counts(name="count").rows())
     known = np.array([counts.get(name, 0) for name in kept], dtype=float)
     smoothed = np.append(known, values.len() - known.sum()) + 0.5

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROW_GROUP = 10_000
-"""Rows of a row group; fixed, since it changes the bytes."""
+"""Rows of a row group; fixed, since a change would change the bytes."""
 
 NEVER_NULL = (
     "input",
@@ -41,29 +41,28 @@ def fields(
 ) -> list[dict[str, Any]]:
     """schema.json's `fields`: name, type, nullable, and nested `fields` of structs and lists of structs.
 
-    `nullable` holds the dotted paths that may be null; without it, all but NEVER_NULL may. Raises ValueError for a type that rows
-    don't have.
+    `nullable` holds the dotted paths that may be null; without it, all but NEVER_NULL may. Raises ValueError for an unknown type.
     """
     described = []
     for name, kind in schema.items():
         path = f"{prefix}{name}"
         may = path not in NEVER_NULL if nullable is None else path in nullable
-        one: dict[str, Any] = {"name": name, "type": _type_name(kind, path), "nullable": may}
+        description: dict[str, Any] = {"name": name, "type": _type_name(kind, path), "nullable": may}
         inner = kind.inner if isinstance(kind, pl.List) else kind
         if isinstance(inner, pl.Struct):
-            one["fields"] = fields({field.name: field.dtype for field in inner.fields}, nullable, f"{path}.")
-        described.append(one)
+            description["fields"] = fields({field.name: field.dtype for field in inner.fields}, nullable, f"{path}.")
+        described.append(description)
     return described
 
 
 def required_paths(described: list[dict[str, Any]], prefix: str = "") -> list[str]:
     """Dotted paths of the fields that are published as never null, outermost first."""
     paths = []
-    for one in described:
-        path = f"{prefix}{one['name']}"
-        if not one["nullable"]:
+    for description in described:
+        path = f"{prefix}{description['name']}"
+        if not description["nullable"]:
             paths.append(path)
-        paths += required_paths(one.get("fields", []), f"{path}.")
+        paths += required_paths(description.get("fields", []), f"{path}.")
     return paths
 
 
@@ -118,7 +117,7 @@ def _type_name(kind: Any, path: str) -> str:
     if isinstance(kind, pl.List):
         return f"list<{_type_name(kind.inner, path)}>"
     if kind not in _TYPES:
-        raise ValueError(f"The field {path} has the type {kind}, which no dataset can hold.")
+        raise ValueError(f"The field {path} has the type {kind}, which a dataset cannot contain.")
     return _TYPES[kind][0]
 
 

@@ -1,4 +1,4 @@
-"""dataset_summary.md: what a person wants to know of a dataset version before training on it."""
+"""dataset_summary.md: what to know about a dataset version before training on it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from product.protocol import RowWindow
 
 HOUSEHOLD = "input.household.id"
 MOST_LINES = 20
-"""Lines of one table; the rest is counted in a last one."""
+"""Most lines of one table; a last line counts the rest."""
 
 
 def summary_markdown(
@@ -36,7 +36,7 @@ def summary_markdown(
             ("what", "value"),
             [
                 ("rows", f"{rows.height:,}"),
-                ("fields", f"{_leaves(described)} in {', '.join(one['name'] for one in described)}"),
+                ("fields", f"{_leaves(described)} in {', '.join(field['name'] for field in described)}"),
                 ("size", f"{size:,} bytes"),
                 *([("households", f"{_distinct(rows, HOUSEHOLD):,}")] if has(rows, HOUSEHOLD) else []),
                 ("accepted from … to", spans),
@@ -118,4 +118,4 @@ def _plain(text: str) -> str:
 
 
 def _leaves(described: Sequence[Mapping[str, Any]]) -> int:
-    return sum(_leaves(one["fields"]) if "fields" in one else 1 for one in described)
+    return sum(_leaves(field["fields"]) if "fields" in field else 1 for field in described)

@@ -7,7 +7,7 @@ import dagster as dg
 
 from assets.failures import as_failures
 from assets.groups import DATA_TEAM, EVENTS, EVENTS_TABLE
-from assets.partitions import DAILY, HOURLY
+from assets.partitions import DAILY, DAY_KEY, HOUR_KEY, HOURLY
 from assets.resources import ArtefactStore, PlatformDatabase
 from eventlog.archive.archiving import PeriodArchive, archive_history, archive_hours
 from eventlog.archive.cleaning import Cleaned, clean_day, clean_history, day_key
@@ -18,7 +18,6 @@ from foundation.settings import settings
 MOST_TABLE_ROWS = 60
 MOST_SILENCE = timedelta(hours=1)
 """Without a new event for this long, something is wrong with whoever sends them."""
-HOUR_KEY, DAY_KEY = "%Y-%m-%d-%H:%M", "%Y-%m-%d"
 
 
 @dg.asset(

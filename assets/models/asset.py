@@ -15,9 +15,9 @@ from assets.partitions import DAILY
 from assets.resources import ArtefactStore, MlflowTracking, PlatformDatabase
 from foundation.settings import PROJECT_ROOT, settings
 from product.installed import current_product
+from training.config import BUILT_IN
 from training.versions import BaseModelVersion, DatasetVersion, ModelVersion
 
-BUILT_IN = "builtin"
 TRAINING_CONFIG = PROJECT_ROOT / "training" / "config" / "planner.yaml"
 
 
@@ -32,7 +32,7 @@ class BaseModelConfig(dg.Config):
 
 
 class TrainingRunConfig(dg.Config):
-    """How the planner is fine-tuned. What is not set here comes from `training/config/planner.yaml`."""
+    """How the planner is fine-tuned. Unset options come from `training/config/planner.yaml`."""
 
     epochs: int | None = Field(default=None, description="Passes over the training rows.")
     learning_rate: float | None = Field(default=None, description="Highest learning rate, after warm-up.")
@@ -50,7 +50,7 @@ class TrainingRunConfig(dg.Config):
     owners=[ML_TEAM],
     deps=[PRODUCT_TABLES],
     description=(
-        "The open-weights model that fine-tuning starts from. The built-in one is a tiny Llama-type model, pre-trained here and now "
+        "The open-weights model that fine-tuning starts from. The built-in one is a tiny Llama-type model, pre-trained by this asset "
         "on legal plans of synthetic tasters made from the recipe catalogue alone."
     ),
 )
@@ -61,7 +61,7 @@ def base_model(
     store: ArtefactStore,
     pipes: dg.PipesSubprocessClient,
 ) -> dg.MaterializeResult[BaseModelVersion]:
-    """Pre-train the built-in model where it does not exist yet for this catalogue, or record the named one."""
+    """Pre-train the built-in model if it does not exist yet for this catalogue, or record the given one."""
     if config.base != BUILT_IN:
         named = BaseModelVersion(name=config.base, uri=config.base, digest=config.base)
         return dg.MaterializeResult(value=named, metadata={"uri": config.base, "kind": "given"})
@@ -77,9 +77,9 @@ def base_model(
                 "training.base_model", "--reference", reference_file, "--output-dir", output, "--seed", config.seed
             ),
         )
-        made = BaseModelVersion.from_dict(_message(done, "base_model"))
-        uri = _publish_folder(store, output, f"models/base/{made.digest[:16]}")
-    record = BaseModelVersion(name=made.name, uri=uri, digest=made.digest)
+        built = BaseModelVersion.from_dict(_message(done, "base_model"))
+        uri = _publish_folder(store, output, f"models/base/{built.digest[:16]}")
+    record = BaseModelVersion(name=built.name, uri=uri, digest=built.digest)
     return dg.MaterializeResult(
         value=record, metadata={**_reported(done), "uri": store.link(uri)}, data_version=dg.DataVersion(record.digest)
     )
@@ -103,7 +103,7 @@ def planner_checkpoint(
     mlflow: MlflowTracking,
     pipes: dg.PipesSubprocessClient,
 ) -> dg.MaterializeResult[ModelVersion]:
-    """Run `training.train_planner` through Pipes, then see for itself that the version is registered."""
+    """Run `training.train_planner` through Pipes, then verify that the version is registered."""
     from training.registry import get_model_version
 
     output = (
@@ -132,9 +132,9 @@ def planner_checkpoint(
         _module("training.train_planner", "--config", config.config_file or TRAINING_CONFIG, *flags),
         {"MLFLOW_TRACKING_URI": settings().tracking_uri},
     )
-    told = ModelVersion.from_dict(_message(done, "model_version"))
-    # A child that exits 0 has not proved anything: the registry has the last word.
-    record = get_model_version(settings().tracking_uri, told.name, told.version)
+    reported = ModelVersion.from_dict(_message(done, "model_version"))
+    # Exit code 0 proves nothing: the registry decides.
+    record = get_model_version(settings().tracking_uri, reported.name, reported.version)
     page = dg.MetadataValue.url(mlflow.model_url(record.name, record.version))
     return dg.MaterializeResult(
         value=record,
@@ -153,24 +153,24 @@ def run_command(
     command: list[str],
     env: dict[str, str] | None = None,
 ) -> Any:
-    """Run a training command to its end. Raises dg.Failure when it fails: its own sentence stands in the run's log already."""
+    """Run a training command to its end. Raises dg.Failure if it fails; the command's own sentence is already in the Dagster run's log."""
     try:
         return pipes.run(context=context, command=command, env=env)
     except DagsterPipesExecutionError as error:
         raise dg.Failure(
-            f"`{command[3]}` did not finish ({error}). Its output is in the run's compute logs; launched again, it goes on from its last "
+            f"`{command[3]}` did not finish ({error}). Its output is in the run's compute logs; launched again, it continues from its last "
             "checkpoint.",
             allow_retries=False,
         ) from error
 
 
 def _module(module: str, *arguments: object) -> list[str]:
-    # -P: a folder of the run's working directory must not be taken for a package of ours.
+    # -P: a folder in the working directory must not shadow one of our packages.
     return [sys.executable, "-P", "-m", module, *map(str, arguments)]
 
 
 def _message(done: Any, kind: str) -> dict[str, Any]:
-    """What the child said about its result. Raises dg.Failure when it ended without a word."""
+    """The child's message about its result. Raises dg.Failure if it sent none."""
     for message in done.get_custom_messages():
         if kind in message:
             return dict(message[kind])

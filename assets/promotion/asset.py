@@ -1,4 +1,4 @@
-"""Dagster asset of the promotion stage: a candidate that a tenth of the units get."""
+"""Dagster asset of the promotion stage: a candidate for a tenth of the units."""
 
 from decimal import Decimal
 from typing import Any
@@ -9,14 +9,14 @@ from pydantic import Field
 from assets.failures import as_failures
 from assets.groups import EXPERIMENTS_TABLE, PRODUCT_TEAM, PROMOTION
 from assets.partitions import MODEL_VERSIONS, parse_model_version_key
-from assets.replay.asset import replay_metrics
 from assets.resources import MlflowTracking, PlatformDatabase
 from experimentation.policies import ensure_version_of_model, production_version
 from experimentation.runs.lifecycle import open_candidate_run
 from experimentation.runs.run import CandidateRun, PolicyVersion
 from foundation.audit import Change
 from product.installed import installed_product
-from replay.stored_results import link_policy_version, replays_of_model
+from replay.evaluate import Replayed
+from replay.stored_results import link_policy_version
 
 ACTOR = "dagster/candidate_policy"
 
@@ -34,27 +34,30 @@ class CandidateConfig(dg.Config):
     kinds={"postgres", "mlflow"},
     owners=[PRODUCT_TEAM],
     partitions_def=MODEL_VERSIONS,
-    deps=[replay_metrics, EXPERIMENTS_TABLE],
+    deps=[EXPERIMENTS_TABLE],
     description=(
-        "A policy version pinned to a model version that passed the gate, and a new run of the experiment that tries it: control is the "
+        "A policy version pinned to a model version that passed the gate, and a new experiment run that tries it: control is the "
         "version in production, the treatment gets a tenth of the units, and the remainder is served the baseline and not analysed."
     ),
 )
 def candidate_policy(
-    context: dg.AssetExecutionContext, config: CandidateConfig, database: PlatformDatabase, mlflow: MlflowTracking
+    context: dg.AssetExecutionContext,
+    config: CandidateConfig,
+    replay_metrics: Replayed,
+    database: PlatformDatabase,
+    mlflow: MlflowTracking,
 ) -> dg.MaterializeResult[None]:
-    """Open the candidate's run, once; a candidate that has to wait for another is shown as waiting."""
+    """Open the candidate's experiment run, once; a candidate that has to wait for another is shown as waiting."""
     name, number = parse_model_version_key(context.partition_key)
+    # In the job the gate stands before this asset; started by hand, the asset checks the verdict itself.
+    if not replay_metrics.verdict.passed:
+        raise dg.Failure(
+            f"{context.partition_key} has not passed its replay gate, so no candidate is made: materialise replay_metrics for it.",
+            allow_retries=False,
+        )
     with as_failures(), database.connect() as connection:
-        replays = replays_of_model(connection, name, number)
-        # The gate stands before this asset in the job; started by hand, the asset looks for itself.
-        if not replays or replays[0].verdict != "passed":
-            raise dg.Failure(
-                f"{context.partition_key} has not passed its replay gate, so no candidate is made: materialise replay_metrics for it.",
-                allow_retries=False,
-            )
         production = production_version(connection, installed_product().policy_name)
-        change = Change(ACTOR, f"{context.partition_key} passed its replay on {replays[0].dataset_version}")
+        change = Change(ACTOR, f"{context.partition_key} passed its replay on {replay_metrics.result.dataset_version}")
         version = ensure_version_of_model(
             connection,
             installed_product().policy_name,
@@ -80,7 +83,8 @@ def candidate_policy(
 
 def _metadata(version: PolicyVersion, opened: CandidateRun, model_page: str) -> dict[str, Any]:
     rows = [
-        f"| {one.name} | {one.role} | {one.allocation:.0%} | {one.description or ''} |" for one in opened.run.variants
+        f"| {variant.name} | {variant.role} | {variant.allocation:.0%} | {variant.description or ''} |"
+        for variant in opened.run.variants
     ]
     return {
         "policy version": version.label,

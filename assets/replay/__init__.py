@@ -1,1 +1,1 @@
-"""Offline replay: how good are the plans of a model version, on rows that it never saw, beside those of the baseline?"""
+"""Offline replay: how good a model version's plans are on rows it never saw, compared with the baseline's."""

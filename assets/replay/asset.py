@@ -1,4 +1,4 @@
-"""Dagster assets of the replay stage: a model version's scores over held-out rows, and the gate that stands before a candidate."""
+"""Dagster assets of the replay stage: a model version's scores over held-out rows, and the gate before a candidate."""
 
 from functools import partial
 from typing import Any
@@ -15,11 +15,10 @@ from foundation.settings import settings
 from replay.evaluate import Replayed, ReplayRequest, evaluate
 from replay.gate import GateConfig
 from replay.report import markdown
-from replay.stored_results import StoredReplay, replays_of_model
 
 
 class ReplayConfig(dg.Config):
-    """What a replay scores."""
+    """Which rows and planners a replay scores."""
 
     baseline_version: int | None = Field(
         default=None, description="Version to compare with; unset: the one in production, else the first."
@@ -40,7 +39,7 @@ class ReplayConfig(dg.Config):
     partitions_def=MODEL_VERSIONS,
     deps=[dg.AssetDep(planner_checkpoint, partition_mapping=dg.AllPartitionMapping()), BASELINE_MODEL],
     description=(
-        "Plans of a model version and of the baseline for rows that neither was trained on, scored and compared with intervals, beside "
+        "Plans of a model version and of the baseline for rows that neither was trained on, scored and compared with intervals, next to "
         "random, popularity, the heuristic, the untuned base, and a control with shuffled prompts."
     ),
 )
@@ -57,7 +56,7 @@ def replay_metrics(
         dataset = config.dataset or version.dataset_uri
         if dataset is None:
             raise dg.Failure(
-                f"{context.partition_key} does not say which dataset it was trained on: name one in the run's config (`dataset`).",
+                f"{context.partition_key} has no recorded training dataset: name a dataset in the Dagster run's config (`dataset`).",
                 allow_retries=False,
             )
         replayed = evaluate(
@@ -74,12 +73,12 @@ def replay_metrics(
             tracking_uri=current.tracking_uri,
             artefact_root=mlflow.artefact_root(),
             dagster_run_id=context.run.run_id,
-            on_progress=partial(_tell, context),
+            on_progress=partial(_log_progress, context),
         )
     return dg.MaterializeResult(value=replayed, metadata=_metadata(replayed, mlflow.model_url(name, number)))
 
 
-def _tell(context: dg.AssetExecutionContext, planner: str, done: int, rows: int) -> None:
+def _log_progress(context: dg.AssetExecutionContext, planner: str, done: int, rows: int) -> None:
     context.log.info(f"{planner}: {done:,} of {rows:,} rows")
 
 
@@ -87,42 +86,32 @@ def _tell(context: dg.AssetExecutionContext, planner: str, done: int, rows: int)
     asset=replay_metrics,
     name="acceptance_gate",
     blocking=True,
+    # Without it the check would load the records of all versions.
+    partitions_def=MODEL_VERSIONS,
     description="Constraint respect exactly 1, no score worse than the baseline's, on rows that neither model proposed.",
 )
-def acceptance_gate(context: dg.AssetCheckExecutionContext, database: PlatformDatabase) -> dg.AssetCheckResult:
-    """The verdict of the newest replay of this version. A refusal is a result: it fails this check, and what is downstream is not made."""
-    # Checks have no partitions of their own; the run's is the one that was replayed.
-    key = context.op_execution_context.partition_key
-    name, number = parse_model_version_key(key)
-    with database.connect() as connection:
-        replays = replays_of_model(connection, name, number)
-    if not replays or replays[0].verdict is None:
-        return _answer(False, f"{key} has no finished replay, and no data is not a pass.", {})
-    return _verdict(replays[0])
-
-
-def _verdict(replay: StoredReplay) -> dg.AssetCheckResult:
-    decision = (replay.verdict or "").replace("_", " ")
-    reasons = list(replay.reasons) or ["Every rule holds."]
-    metadata = {
-        "verdict": decision,
-        "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in reasons)),
-        "anchored": bool(replay.anchored),
-        "dataset": replay.dataset_version,
-        "baseline": f"{replay.mlflow_model_name} {replay.baseline_model_version}",
-    }
-    return _answer(replay.verdict == "passed", f"{decision}: {' '.join(reasons)}", metadata)
-
-
-def _answer(passed: bool, sentence: str, metadata: dict[str, Any]) -> dg.AssetCheckResult:
+def acceptance_gate(replay_metrics: Replayed) -> dg.AssetCheckResult:
+    """The verdict of this partition's replay. A refusal is a result: the check fails, and nothing downstream is materialised."""
+    result, verdict = replay_metrics.result, replay_metrics.verdict
+    decision = verdict.decision.replace("_", " ")
+    reasons = list(verdict.reasons) or ["Every rule holds."]
     return dg.AssetCheckResult(
-        passed=passed, severity=dg.AssetCheckSeverity.ERROR, description=sentence, metadata=metadata
+        passed=verdict.passed,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=f"{decision}: {' '.join(reasons)}",
+        metadata={
+            "verdict": decision,
+            "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in reasons)),
+            "anchored": verdict.anchored,
+            "dataset": result.dataset_version,
+            "baseline": result.baseline,
+        },
     )
 
 
 def _metadata(replayed: Replayed, model_page: str) -> dict[str, Any]:
     result = replayed.result
-    scores = {name: one.candidate.mean for name, one in result.scores.items() if one.candidate.mean is not None}
+    scores = {name: score.candidate.mean for name, score in result.scores.items() if score.candidate.mean is not None}
     return {
         "report": dg.MetadataValue.md(markdown(result, replayed.verdict, replayed.done)),
         "verdict": replayed.verdict.decision,

@@ -13,8 +13,6 @@ from orchestration.local.databases import database
 if TYPE_CHECKING:
     from experimentation.config.sync import ModelStage, SyncReport
 
-STAGE_TAG = "stage"
-
 
 def sync(
     check: Annotated[
@@ -55,6 +53,8 @@ def model_stage(current: Settings) -> "ModelStage":
     def stage(name: str, version: int) -> str | None:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+
+        from training.registry import STAGE_TAG
 
         # The first question makes MLflow's tables, and MLflow tells of each of them.
         for talker in ("mlflow", "alembic"):

@@ -14,7 +14,7 @@ import httpx
 import psycopg
 
 from assets.groups import ANALYTICS, BASELINE_MODEL
-from assets.partitions import model_version_key
+from assets.partitions import HOUR_KEY, model_version_key
 from eventlog.imports.remembered import is_remembered, remember
 from foundation.settings import Settings
 from orchestration.demo.dagster_client import DagsterClient, DagsterError
@@ -37,7 +37,6 @@ EXPECTED_SECONDS = {
 }
 """About how long each takes on 2 cores the first time; only for the time left that the progress line shows."""
 
-HOUR_KEY = "%Y-%m-%d-%H:%M"
 REPLAY_WAIT_SECONDS = 600
 DEMO_KEY = "demo"
 DIARY_UNITS = 200

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from assets.datasets.build import ROWS_FILE, SCHEMA_FILE, SUMMARY_FILE, read_version, versions
+from assets.datasets.build import SUMMARY_FILE, read_version, versions
 from assets.datasets.row_files import fields, parquet_bytes, read_parquet
 from assets.datasets.summary import summary_markdown
 from foundation.object_store import MissingObjectError, ObjectStore
 from orchestration.erasure.contents import Trace, UncomparableError, event_ids, mask
 from orchestration.erasure.records import ErasureError
 from product.protocol import RowWindow
+from training.dataset import ROWS_FILE, SCHEMA_FILE
 from training.versions import DatasetVersion
 
 

@@ -127,7 +127,7 @@ def test_other_reference_data_is_other_data(store: ObjectStore) -> None:
         build(store, product=MealPlanner(meals=4))
 
 
-def test_versions_are_found_by_date_and_half_ones_are_none(store: ObjectStore) -> None:
+def test_versions_are_listed_by_date_without_incomplete_ones(store: ObjectStore) -> None:
     assert version_before(store, "planner", date(2030, 1, 1)) is None
     build(store)
     for number in range(2, 12):
@@ -141,7 +141,7 @@ def test_versions_are_found_by_date_and_half_ones_are_none(store: ObjectStore) -
     assert version_before(store, "planner", date(2025, 6, 1)) is None
 
 
-def test_builders_at_once_publish_one_version(store: ObjectStore) -> None:
+def test_concurrent_builders_publish_one_version(store: ObjectStore) -> None:
     # Processes, as Dagster's runs are: threads of one process can wait for each other inside polars.
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
         same = list(pool.map(build, [store] * 3))

@@ -22,8 +22,8 @@ from orchestration.commands.configuration import apply_configuration
 from orchestration.definitions import defs
 from orchestration.jobs import replay_job
 from orchestration.sensors import MOST_ATTEMPTS, new_model_version
-from planner.meal_planner import MealPlanner
-from replay.stored_results import replays_of_model
+from product.installed import installed_product
+from replay.stored_results import StoredReplay, replays_of_model, save_replay
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def test_a_refused_version_fails_its_check_and_gets_no_candidate(place: Place, i
     assert not finished.success
     assert [event.step_key for event in finished.get_step_success_events()] == ["replay_metrics"]
     with psycopg.connect(place.database_url) as connection:
-        assert version_of_model(connection, MealPlanner.policy_name, NAME, POOR) is None
-        (only,) = runs_of(connection, MealPlanner.experiment_name)
+        assert version_of_model(connection, installed_product().policy_name, NAME, POOR) is None
+        (only,) = runs_of(connection, installed_product().experiment_name)
         assert {variant.name: float(variant.allocation) for variant in only.variants} == {"control": 1.0}
         assert [replay.verdict for replay in replays_of_model(connection, NAME, POOR)] == ["refused"]
     assert model_version_key(NAME, POOR) not in asked_for(instance), "a refusal is a result: nothing is tried again"
@@ -107,19 +107,19 @@ def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.Da
         finished = run(instance, GOOD, baseline=POOR)
         assert finished.success, [event.description for event in finished.get_asset_check_evaluations()]
     with psycopg.connect(place.database_url) as connection:
-        made = version_of_model(connection, MealPlanner.policy_name, NAME, GOOD)
+        made = version_of_model(connection, installed_product().policy_name, NAME, GOOD)
         assert made is not None and made.version == 2
-        control = version_of_model(connection, MealPlanner.policy_name, NAME, BASELINE)
+        control = version_of_model(connection, installed_product().policy_name, NAME, BASELINE)
         assert control is not None and made.config_defaults == control.config_defaults != {}, (
             "both arms get the same params"
         )
-        before, opened = runs_of(connection, MealPlanner.experiment_name)
+        before, opened = runs_of(connection, installed_product().experiment_name)
     assert (before.status, opened.status) == ("completed", "active")
     shares = [(variant.name, variant.role, float(variant.allocation)) for variant in opened.variants]
     assert shares == [("control", "control", 0.1), ("remainder", "remainder", 0.8), ("candidate_v2", "treatment", 0.1)]
 
 
-def test_a_version_that_passed_and_got_no_candidate_is_asked_for_again(
+def test_a_version_that_passed_without_a_candidate_is_requested_again(
     place: Place, instance: dg.DagsterInstance
 ) -> None:
     """As after a kill between the replay and the candidate."""
@@ -129,31 +129,57 @@ def test_a_version_that_passed_and_got_no_candidate_is_asked_for_again(
     assert model_version_key(NAME, GOOD) not in asked_for(instance)
 
 
-def test_a_candidate_started_by_hand_looks_at_the_gate_itself(place: Place, instance: dg.DagsterInstance) -> None:
-    finished = dg.materialize(
+def candidate_alone(instance: dg.DagsterInstance, version: int) -> dg.ExecuteInProcessResult:
+    """`candidate_policy` started by hand, without the job."""
+    return dg.materialize(
         [asset for asset in defs.assets or () if isinstance(asset, dg.AssetsDefinition)],
         selection=["candidate_policy"],
         instance=instance,
-        partition_key=model_version_key(NAME, FAIR),
+        partition_key=model_version_key(NAME, version),
         resources=dict(defs.resources or {}),
         raise_on_error=False,
     )
-    (failure,) = finished.get_step_failure_events()
-    error = failure.step_failure_data.error
-    assert error is not None and "planner_model@3 has not passed its replay gate" in str(error.to_string())
 
 
-def test_the_sensor_asks_for_each_version_once_whoever_registered_it(
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """The error of the only step that failed."""
+    (event,) = result.get_step_failure_events()
+    error = event.step_failure_data.error
+    assert error is not None
+    return str(error.to_string())
+
+
+def test_a_candidate_started_by_hand_fails_without_a_replay_record(place: Place, instance: dg.DagsterInstance) -> None:
+    message = failure(candidate_alone(instance, FAIR))
+    assert "replay_metrics has no record for planner_model@3" in message and "no data is not a pass" in message
+
+
+def test_a_candidate_started_by_hand_fails_when_its_replay_was_refused(
     place: Place, instance: dg.DagsterInstance
 ) -> None:
+    run(instance, POOR)
+    assert "planner_model@4 has not passed its replay gate" in failure(candidate_alone(instance, POOR))
+
+
+def test_a_candidate_is_judged_by_its_own_replay_record_when_a_newer_result_is_stored(
+    place: Place, instance: dg.DagsterInstance
+) -> None:
+    finished = run(instance, GOOD, baseline=POOR)
+    (evaluation,) = finished.get_asset_check_evaluations()
+    assert finished.success and evaluation.partition == model_version_key(NAME, GOOD)
+    with psycopg.connect(place.database_url) as connection:
+        save_replay(connection, StoredReplay(NAME, GOOD, "2030-01-01", POOR, "completed", verdict="refused"))
+        assert replays_of_model(connection, NAME, GOOD)[0].verdict == "refused"
+    assert candidate_alone(instance, GOOD).success
+
+
+def test_the_sensor_requests_each_registered_version_once(place: Place, instance: dg.DagsterInstance) -> None:
     first = asked_for(instance)
     assert first == {model_version_key(NAME, version): f"{NAME}@{version}#1" for version in SHARES}
     assert asked_for(instance) == first, "two looks ask for the same run key, and Dagster starts a key once"
 
 
-def test_a_version_that_breaks_its_replay_is_tried_three_times_and_then_held(
-    place: Place, instance: dg.DagsterInstance
-) -> None:
+def test_a_version_whose_replay_fails_is_tried_three_times(place: Place, instance: dg.DagsterInstance) -> None:
     key = model_version_key(NAME, SILENT)
     for attempt in range(1, MOST_ATTEMPTS + 1):
         assert asked_for(instance)[key] == f"{key}#{attempt}"

@@ -20,26 +20,22 @@ from training.versions import ModelVersion
 PRODUCT = small_product()
 
 
+def registered(uri: str, product: MealPlanner = PRODUCT, **options: str) -> ModelVersion:
+    """The heuristic planner's version for a product."""
+    return register_heuristic(
+        uri, product, model_name=product.model_name, planner_class=product.baseline_planner, **options
+    )
+
+
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
-def registered(uri: str, product: MealPlanner = PRODUCT, artefacts: Path | None = None) -> ModelVersion:
-    """The version of the heuristic planner for this product."""
-    return register_heuristic(
-        uri,
-        product,
-        model_name=product.model_name,
-        planner_class=product.baseline_planner,
-        artifact_root=None if artefacts is None else str(artefacts),
-    )
-
-
 def test_it_is_version_1_and_registered_once(uri: str, tmp_path: Path) -> None:
-    first = registered(uri, PRODUCT, tmp_path / "artefacts")
+    first = registered(uri, artifact_root=str(tmp_path / "artefacts"))
     assert (first.name, first.version, first.uri) == ("planner_model", 1, "models:/planner_model/1")
-    assert registered(uri, PRODUCT, tmp_path / "artefacts") == first
+    assert registered(uri, artifact_root=str(tmp_path / "artefacts")) == first
     assert registry.list_versions(uri, "planner_model") == [first]
     assert list((tmp_path / "artefacts").iterdir())
     # It was trained on nothing: nobody need hold rows back for it, and no replay judges it as a candidate.
@@ -49,12 +45,12 @@ def test_it_is_version_1_and_registered_once(uri: str, tmp_path: Path) -> None:
 
 
 def test_another_catalogue_is_another_version(uri: str, tmp_path: Path) -> None:
-    registered(uri, PRODUCT, tmp_path)
-    assert registered(uri, small_product(20), tmp_path).version == 2
+    registered(uri, artifact_root=str(tmp_path))
+    assert registered(uri, small_product(20), artifact_root=str(tmp_path)).version == 2
 
 
 def test_it_answers_as_the_planner_does_and_a_broken_row_fails_alone(uri: str, tmp_path: Path) -> None:
-    version = registered(uri, PRODUCT, tmp_path)
+    version = registered(uri, artifact_root=str(tmp_path))
     inputs = [row["input"] for row in rows_of(PRODUCT, 12)]
     frame = pd.DataFrame({name: pd.Series([one[name] for one in inputs], dtype=object) for name in inputs[0]})
     frame.at[4, "constraints"] = 7
@@ -75,12 +71,9 @@ def test_registering_and_answering_needs_no_torch(uri: str, tmp_path: Path) -> N
 import sys, mlflow, pandas as pd
 from planner.meal_planner import MealPlanner
 from training.heuristic import register_heuristic
+product = MealPlanner()
 version = register_heuristic(
-    {uri!r},
-    MealPlanner(),
-    model_name="planner_model",
-    planner_class="planner.planners:HeuristicPlanner",
-    artifact_root={str(tmp_path)!r},
+    {uri!r}, product, model_name=product.model_name, planner_class=product.baseline_planner, artifact_root={str(tmp_path)!r}
 )
 mlflow.set_tracking_uri({uri!r})
 model = mlflow.pyfunc.load_model(version.uri)
@@ -93,6 +86,6 @@ print(sorted({{"torch", "transformers", "peft"}} & set(sys.modules)))
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_registry_that_does_not_answer(tmp_path: Path) -> None:
+def test_an_unreachable_registry_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="is not reachable"):
         registered(f"http://127.0.0.1:{free_port()}")

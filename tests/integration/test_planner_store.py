@@ -83,7 +83,7 @@ def test_awkward_texts_survive(connection: psycopg.Connection[Any]) -> None:
 def test_what_belongs_to_nobody_is_refused(connection: psycopg.Connection[Any], sample: Sample) -> None:
     with pytest.raises(psycopg.errors.ForeignKeyViolation), connection.transaction():
         store_tables(connection, {"pantry_snapshots": sample.tables["pantry_snapshots"]})
-    with pytest.raises(KeyError, match="No domain table is called recipe"):
+    with pytest.raises(KeyError, match="Unknown domain table recipe"):
         store_tables(connection, {"recipe": pl.DataFrame()})
 
 

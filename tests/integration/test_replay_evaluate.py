@@ -12,10 +12,11 @@ from replay_support import dataset_folder, sample_rows
 from experimentation.policies import add_version, ensure_policy
 from foundation.audit import Change
 from foundation.settings import settings
+from product.protocol import ALIGNMENT
 from replay import model_versions as versions
 from replay.command import main
 from replay.evaluate import Replayed
-from replay.result import ALIGNMENT, OFFLINE
+from replay.result import OFFLINE
 from replay.rows import ReplayError
 from replay.stored_results import (
     StoredReplay,
@@ -41,7 +42,7 @@ def place(registered: Path, tmp_path: Path, database_url: str) -> Place:
     return Place(registered, tmp_path, database_url)
 
 
-def test_a_better_candidate_passes_and_everything_says_so(place: Place) -> None:
+def test_a_better_candidate_passes_and_is_recorded_everywhere(place: Place) -> None:
     version = GOOD
     replayed = place.replay(version)
     assert replayed.verdict.passed, replayed.verdict.reasons
@@ -99,7 +100,7 @@ def test_the_references_show_what_was_learnt(place: Place) -> None:
     assert replayed.result.references_left_out == ()
 
 
-def test_twice_is_once_to_the_last_digit(place: Place) -> None:
+def test_a_repeated_replay_gives_the_same_row_to_the_last_digit(place: Place) -> None:
     version = FAIR
     first, second = place.replay(version), place.replay(version, batch_size=7)
     assert first.result == second.result and first.mlflow_run_id == second.mlflow_run_id
@@ -121,7 +122,7 @@ def test_a_refused_candidate_keeps_its_stage_and_its_reasons_are_stored(place: P
     assert stored.reasons == replayed.verdict.reasons and stored.reasons
 
 
-def test_a_version_in_production_is_not_set_back_by_passing_again(place: Place) -> None:
+def test_a_version_in_production_keeps_its_stage_when_it_passes_again(place: Place) -> None:
     version = GOOD
     registry.set_stage(place.tracking_uri, NAME, version, "production")
     replayed = place.replay(version, baseline_version=BASELINE, references=False)
@@ -161,7 +162,7 @@ def test_a_defect_is_recorded_as_failed_and_raised_as_it_is(place: Place, monkey
     assert (stored.status, stored.error_message) == ("failed", "RuntimeError: boom")
 
 
-def test_killed_before_its_result_was_stored_the_next_one_ends_the_same(
+def test_a_replay_killed_before_storing_ends_the_same_when_repeated(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -192,7 +193,7 @@ def test_a_trained_model_that_lists_no_rows_cannot_be_replayed(place: Place) -> 
         place.replay(SILENT)
 
 
-def test_rows_that_the_candidates_policy_proposed_are_reported_apart(place: Place) -> None:
+def test_rows_of_the_candidates_policy_are_reported_separately(place: Place) -> None:
     version = GOOD
     with psycopg.connect(place.database_url) as connection:
         ensure_policy(connection, "planner_policy", change=Change("test", "test"))
@@ -219,7 +220,7 @@ def test_rows_that_the_candidates_policy_proposed_are_reported_apart(place: Plac
     assert stored.anchored
 
 
-def test_the_baseline_is_production_else_the_newest_planner_of_rules(place: Place) -> None:
+def test_the_baseline_is_production_else_the_newest_rule_based_version(place: Place) -> None:
     first, second = FAIR, GOOD
     assert versions.default_baseline(place.tracking_uri, NAME, second) == BASELINE
     registry.set_stage(place.tracking_uri, NAME, first, "production")
@@ -228,7 +229,7 @@ def test_the_baseline_is_production_else_the_newest_planner_of_rules(place: Plac
         place.replay(first)
 
 
-def test_an_unknown_version_is_one_sentence(place: Place) -> None:
+def test_an_unknown_version_is_refused_in_one_sentence(place: Place) -> None:
     with pytest.raises(TrainingError, match="There is no version 99"):
         place.replay(99)
 
@@ -246,7 +247,7 @@ def command(place: Place, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield lambda *options: main([str(option) for option in options])
 
 
-def test_the_command_prints_the_table_and_ends_with_zero(
+def test_the_command_prints_the_table_and_exits_0(
     place: Place, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     version = GOOD
@@ -271,7 +272,7 @@ def test_the_command_prints_the_table_and_ends_with_zero(
     assert f"{NAME} {version} was tagged stage=candidate." in shown
 
 
-def test_a_refusal_ends_the_command_with_zero_too(
+def test_the_command_exits_0_when_the_gate_refuses(
     place: Place, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     version = POOR
@@ -290,7 +291,7 @@ def test_a_refusal_ends_the_command_with_zero_too(
         (("--model-version", 2, "--batch-size", 0), "batch size must be at least 1"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_one(
+def test_the_command_exits_1_with_one_sentence_when_a_replay_is_impossible(
     place: Place, command: Callable[..., int], capsys: pytest.CaptureFixture[str], options: tuple[Any, ...], words: str
 ) -> None:
     given = options if "--dataset" in options else (*options, "--dataset", place.dataset)
@@ -299,7 +300,7 @@ def test_what_cannot_be_done_is_one_sentence_and_one(
     assert words in told and "Traceback" not in told and "\n" not in told
 
 
-def test_a_database_that_does_not_answer_is_one_sentence(
+def test_an_unreachable_database_is_reported_in_one_sentence(
     place: Place,
     command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
@@ -312,7 +313,7 @@ def test_a_database_that_does_not_answer_is_one_sentence(
     assert "database cannot be reached" in capsys.readouterr().err
 
 
-def test_mlflow_that_does_not_answer_is_one_sentence(
+def test_an_unreachable_mlflow_is_reported_in_one_sentence(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")

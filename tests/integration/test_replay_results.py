@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from ground_support import next_planner_version, sync_project_config
 
+from replay.result import SCORES
 from replay.stored_results import (
-    SCORES,
     StoredReplay,
     find_replay,
     link_policy_version,

@@ -95,7 +95,7 @@ def trained(dataset: Path, base: Path, tmp_path_factory: pytest.TempPathFactory)
     return output, done
 
 
-def test_the_run_says_everything_that_was_asked_of_it(trained: tuple[Path, Any], dataset: Path) -> None:
+def test_the_mlflow_run_has_all_params_tags_metrics_and_artefacts(trained: tuple[Path, Any], dataset: Path) -> None:
     output, done = trained
     client = registry.client(tracking(output))
     run = client.get_run(done.version.run_id)
@@ -171,7 +171,9 @@ def test_stages_and_aliases(trained: tuple[Path, Any]) -> None:
         registry.get_model_version(uri, "planner_model", 9)
 
 
-def test_the_same_again_trains_nothing(trained: tuple[Path, Any], dataset: Path, base: Path) -> None:
+def test_the_same_training_again_returns_the_registered_version(
+    trained: tuple[Path, Any], dataset: Path, base: Path
+) -> None:
     output, done = trained
     progress = Quiet()
     again = train(config(dataset, base, output, mlflow__tags={"owner": "test"}), progress)
@@ -233,7 +235,7 @@ def test_the_version_loads_by_itself_and_a_broken_row_fails_alone(trained: tuple
     assert len(found["base"]) == len(held_out)
 
 
-def test_an_own_product_with_the_built_in_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_product_trains_on_the_built_in_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the protocol is asked of a product: songs instead of recipes, and no made-up rows for the base."""
     monkeypatch.syspath_prepend(str(PROJECT / "tests" / "unit"))
     from tiny_product import Playlists
@@ -269,7 +271,7 @@ def test_an_own_product_with_the_built_in_base(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("architecture", "options_"), [("qwen2", {}), ("gpt2", {"lora__enabled": False})])
-def test_a_model_of_a_hub_whose_tokenizer_knows_no_item(
+def test_a_hub_model_trains_when_its_tokenizer_knows_no_item(
     dataset: Path, tmp_path: Path, architecture: str, options_: dict[str, Any]
 ) -> None:
     base = foreign_base(tmp_path / architecture, architecture)
@@ -294,7 +296,7 @@ def test_a_model_of_a_hub_whose_tokenizer_knows_no_item(
     )
 
 
-def test_a_base_in_an_object_store(dataset: Path, base: Path, tmp_path: Path, s3_root: str) -> None:
+def test_a_base_loads_from_an_object_store(dataset: Path, base: Path, tmp_path: Path, s3_root: str) -> None:
     import fsspec
 
     filesystem, path = fsspec.core.url_to_fs(f"{s3_root}/models/base")
@@ -302,7 +304,7 @@ def test_a_base_in_an_object_store(dataset: Path, base: Path, tmp_path: Path, s3
         filesystem.put_file(str(file), f"{path}/{file.name}")
     done = train(config(dataset, f"{s3_root}/models/base", tmp_path / "out"), Quiet())
     assert done is not None and done.version.version == 1
-    with pytest.raises(TrainingError, match="cannot be had"):
+    with pytest.raises(TrainingError, match="cannot be loaded"):
         train(config(dataset, f"{s3_root}/models/nothing", tmp_path / "out"), Quiet())
 
 
@@ -323,7 +325,7 @@ def killed_after(command: list[str], file: Path, lines: int, environment: dict[s
     assert child.returncode == -signal.SIGKILL, file.read_text()
 
 
-def test_a_killed_training_goes_on_to_the_same_model(dataset: Path, base: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_model(dataset: Path, base: Path, tmp_path: Path) -> None:
     more = {"training__epochs": 12, "training__save_steps": 2, "training__early_stopping_threshold": 0.0}
     more["training__early_stopping_patience"] = 99
     whole = train(config(dataset, base, tmp_path / "whole", **more), Quiet())
@@ -361,8 +363,8 @@ def test_refusals_say_what_to_do(dataset: Path, base: Path, tmp_path: Path, caps
     out = tmp_path / "out"
     assert "add --dataset" in refused(capsys, ["--output-dir", str(out)])
     assert "There is no dataset at" in refused(capsys, flags(tmp_path / "nothing", base, out))
-    assert "cannot be had" in refused(capsys, flags(dataset, "./nothing", out))
-    assert "cannot be had" in refused(capsys, flags(dataset, "nobody/nothing", out))
+    assert "cannot be loaded" in refused(capsys, flags(dataset, "./nothing", out))
+    assert "cannot be loaded" in refused(capsys, flags(dataset, "nobody/nothing", out))
     assert "no config.json" in refused(capsys, flags(dataset, tmp_path, out))
     closed = f"http://127.0.0.1:{closed_port}"
     message = refused(capsys, flags(dataset, base, out, mlflow__tracking_uri=closed))
@@ -372,12 +374,10 @@ def test_refusals_say_what_to_do(dataset: Path, base: Path, tmp_path: Path, caps
     assert "is not reachable" in message and "secret" not in message
     (tmp_path / "file").write_text("")
     assert "give --output-dir a folder" in refused(capsys, flags(dataset, base, tmp_path / "file" / "out"))
-    assert "CUDA devices are here" in refused(capsys, flags(dataset, base, out, hardware__num_gpus=99))
+    assert "CUDA devices here" in refused(capsys, flags(dataset, base, out, hardware__num_gpus=99))
 
 
-def test_an_artefact_store_that_takes_nothing_is_found_before_training(
-    dataset: Path, base: Path, tmp_path: Path
-) -> None:
+def test_an_unwritable_artefact_store_is_refused_before_training(dataset: Path, base: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     progress = Quiet()
     with pytest.raises(TrainingError, match="takes no artefacts"):

@@ -55,7 +55,7 @@ def test_a_training_reports_its_version(tmp_path: Path) -> None:
     assert any("val_loss" in line for line in lines) and any("fine-tuning: step 1/" in line for line in lines)
 
 
-def test_a_training_that_ends_early_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_killed_training_fails_with_what_to_do(tmp_path: Path) -> None:
     """The asset's own way of starting a command: Dagster alone would only say an exit code."""
 
     @dg.asset
@@ -66,4 +66,4 @@ def test_a_training_that_ends_early_is_told_with_what_to_do(tmp_path: Path) -> N
     (failure,) = result.get_step_failure_events()
     error = failure.step_failure_data.error
     assert error is not None and "`training.train_planner` did not finish" in str(error.message)
-    assert "goes on from its last checkpoint" in str(error.message)
+    assert "continues from its last checkpoint" in str(error.message)

@@ -139,7 +139,7 @@ def test_it_beats_its_own_base_with_the_same_prior(tried: Tried) -> None:
     assert gain(tried.tuned, tried.untuned)[0] > 0.005
 
 
-def test_told_of_another_household_it_is_no_better_than_its_prior(tried: Tried) -> None:
+def test_with_another_households_prompt_it_is_no_better_than_its_prior(tried: Tried) -> None:
     """The control: what it gains, it reads in the prompt. A model that gained without reading would pass the tests above for nothing."""
     assert tried.lent.mean() < tried.tuned.mean() - 0.01
     assert tried.lent.mean() <= tried.prior.mean() + 0.005

@@ -55,7 +55,7 @@ def test_people_keep_what_they_are_shown(sample: Sample, scores: dict[str, dict[
     assert sum(likeness) / len(likeness) > scores["oracle"]["plan_alignment"]
 
 
-def test_every_plan_keeps_the_rules_and_the_baseline_is_no_straw_man(scores: dict[str, dict[str, float]]) -> None:
+def test_every_plan_keeps_the_rules_and_the_baseline_is_a_fair_one(scores: dict[str, dict[str, float]]) -> None:
     for name in ("random", "popularity", "heuristic", "profile", "oracle"):
         assert scores[name]["constraint_respect"] == 1.0
     assert scores["heuristic"]["leftovers"] > scores["random"]["leftovers"]

@@ -53,7 +53,7 @@ def test_only_legal_items_compete() -> None:
     assert loss(SILENT, example([3], legal=[3])) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_product_offsets_stand_on_top_of_popularity() -> None:
+def test_the_product_offsets_are_added_to_popularity() -> None:
     # Odds of 2 on item 4: 0.05 · 2 of the weighted sum 0.95 + 0.10.
     assert loss(SILENT, example([4], odds=[1, 1, 1, 1, 2])) == pytest.approx(-np.log(0.10 / 1.05))
     assert loss(SILENT, example([3], legal=[3, 4], odds=[1, 1, 1, 1, 2])) == pytest.approx(-np.log(0.1 / 0.2))

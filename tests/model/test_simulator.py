@@ -175,7 +175,7 @@ def test_row_input_knows_nothing_of_later(sample: Sample) -> None:
     assert sample.world.row_input(household_id, at, recent=given)["recent_plans"] == given
 
 
-def test_a_reaction_leaves_the_world_as_it_was_and_is_stamped_as_told(sample: Sample) -> None:
+def test_a_reaction_does_not_change_the_world_and_carries_the_given_context(sample: Sample) -> None:
     product, at = MealPlanner(sample.world.catalogue), sample.end + timedelta(hours=9)
     row_input = sample.world.row_input("h0001", at)
     plan = product.plan(row_input, product.legal_items(row_input, [])[:5])
@@ -192,7 +192,7 @@ def test_a_reaction_leaves_the_world_as_it_was_and_is_stamped_as_told(sample: Sa
     assert all(event["timestamp"] >= at for event in first)
 
 
-def test_who_made_a_plan_changes_nothing_about_how_it_is_judged(sample: Sample) -> None:
+def test_a_plan_is_judged_independently_of_its_proposer(sample: Sample) -> None:
     product, at = MealPlanner(sample.world.catalogue), sample.end + timedelta(hours=9)
     row_input = sample.world.row_input("h0002", at)
     plan = product.plan(row_input, product.legal_items(row_input, [])[:5])

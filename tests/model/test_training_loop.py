@@ -138,7 +138,7 @@ def test_a_finished_run_is_not_trained_again(base: Path, tmp_path: Path) -> None
     assert same(weights(model), weights(again))
 
 
-def test_half_a_checkpoint_is_no_checkpoint(base: Path, tmp_path: Path) -> None:
+def test_a_partial_checkpoint_is_ignored(base: Path, tmp_path: Path) -> None:
     model, task = prepared(base)
     fit(model, task, CONFIG.training.model_copy(update={"epochs": 1}), silent, tmp_path)
     newest = checkpoints.newest(tmp_path)
@@ -162,7 +162,7 @@ def test_training_stops_early_and_keeps_the_best_weights(base: Path) -> None:
         assert same(weights(kept), weights(model))
 
 
-def test_out_of_memory_is_one_sentence(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_reported_in_one_sentence(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, task = prepared(base)
 
     def full(*_: Any) -> None:
@@ -173,7 +173,7 @@ def test_out_of_memory_is_one_sentence(base: Path, monkeypatch: pytest.MonkeyPat
         fit(model, task, CONFIG.training, silent)
 
 
-def test_the_learning_rate_warms_up_and_falls_to_nothing() -> None:
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     settings = TrainingSection(warmup_ratio=0.1)
     shares = [learning_rate_share(step, 100, settings) for step in range(100)]
     assert shares[0] == pytest.approx(0.1) and max(shares) == shares[10] == 1.0
@@ -196,6 +196,6 @@ def test_adapters_go_where_they_are_wanted_or_on_all_linear_layers(tmp_path: Pat
     ("key", "said"),
     [("lora.use_qlora", "needs a CUDA device"), ("hardware.use_flash_attention", "needs a CUDA device")],
 )
-def test_what_needs_cuda_says_so(base: Path, key: str, said: str) -> None:
+def test_options_that_need_cuda_are_refused_on_a_cpu(base: Path, key: str, said: str) -> None:
     with pytest.raises(TrainingError, match=said):
         load_model(str(base), "cpu", load(None, {key: True}))

@@ -87,7 +87,7 @@ def test_odd_events_stay_and_are_flagged(fields: dict[str, Any], flags: list[str
     assert cleaned.flagged == dict.fromkeys(flags, 1)
 
 
-def test_metrics_that_are_no_numbers_become_null() -> None:
+def test_metrics_that_are_not_numbers_become_null() -> None:
     infinite = archived(cost_usd=float("inf"), latency_ms=3.0)
     row = clean(frame(infinite)).frame.row(0, named=True)
     assert (row["cost_usd"], row["latency_ms"], row["edit_count"]) == (None, 3.0, None)

@@ -129,12 +129,12 @@ def test_what_was_chosen_is_not_legal_again() -> None:
         ({"household": {"restrictions": None}, "constraints": {"excluded_ingredients": None}}, False),
     ],
 )
-def test_budget_alone_is_no_hard_rule(row_input: dict[str, Any], expected: bool) -> None:
+def test_budget_alone_is_not_a_hard_rule(row_input: dict[str, Any], expected: bool) -> None:
     assert has_constraint(row_input) is expected
 
 
 @pytest.mark.parametrize("missing", ["household", "constraints"])
-def test_rules_that_cannot_be_read_are_no_freedom(missing: str) -> None:
+def test_unreadable_rules_raise(missing: str) -> None:
     row_input = {key: value for key, value in asked().items() if key != missing}
     for question in (
         lambda: LEGAL.legal(row_input, []),

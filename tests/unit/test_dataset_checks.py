@@ -120,7 +120,7 @@ def no_side(row: dict[str, Any]) -> None:
         (no_side, "split_by_household", "1 have no known split"),
     ],
 )
-def test_one_broken_row_is_found(change: Callable[[dict[str, Any]], None], check: str, says: str) -> None:
+def test_each_check_finds_one_broken_row(change: Callable[[dict[str, Any]], None], check: str, says: str) -> None:
     found = answers(edited(change))[check]
     assert not found.passed
     assert says in found.sentence
@@ -134,7 +134,7 @@ def test_too_few_rows_say_what_to_do() -> None:
     assert "LIFECYCLE_DATASET_MIN_ROWS" in found.sentence
 
 
-def test_sessions_without_a_proposal_are_found_unless_reconstructed() -> None:
+def test_sessions_without_a_proposal_fail_unless_reconstructed() -> None:
     proposals = good()[1]["events"].filter(pl.col("event_type") != "plan_generated")
     rows = good()[0]
     assert f"{rows.height:,} rows" in answers(rows, events=proposals)["complete_sessions"].sentence
@@ -145,7 +145,7 @@ def test_sessions_without_a_proposal_are_found_unless_reconstructed() -> None:
     assert answers(edited(reconstruct, every=1), events=proposals)["complete_sessions"].passed
 
 
-def test_acceptances_that_became_no_row_are_counted() -> None:
+def test_acceptances_without_a_row_are_counted() -> None:
     rows = good()[0]
     found = answers(rows.head(rows.height - 7))["complete_sessions"]
     assert found.passed

@@ -84,7 +84,7 @@ def test_without_rows_there_is_no_mean_and_with_one_unit_no_interval() -> None:
     assert alone.low is None and alone.high is None
 
 
-def test_rows_without_a_value_stand_outside_the_mean() -> None:
+def test_rows_without_a_value_are_left_out_of_the_mean() -> None:
     assert mean_where_known([1.0, None, 0.0], ["a", "b", "c"]).mean == 0.5
     assert mean_where_known([1.0, None, 0.0], ["a", "b", "c"]).rows == 2
 

@@ -49,8 +49,8 @@ def test_an_item_that_begins_another_is_closed_by_the_end_token() -> None:
         ItemTrie([[1], [1, 2]], None)
 
 
-def test_items_that_are_written_alike_are_refused() -> None:
-    with pytest.raises(TrainingError, match="two items alike"):
+def test_items_with_the_same_tokens_are_refused() -> None:
+    with pytest.raises(TrainingError, match="two items identically"):
         ItemTrie([[1, 2], [1, 2]], 0)
 
 

@@ -146,7 +146,7 @@ def test_legacy_is_neither_popularity_nor_heuristic() -> None:
     assert set(legacy) != set(HeuristicPlanner().plan(PRODUCT, asked()))
 
 
-def test_recent_items_look_back_so_many_days() -> None:
+def test_recent_items_are_within_the_given_days() -> None:
     plans = [{"days_ago": days, "meals": [{"recipe_id": f"r{days}", "swapped_in": False}]} for days in (21, 14, 7)]
     previous = {"meals": [{"day": 0, "recipe_id": "last", "servings": 1}]}
     assert recent_items(asked(recent_plans=plans, previous_plan=previous), within_days=15) == {"r14", "r7", "last"}

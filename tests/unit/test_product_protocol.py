@@ -74,7 +74,7 @@ def test_a_product_is_all_that_the_platform_needs(make: Any) -> None:
         )
 
 
-def test_an_incomplete_product_is_none() -> None:
+def test_an_incomplete_class_is_not_a_product() -> None:
     half = type("Half", (), {"name": "half", "items": lambda self: ()})
     assert not isinstance(half(), Product)
     assert isinstance(Playlists({}), Product)

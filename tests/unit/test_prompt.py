@@ -46,7 +46,7 @@ def test_what_a_household_does_not_have_is_left_out() -> None:
     assert not [word for word in words if word.startswith(("budget", "minutes", "without", "weeks-ago", "has"))]
 
 
-def test_a_row_without_recent_plans_tells_its_previous_one() -> None:
+def test_the_prompt_shows_the_previous_plan_when_there_are_no_recent_plans() -> None:
     previous = {"meals": [{"day": 0, "recipe_id": "x", "servings": 2}]}
     assert prompt_text(row_input(recent_plans=[], previous_plan=previous)).startswith("weeks-ago:1 r:x household")
 
@@ -61,7 +61,7 @@ def test_a_long_history_keeps_its_newest_meals() -> None:
     assert "r:1-0" in words and "r:20-0" not in words
 
 
-def test_the_households_id_is_not_told() -> None:
+def test_the_prompt_omits_the_household_id() -> None:
     other = row_input()
     other["household"] = {**other["household"], "id": "another"}
     assert prompt_text(other) == prompt_text(row_input())

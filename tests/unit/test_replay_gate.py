@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from replay_support import GOOD, comparison, result_with
 
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS
 from replay.gate import GateConfig, Verdict, judge
-from replay.result import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, TOKENS, ReplayResult
+from replay.result import OFFLINE, ReplayResult
+from training.versions import TOKENS
 
 
 def states(verdict: Verdict) -> dict[str, str]:
@@ -96,7 +98,7 @@ UNKNOWNS: dict[str, tuple[ReplayResult, str]] = {
 
 
 @pytest.mark.parametrize("case", UNKNOWNS)
-def test_missing_numbers_are_no_pass_and_no_refusal(case: str) -> None:
+def test_missing_numbers_neither_pass_nor_refuse(case: str) -> None:
     result, rule = UNKNOWNS[case]
     verdict = judge(result)
     assert verdict.decision == "not_evaluated" and not verdict.passed
@@ -109,19 +111,19 @@ def test_a_score_that_the_product_does_not_have_is_missing_not_met() -> None:
     assert judge(result_with(unanchored=scores)).decision == "not_evaluated"
 
 
-def test_no_rows_at_all_is_no_verdict() -> None:
+def test_without_rows_there_is_no_verdict() -> None:
     empty = {name: comparison(None, None) for name in GOOD}
     verdict = judge(result_with(empty, rows=0, units=0, unanchored_rows=0, answered_with_constraint=0))
     assert verdict.decision == "not_evaluated"
     assert all(rule.state == "unknown" for rule in verdict.rules)
 
 
-def test_a_run_may_allow_rows_without_constraints_and_the_verdict_says_so() -> None:
+def test_rows_without_constraints_pass_when_allowed_and_the_verdict_says_so() -> None:
     result = result_with({CONSTRAINTS: comparison(None, None)}, answered_with_constraint=0)
     verdict = judge(result, GateConfig(allow_unconstrained=True))
     assert verdict.decision == "passed"
     assert states(verdict) == {CONSTRAINTS: "waived"}
-    assert "the run allows that" in verdict.reasons[0]
+    assert "this replay allows that" in verdict.reasons[0]
 
 
 def test_allowing_unconstrained_rows_does_not_excuse_a_broken_constraint() -> None:
@@ -129,7 +131,7 @@ def test_allowing_unconstrained_rows_does_not_excuse_a_broken_constraint() -> No
     assert judge(result, GateConfig(allow_unconstrained=True)).decision == "refused"
 
 
-def test_a_broken_rule_outweighs_an_unknown_one_and_both_are_told() -> None:
+def test_a_broken_rule_outweighs_an_unknown_rule_and_both_are_reported() -> None:
     result = result_with({ALIGNMENT: comparison(0.2, 0.21), LEFTOVERS: comparison(None, None)})
     verdict = judge(result)
     assert verdict.decision == "refused"
@@ -157,25 +159,25 @@ def test_the_same_tokens_are_not_worse_and_a_margin_allows_more() -> None:
     assert judge(more, GateConfig(most_extra_tokens=1.0)).passed
 
 
-def test_without_enough_rows_proposed_by_neither_the_verdict_is_anchored_and_on_all_rows() -> None:
+def test_the_verdict_is_anchored_and_on_all_rows_when_too_few_rows_are_by_neither_model() -> None:
     worse_there = {**GOOD, ALIGNMENT: comparison(0.1, 0.2)}
     verdict = judge(result_with(unanchored=worse_there, unanchored_rows=99))
     assert (verdict.anchored, verdict.decision, verdict.rows_compared) == (True, "passed", 400)
     assert "only 99 of 400 rows" in verdict.reasons[0]
 
 
-def test_a_small_replay_is_not_anchored_when_neither_model_proposed_any_of_it() -> None:
+def test_a_small_replay_is_not_anchored_when_neither_model_proposed_any_row() -> None:
     verdict = judge(result_with(rows=36, unanchored_rows=36))
     assert (verdict.anchored, verdict.rows_compared, verdict.reasons) == (False, 36, ())
 
 
-def test_with_enough_of_them_only_rows_proposed_by_neither_are_compared() -> None:
+def test_only_rows_by_neither_model_are_compared_when_there_are_enough() -> None:
     worse_there = {**GOOD, ALIGNMENT: comparison(0.1, 0.2)}
     verdict = judge(result_with(unanchored=worse_there, unanchored_rows=100))
     assert (verdict.anchored, verdict.decision, verdict.rows_compared) == (False, "refused", 100)
 
 
-def test_constraints_count_on_all_rows_whoever_proposed_them() -> None:
+def test_constraints_count_on_the_rows_of_every_proposer() -> None:
     verdict = judge(result_with({CONSTRAINTS: comparison(0.99, 1.0)}, unanchored=GOOD))
     assert states(verdict) == {CONSTRAINTS: "broken"}
 
@@ -183,7 +185,7 @@ def test_constraints_count_on_all_rows_whoever_proposed_them() -> None:
 @pytest.mark.parametrize(
     "changes", [{"weight_alignment": 0.5}, {"kept_share": 1.2}, {"margin_offline": -0.1}, {"most_failed": 0.1}]
 )
-def test_a_configuration_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
+def test_an_invalid_gate_configuration_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         GateConfig(**changes)
 

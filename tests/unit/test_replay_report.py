@@ -7,11 +7,12 @@ from xml.etree import ElementTree
 from replay_support import GOOD, comparison, estimate, result_with
 from rich.console import Console
 
+from product.protocol import ALIGNMENT, CONSTRAINTS
 from replay.gate import judge
 from replay.mlflow_run import replay_metrics, scores_csv
 from replay.plot import scores_svg
 from replay.report import markdown, terminal_table
-from replay.result import ALIGNMENT, CONSTRAINTS, OFFLINE, ByProposer, FailedRow, Reference
+from replay.result import OFFLINE, ByProposer, FailedRow, Reference
 
 POPULARITY = Reference(
     "popularity",
@@ -64,7 +65,7 @@ def test_a_refusal_shows_a_cross_and_every_reason() -> None:
     assert "The candidate failed on e7: ValueError: no such household" in text
 
 
-def test_markdown_holds_the_same_with_proposers_and_the_plot_inside() -> None:
+def test_markdown_shows_the_same_with_proposers_and_the_plot() -> None:
     result = result_with(
         references=(POPULARITY,), by_proposer=(ByProposer("another policy version", "v|9", 400, 90, dict(GOOD)),)
     )

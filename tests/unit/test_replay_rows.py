@@ -53,27 +53,27 @@ def test_an_earlier_row_of_a_known_household_is_not_unseen_even_if_it_was_left_o
     assert choose_rows(KEYS, [trained])[0] == [2, 3, 4]
 
 
-def test_an_event_that_was_trained_on_is_seen_whatever_its_time_and_household() -> None:
+def test_an_event_that_was_trained_on_is_seen_at_any_time_and_in_any_household() -> None:
     trained = TrainedOn("m", frozenset({"e4"}), frozenset(), None)
     assert 4 not in choose_rows(KEYS, [trained])[0]
 
 
-def test_asking_for_rows_that_were_trained_on_is_refused_with_the_count() -> None:
+def test_a_request_for_rows_that_were_trained_on_is_refused_with_the_count() -> None:
     with pytest.raises(ReplayError, match=r"asks for 5 rows, and training saw 2 of them by planner_model 2"):
         choose_rows(KEYS, [CANDIDATE, BASELINE], choice="all")
 
 
-def test_asking_for_held_out_rows_gives_those_of_the_split() -> None:
+def test_held_out_rows_are_those_of_the_split() -> None:
     assert choose_rows(KEYS, [CANDIDATE, BASELINE], choice="held-out")[0] == [2, 3]
 
 
-def test_held_out_rows_that_a_model_saw_all_the_same_are_refused() -> None:
+def test_held_out_rows_are_refused_when_a_model_saw_them() -> None:
     leaked = TrainedOn("planner_model 1", frozenset({"e2"}), frozenset({"new"}), DAY)
     with pytest.raises(ReplayError, match="training saw 1 of them by planner_model 1"):
         choose_rows(KEYS, [CANDIDATE, leaked], choice="held-out")
 
 
-def test_when_nothing_is_unseen_the_sentence_says_by_whom_it_was_seen() -> None:
+def test_the_error_names_the_models_that_saw_the_rows_when_none_is_unseen() -> None:
     with pytest.raises(ReplayError, match=r"None of the dataset's 2 rows is unseen.*2 by planner_model 2"):
         choose_rows(KEYS[:2], [CANDIDATE, BASELINE])
     with pytest.raises(ReplayError, match="held out for replay"):
@@ -101,7 +101,7 @@ rows = st.lists(st.tuples(households, st.integers(0, 20)), min_size=1, max_size=
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(rows, st.sets(st.integers(0, 39)), st.sets(st.integers(0, 39)), st.integers(1, 40))
-def test_no_chosen_row_was_trained_on_whatever_was_trained(
+def test_no_chosen_row_was_ever_trained_on(
     drawn: list[tuple[str, int]], first: set[int], second: set[int], size: int
 ) -> None:
     keys = [key(number, household, day) for number, (household, day) in enumerate(drawn)]
@@ -144,7 +144,7 @@ def test_a_dataset_that_changed_is_refused(tmp_path: Path) -> None:
         read_rows(folder, digest="f" * 64)
 
 
-def test_an_event_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_event_is_refused(tmp_path: Path) -> None:
     rows = sample_rows(households=4, plans=1)
     folder = dataset_folder(tmp_path / "planner" / "2025-01-26", [*rows, rows[0]])
     with pytest.raises(ReplayError, match="1 events twice"):

@@ -8,13 +8,14 @@ import pytest
 from replay_support import LEGACY, PRODUCT, RuleModel, dataset_in_memory, first_legal, sample_rows, telling
 
 from planner.meal_planner import MealPlanner
-from product.protocol import Row
+from product.protocol import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, Row
 from replay.answers import answers, inputs_of
 from replay.reference_planners import reference_planners, shuffled_inputs
 from replay.replaying import Contestant, replay
-from replay.result import ALIGNMENT, CONSTRAINTS, DIVERSITY, EDITS, LEFTOVERS, OFFLINE, TOKENS, ReplayResult
+from replay.result import OFFLINE, ReplayResult
 from replay.rows import ReplayError, choose_rows
 from replay.scoring import offline_score
+from training.versions import TOKENS
 
 ROWS = sample_rows()
 TAUGHT = [row for row in ROWS if row["metadata"]["split"] == "train"]
@@ -35,7 +36,7 @@ def replayed(candidate: Any, baseline: Any = None, *, rows: list[Row] | None = N
     )
 
 
-def test_who_knows_the_answer_scores_one_and_beats_who_knows_nothing() -> None:
+def test_a_perfect_model_scores_one_and_beats_an_ignorant_one() -> None:
     result = replayed(RuleModel(telling(ROWS)))
     assert result.scores[ALIGNMENT].candidate.mean == 1.0
     assert result.scores[EDITS].candidate.mean == 1.0
@@ -123,13 +124,13 @@ def test_an_error_that_the_model_reports_itself_fails_the_row() -> None:
 
 
 @pytest.mark.parametrize("meals", [None, 5, [{"day": 0}], [{"day": "x", "recipe_id": "a", "servings": 1}]])
-def test_an_answer_that_is_no_plan_fails_its_row(meals: Any) -> None:
+def test_a_row_fails_when_its_answer_is_not_a_plan(meals: Any) -> None:
     result = replayed(RuleModel(lambda row_input: {"meals": meals, "error": None}))
     assert result.candidate_failed == 36
-    assert result.failures[0].error.startswith("The answer is no plan")
+    assert result.failures[0].error.startswith("The answer is not a plan")
 
 
-def test_a_recipe_that_nobody_knows_is_a_violation() -> None:
+def test_an_unknown_recipe_is_a_violation() -> None:
     made_up = [{"day": 0, "recipe_id": "unicorn", "servings": 2}]
     result = replayed(RuleModel(lambda row_input: made_up))
     assert result.candidate_violations == 36
@@ -154,12 +155,12 @@ class Wrong:
 @pytest.mark.parametrize(
     "output", [pd.DataFrame({"plan": [1]}), pd.DataFrame({"meals": [], "tokens_generated": [], "error": []})]
 )
-def test_a_model_that_is_no_planner_model_ends_the_replay_with_a_sentence(output: pd.DataFrame) -> None:
+def test_a_replay_is_refused_when_the_model_is_not_a_planner_model(output: pd.DataFrame) -> None:
     with pytest.raises(ReplayError, match="does not answer like a planner model"):
         replayed(Wrong(output))
 
 
-def test_scores_are_told_apart_by_who_proposed() -> None:
+def test_scores_are_reported_by_proposer() -> None:
     rows = sample_rows()
     for row, proposer in zip(rows, [*["new"] * 10, *["old"] * 8, *[None] * 4, *[LEGACY] * 14], strict=True):
         row["metadata"]["policy_version_id"] = proposer
@@ -180,7 +181,7 @@ def test_scores_are_told_apart_by_who_proposed() -> None:
     assert result.unanchored[ALIGNMENT].candidate.rows == 16
 
 
-def test_the_references_stand_on_the_same_rows_with_intervals() -> None:
+def test_references_are_scored_on_the_same_rows_with_intervals() -> None:
     dataset = dataset_in_memory(ROWS)
     candidate = RuleModel(telling(ROWS))
     references, left_out = reference_planners(
@@ -193,7 +194,7 @@ def test_the_references_stand_on_the_same_rows_with_intervals() -> None:
         "popularity and offsets",
         "heuristic",
     ]
-    assert "no fine-tuned language model" in result.references_left_out[0]
+    assert "not a fine-tuned language model" in result.references_left_out[0]
     for reference in result.references:
         assert reference.scores[ALIGNMENT].rows == 36 and reference.scores[ALIGNMENT].low is not None
         assert reference.scores[CONSTRAINTS].mean == 1.0
@@ -201,7 +202,7 @@ def test_the_references_stand_on_the_same_rows_with_intervals() -> None:
         assert lead.low is not None and lead.low > 0
 
 
-def test_a_fine_tuned_candidate_is_also_asked_without_its_tuning_and_about_others() -> None:
+def test_a_fine_tuned_candidate_gets_both_controls() -> None:
     asked: list[Any] = []
 
     class Tuned(RuleModel):
@@ -224,7 +225,7 @@ def test_a_fine_tuned_candidate_is_also_asked_without_its_tuning_and_about_other
     assert [params for params, _ in asked] == [None, {"adapter": False}, None]
 
 
-def test_shuffled_prompts_are_another_households_and_what_may_be_eaten_stays() -> None:
+def test_shuffled_prompts_are_of_another_household_and_legal_items_stay() -> None:
     mixed = shuffled_inputs(ROWS)
     lent = [told.pop("prompt_from") for told in mixed]
     assert mixed == inputs_of(ROWS)
@@ -238,18 +239,18 @@ def test_shuffled_prompts_are_another_households_and_what_may_be_eaten_stays() -
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fine_tuned": False, "borrows": False}, "no fine-tuned language model"),
+        ({"fine_tuned": False, "borrows": False}, "not a fine-tuned language model"),
         ({"borrows": False}, "cannot be shown another row's prompt"),
         ({"households": 1}, "all rows are of one household"),
     ],
 )
-def test_a_control_that_cannot_be_had_is_left_out_with_a_sentence(changes: dict[str, Any], words: str) -> None:
+def test_a_control_that_does_not_apply_is_left_out_with_a_sentence(changes: dict[str, Any], words: str) -> None:
     options = {"fine_tuned": True, "borrows": True, "households": 12, **changes}
     found, left_out = reference_planners(PRODUCT, TAUGHT, RuleModel(first_legal), **options)
     assert "shuffled prompts" not in [planner.name for planner in found]
     assert words in left_out[-1]
 
 
-def test_one_household_has_nobody_to_lend_it_a_prompt() -> None:
+def test_shuffled_prompts_are_refused_for_a_single_household() -> None:
     with pytest.raises(ValueError, match="at least two households"):
         shuffled_inputs(sample_rows(households=1, plans=3))

@@ -31,7 +31,7 @@ def test_nobody_eats_the_same_twice_within_the_window() -> None:
             assert len(set(meals[0]) & set(meals[1])) <= 1
 
 
-def test_history_tells_of_taste() -> None:
+def test_history_shows_taste() -> None:
     """What a taster ate before is wanted more than other recipes: without that there is nothing to learn from a prompt."""
     wanted_of_eaten: list[float] = []
     wanted_of_others: list[float] = []

@@ -62,7 +62,7 @@ def test_every_key_is_described_and_has_a_flag() -> None:
         assert key in reachable
 
 
-def test_the_documented_command_line() -> None:
+def test_the_documented_command_line_works() -> None:
     config = from_command_line(
         [
             "--dataset",
@@ -126,6 +126,8 @@ def test_lists_mappings_and_switches_as_flags() -> None:
     [
         ("training:\n  learning_rat: 1\n", ["training.learning_rat", "training.learning_rate"]),
         ("trainin:\n  epochs: 1\n", ["trainin", "training"]),
+        ("Training:\n  epochs: 1\n", ["Training", "training"]),
+        ("_env_file: x\n", ["_env_file"]),
         (
             "dataset:\n  preprocessing:\n    input_templat: x\n",
             ["dataset.preprocessing.input_templat", "input_template"],
@@ -152,7 +154,36 @@ def test_a_bad_file_is_one_sentence_that_names_key_and_file(tmp_path: Path, text
         assert part in message
 
 
-def test_a_missing_file_and_an_unknown_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--epochs", "many"], ["training.epochs", "many"]),
+        (["--lora-r", "0"], ["lora.r", "greater than or equal to 1"]),
+        (["--bits", "16"], ["lora.bits", "4 or 8"]),
+        (["--tags", "nonsense"], ["mlflow.tags", "key=value"]),
+    ],
+)
+def test_a_bad_flag_is_one_sentence_that_names_the_key_and_not_the_file(
+    tmp_path: Path, arguments: list[str], named: list[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("training:\n  seed: 1\n")
+    with pytest.raises(TrainingError) as error:
+        from_command_line(["--config", str(file), *arguments])
+    message = str(error.value)
+    assert str(file) not in message and "\n" not in message
+    for part in named:
+        assert part in message
+
+
+def test_options_are_not_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTPUT", '{"dir": "elsewhere"}')
+    monkeypatch.setenv("MODEL", "something else")
+    assert load() == from_command_line([])
+    assert load().output.dir == "out"
+
+
+def test_a_missing_file_and_an_unknown_flag_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TrainingError, match="cannot be read"):
         load(tmp_path / "nothing.yaml")
     with pytest.raises(SystemExit) as stopped:

@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     return dataset_folder(tmp_path / "planner" / "2025-01-12", ROWS, PRODUCT)
 
 
-def test_rows_come_by_split_and_held_out_ones_not_at_all(folder: Path) -> None:
+def test_rows_are_read_by_split_without_the_held_out_rows(folder: Path) -> None:
     dataset = read_dataset(str(folder))
     assert (dataset.name, dataset.version, dataset.product) == ("planner", "2025-01-12", PRODUCT)
     splits = [row["metadata"]["split"] for row in ROWS]
@@ -59,22 +59,22 @@ def rewritten(folder: Path, change: Any) -> Path:
     return folder
 
 
-def test_a_folder_that_is_no_dataset(tmp_path: Path, folder: Path) -> None:
+def test_a_folder_without_a_dataset_is_refused(tmp_path: Path, folder: Path) -> None:
     assert "There is no dataset at" in refused(tmp_path / "nothing")
     (folder / "schema.json").unlink()
     assert "There is no dataset at" in refused(folder)
 
 
-def test_a_file_that_is_not_parquet(folder: Path) -> None:
+def test_a_file_that_is_not_parquet_is_refused(folder: Path) -> None:
     (folder / "training.parquet").write_text("not parquet")
     assert "not a Parquet file" in refused(folder)
 
 
-def test_another_schema_names_what_is_missing(folder: Path) -> None:
+def test_the_error_names_missing_columns(folder: Path) -> None:
     assert "column target missing" in refused(rewritten(folder, lambda table: table.drop_columns(["target"])))
 
 
-def test_another_nested_schema_names_what_is_missing(folder: Path) -> None:
+def test_the_error_names_missing_nested_fields(folder: Path) -> None:
     plans = pa.array([{"plan": None}] * len(ROWS))
     message = refused(
         rewritten(
@@ -85,23 +85,23 @@ def test_another_nested_schema_names_what_is_missing(folder: Path) -> None:
     assert "target has no accepted_plan" in message
 
 
-def test_a_dataset_of_an_unknown_product(folder: Path) -> None:
+def test_a_dataset_of_an_unknown_product_is_refused(folder: Path) -> None:
     assert "does not say which product" in refused(rewritten(folder, lambda table: table.replace_schema_metadata(None)))
 
 
-def test_a_dataset_without_rows_to_validate_on(tmp_path: Path) -> None:
+def test_a_dataset_without_validation_rows_is_refused(tmp_path: Path) -> None:
     rows = [{**row, "metadata": {**row["metadata"], "split": "train"}} for row in ROWS]
     assert "no validation rows" in refused(dataset_folder(tmp_path / "d", rows, PRODUCT))
 
 
 @pytest.mark.parametrize("path", ["planner.nothing:MealPlanner", "planner.meal_planner:Nothing", "nonsense", ""])
-def test_a_product_that_cannot_be_imported(path: str) -> None:
+def test_a_product_that_cannot_be_imported_is_refused(path: str) -> None:
     with pytest.raises(ProductError, match="cannot be imported"):
         load_product(path, {})
 
 
-def test_a_class_that_is_no_product_and_reference_data_of_another() -> None:
-    with pytest.raises(ProductError, match="cannot be made from its reference data"):
+def test_a_class_that_is_not_a_product_and_foreign_reference_data_are_refused() -> None:
+    with pytest.raises(ProductError, match="cannot be built from its reference data"):
         load_product(class_path(PRODUCT), {"songs": {}})
 
 
