@@ -1,4 +1,4 @@
-"""The Python of docs/client.md runs as it stands against the real API, and prints what the page says of it."""
+"""The examples in docs/client.md and client/README.md run unchanged against the real API, and print what the pages say."""
 
 import os
 import subprocess
@@ -15,6 +15,7 @@ from foundation.settings import PROJECT_ROOT
 pytest_plugins = ["api_service"]
 
 EXAMPLES = snippets("docs/client.md", "python")
+README_EXAMPLES = snippets("client/README.md", "python")
 
 
 def run_example(api: Api, code: str, **changed: str) -> list[str]:
@@ -59,6 +60,14 @@ def test_the_example_with_asyncio(api: Api) -> None:
     make_run(api.connection, "weekly_planner", variants={"treatment": ("treatment", "1", {"params": {"x": 1}})})
     assert run_example(api, EXAMPLES[1]) == ["treatment treatment", "not_enrolled from service"]
     assert [unit for (unit,) in api.rows("SELECT unit_id FROM exp.assignments")] == ["h0027"]
+
+
+def test_readme_example_prints_the_variant_and_logs_the_exposure(api: Api, tmp_path: Path) -> None:
+    run_id, _ = make_run(api.connection, "weekly_planner", variants={"treatment": ("treatment", "1", {})})
+    (example,) = README_EXAMPLES
+    assert run_example(api, example, XDG_STATE_HOME=str(tmp_path)) == ["treatment"]
+    rows = api.rows("SELECT event_type, unit_id, experiments->0->>'experiment_id' FROM exp.events")
+    assert rows == [("exposure", "h0027", str(run_id))]
 
 
 @pytest.mark.parametrize("away", [True, False])

@@ -19,7 +19,6 @@ from client_support import Clock, Led, Place
 from event_client_support import event
 
 from foundation.api_keys import make_api_key
-from foundation.settings import PROJECT_ROOT
 from lifecycle_client import AssignmentClient, AsyncEventClient, EventClient, LostEvent
 from lifecycle_client.event_disk import Spool, spool_folders
 from lifecycle_client.event_wire import name_of
@@ -148,11 +147,8 @@ def log(count):
 @contextlib.contextmanager
 def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A process with a client of its own, which waits for its end."""
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
     command = [sys.executable, "-c", PROCESS + code, *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as started:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
         yield started
 
 

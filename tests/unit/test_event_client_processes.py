@@ -19,7 +19,6 @@ import pytest
 from client_support import KEY, Clock
 from event_client_support import EVENTS_URL, EventService, always, make_client, make_delivery, work
 
-from foundation.settings import PROJECT_ROOT
 from lifecycle_client import AsyncEventClient, EventClient
 from lifecycle_client.wire import Unreachable
 
@@ -221,9 +220,6 @@ if __name__ == "__main__":
 def test_a_process_that_ends_leaves_its_events_on_disk(tmp_path: Path, code: str, units: list[str]) -> None:
     script = tmp_path / "script.py"
     script.write_text(CLIENT.format(key=KEY, url=AWAY, folder=str(tmp_path)) + code)
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60, env=environment
-    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
     assert done.stderr.count("Traceback") == code.count("raise ") and "Exception ignored" not in done.stderr
     assert left_on_disk(tmp_path, AWAY) == units
