@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tomllib
 import venv
 from pathlib import Path
@@ -46,17 +47,18 @@ def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new environment with only the client and its dependencies in it."""
+    """The interpreter of a new environment that contains only the client and its dependencies, not even pip."""
     folder = tmp_path_factory.mktemp("distribution")
-    venv.create(folder / "venv", with_pip=True)
+    venv.create(folder / "venv")
     python = folder / "venv" / "bin" / "python"
-    probe = run(python, "-m", "pip", "download", "--quiet", "--no-deps", "msgspec", folder=folder)
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    probe = run(*pip, "download", "--quiet", "--no-deps", "msgspec", folder=folder)
     if probe.returncode != 0:
         pytest.skip(f"pip cannot reach a package index: {probe.stderr.strip()[-300:]}")
     # A copy, since building leaves files in the source folder.
     ignored = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
     shutil.copytree(PROJECT_ROOT / "client", folder / "client", ignore=ignored)
-    installation = run(python, "-m", "pip", "install", "--quiet", "./client", folder=folder)
+    installation = run(*pip, "install", "--quiet", "./client", folder=folder)
     assert installation.returncode == 0, installation.stderr
     return python
 
