@@ -1,4 +1,4 @@
-"""A scripted assignment service without a network, a clock that is set by hand, and both clients behind one surface."""
+"""A scripted assignment service without a network, a clock that tests set, and both clients behind one interface."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ URL = "http://assignments.test"
 
 
 class Clock:
-    """Seconds that pass only when told to."""
+    """A clock whose seconds pass only in `wait`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -24,14 +24,14 @@ class Clock:
         return self.now
 
     def wait(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let `seconds` pass."""
         self.now += seconds
 
 
 class Service:
-    """Answers each name with a variant called after the number of the request; or does as told in `then`.
+    """Answers each name with a variant named after the number of the request, unless `then` is set.
 
-    `then`: a response, an exception to raise, or a function of the request.
+    `then` is a response, an exception to raise, or a function of the request.
     """
 
     def __init__(self) -> None:
@@ -51,9 +51,9 @@ class Service:
         return self.then(request) if self.then is not None else self.answer(request)
 
     def answer(self, request: httpx.Request) -> httpx.Response:
-        """What a healthy service says, with fields that the client does not know."""
+        """The answer of a healthy service, with fields that the client does not know."""
         body, number = json.loads(request.content), len(self.requests)
-        served = [
+        assignments = [
             {
                 "experiment_id": "7a3c1c52-0f6c-4b0e-9a52-5d0c7f3f0a01",
                 "experiment_name": name,
@@ -73,81 +73,81 @@ class Service:
             for name in body["requested_experiments"]
             if name in self.skips
         ]
-        content = {"assignments": served, "skipped_experiments": skipped, "epoch": 7}
+        content = {"assignments": assignments, "skipped_experiments": skipped, "epoch": 7}
         return httpx.Response(200, json=content, headers=self.headers)
 
     def names(self) -> list[list[str]]:
-        """The names that each request asked for."""
+        """The experiment names in each request."""
         return [request["requested_experiments"] for request in self.requests]
 
 
 @dataclass
 class Place:
-    """Where the service is now: one that comes back in a test gets another port, and clients keep the address they were given."""
+    """The current address of the service. A restarted one gets another port, while clients keep the address they were given."""
 
     url: str
 
-    def lead(self, request: httpx.Request) -> None:
-        """Send the request there."""
-        there = httpx.URL(self.url)
-        request.url = request.url.copy_with(host=there.host, port=there.port)
+    def redirect(self, request: httpx.Request) -> None:
+        """Change the request's address to the current one."""
+        address = httpx.URL(self.url)
+        request.url = request.url.copy_with(host=address.host, port=address.port)
 
 
-class Led(httpx.HTTPTransport):
-    """Real connections to wherever the service is."""
+class PlaceTransport(httpx.HTTPTransport):
+    """Connects to the current address of the service."""
 
     def __init__(self, place: Place) -> None:
         super().__init__()
         self._place = place
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self._place.lead(request)
+        self._place.redirect(request)
         return super().handle_request(request)
 
 
-class AsyncLed(httpx.AsyncHTTPTransport):
-    """The same for asyncio."""
+class AsyncPlaceTransport(httpx.AsyncHTTPTransport):
+    """Connects to the current address of the service, with asyncio."""
 
     def __init__(self, place: Place) -> None:
         super().__init__()
         self._place = place
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self._place.lead(request)
+        self._place.redirect(request)
         return await super().handle_async_request(request)
 
 
 def refusal(status: int, error: str, message: str, **more: Any) -> httpx.Response:
-    """A refusal in the service's shape."""
+    """A refusal in the format of the service."""
     headers = {"x-request-id": "r-1", "cache-control": "no-store"}
     return httpx.Response(status, json={"error": error, "message": message, **more}, headers=headers)
 
 
 class Driver(Protocol):
-    """Either client, called in the same way."""
+    """Either client behind the same methods, for units of type `user`."""
 
     client: Any
 
     def assign(self, unit_id: str, *names: str, **options: Any) -> Assignments:
-        """For a user."""
+        """Calls the client's method of this name."""
 
     def variant(self, unit_id: str, name: str, default: str) -> str:
-        """For a user."""
+        """Calls the client's method of this name."""
 
     def config(self, unit_id: str, name: str, default: Mapping[str, Any]) -> Mapping[str, Any]:
-        """For a user."""
+        """Calls the client's method of this name."""
 
     def close(self) -> None:
-        """End it."""
+        """Close the client."""
 
 
 def _defaults(service: Callable[[httpx.Request], Any] | None) -> dict[str, Any]:
-    given: dict[str, Any] = {"api_key": KEY, "base_url": URL}
-    return given if service is None else {**given, "make_transport": lambda: httpx.MockTransport(service)}
+    options: dict[str, Any] = {"api_key": KEY, "base_url": URL}
+    return options if service is None else {**options, "make_transport": lambda: httpx.MockTransport(service)}
 
 
 class SyncDriver:
-    """AssignmentClient over a scripted service, or none."""
+    """AssignmentClient with a scripted service, or with real connections if `service` is None."""
 
     def __init__(self, service: Callable[[httpx.Request], Any] | None, **options: Any) -> None:
         self.client = AssignmentClient(**{**_defaults(service), **options})
@@ -166,7 +166,7 @@ class SyncDriver:
 
 
 class AsyncDriver:
-    """AsyncAssignmentClient in a loop of its own."""
+    """AsyncAssignmentClient in its own event loop."""
 
     def __init__(self, service: Callable[[httpx.Request], Any] | None, **options: Any) -> None:
         self.runner = asyncio.Runner()

@@ -1,4 +1,4 @@
-"""A scripted event service without a network, for tests of the event client. Does not belong here: expectations, the real API."""
+"""A scripted event service without a network, for tests of the event client."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ LIMITS: dict[str, Any] = {
 
 
 class EventService:
-    """Stores events by (id, timestamp), refuses those of `bad` units, and does first what `then` says: a status, or an error."""
+    """Stores events by (id, timestamp), and refuses those of units in `bad` (unit → code). A reply from `then` comes first."""
 
     def __init__(self) -> None:
         self.stored: dict[tuple[str, str], dict[str, Any]] = {}
@@ -31,18 +31,18 @@ class EventService:
         self.then: Callable[[list[dict[str, Any]]], Reply | Unreachable | None] = lambda events: None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        reply = self.take(request.content)
-        if isinstance(reply, Unreachable):
-            raise httpx.ConnectError(reply.why)
-        return httpx.Response(reply.status, headers=dict(reply.headers), content=reply.body)
+        answer = self.take(request.content)
+        if isinstance(answer, Unreachable):
+            raise httpx.ConnectError(answer.why)
+        return httpx.Response(answer.status, headers=dict(answer.headers), content=answer.body)
 
     def take(self, body: bytes) -> Reply | Unreachable:
-        """The answer to a batch."""
+        """The reply to a batch."""
         events = json.loads(body)["events"]
         self.batches.append(events)
-        told = self.then(events)
-        if told is not None:
-            return told
+        scripted = self.then(events)
+        if scripted is not None:
+            return scripted
         errors = [
             {"index": index, "error": self.bad[event["unit_id"]]}
             for index, event in enumerate(events)
@@ -51,60 +51,60 @@ class EventService:
         good = [event for event in events if event["unit_id"] not in self.bad]
         self.stored |= {(event["event_id"], event["timestamp"]): event for event in good}
         if not good:
-            return said(400, {"error": "validation_error", "message": "None is valid.", "errors": errors})
+            return make_reply(400, {"error": "validation_error", "message": "None is valid.", "errors": errors})
         ids = [event["event_id"] for event in good]
         answer = {"accepted": len(good), "rejected": len(errors), "event_ids": ids, "errors": errors}
-        return said(207 if errors else 200, answer)
+        return make_reply(207 if errors else 200, answer)
 
     def units(self) -> list[str]:
-        """Of the stored events, in the order in which they came."""
+        """Units of the stored events, in the order of their arrival."""
         return [event["unit_id"] for event in self.stored.values()]
 
 
-def said(status: int, body: Any = None, **headers: str) -> Reply:
-    """A reply of the service; with a text as its body, of another program."""
+def make_reply(status: int, body: Any = None, **headers: str) -> Reply:
+    """A reply of the service, or of another program if `body` is a string."""
     content = body.encode() if isinstance(body, str) else json.dumps(body or {}).encode()
     return Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, content)
 
 
-def always(reply: Reply | Unreachable) -> Callable[[list[dict[str, Any]]], Reply | Unreachable]:
-    """The same, whatever was sent."""
-    return lambda events: reply
+def always(answer: Reply | Unreachable) -> Callable[[list[dict[str, Any]]], Reply | Unreachable]:
+    """A script that gives the same answer to every batch."""
+    return lambda events: answer
 
 
 def options(folder: Path, url: str = EVENTS_URL, **changed: Any) -> EventOptions:
-    """As the client reads them."""
+    """The options of a client, with `changed` ones."""
     return read_event_options(KEY, url, 5.0, folder, **{**LIMITS, **changed})
 
 
 def make_delivery(folder: Path, clock: Clock, lost: list[LostEvent] | None = None, **changed: Any) -> Delivery:
-    """One without jitter, which notes in `lost` what it is told to."""
+    """A delivery without jitter, which adds lost events to `lost`."""
     return Delivery(options(folder, **changed), clock, lambda: 0.0, None if lost is None else lost.append)
 
 
 def event(unit_id: str, size: int = 0) -> bytes:
-    """One as the client encodes it, with about `size` bytes more than it needs."""
+    """An event as the client encodes it, with a payload of about `size` bytes."""
     return encode_event(new_event_id(), "custom.test", "user", unit_id, None, None, None, {"x": "y" * size}, None)
 
 
 def work(delivery: Delivery, service: EventService, everything: bool = True) -> None:
-    """Steps until there is nothing to do now."""
+    """Take steps until there is no work. `everything`: even what is not due yet."""
     until = delivery.arrived() if everything else 0
     while delivery.step(service.take, until):
         pass
 
 
 def make_client(
-    kind: type[EventClient] | type[AsyncEventClient], service: EventService, folder: Path, **given: Any
+    kind: type[EventClient] | type[AsyncEventClient], service: EventService, folder: Path, **options: Any
 ) -> Any:
-    """Of the scripted service, sending when told to: the clock stands."""
+    """A client of the scripted service. Its clock stands still, so it sends only full batches and when flushed."""
     transport = httpx.MockTransport(service)
     settings = {"clock": Clock(), "jitter": lambda: 0.0, "make_transport": lambda: transport, "spool_dir": folder}
-    return kind(KEY, EVENTS_URL, **{**settings, **given})
+    return kind(KEY, EVENTS_URL, **{**settings, **options})
 
 
 def assignment(unit_id: str = "u1", variant: str = "2", run: str = "1") -> Assignment:
-    """What the assignment client gives."""
+    """An assignment as the assignment client returns it."""
     ids = {
         "experiment_id": f"7a3c1c52-0f6c-4b0e-9a52-00000000000{run}",
         "variant_id": f"7a3c1c52-0f6c-4b0e-9a52-00000000001{variant}",

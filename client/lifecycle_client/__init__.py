@@ -1,16 +1,17 @@
-"""The Python clients: of assignments, with last known answers while the service is away; of events, kept until it has them."""
+"""Python clients for assignments, with the last known answers during an outage, and for events, which are kept until they are stored."""
 
+from lifecycle_client.answers import Assignment, Assignments, Skipped, Source
 from lifecycle_client.async_client import AsyncAssignmentClient
 from lifecycle_client.async_event_client import AsyncEventClient
-from lifecycle_client.errors import (
+from lifecycle_client.event_client import EventClient
+from lifecycle_client.event_stats import EventStats, LostEvent
+from lifecycle_client.exceptions import (
     AssignmentClientError,
     ClientClosedError,
     ClientSetupError,
     KeyRefusedError,
     RequestRefusedError,
 )
-from lifecycle_client.event_client import EventClient
-from lifecycle_client.records import Assignment, Assignments, EventStats, LostEvent, Skipped, Source
 from lifecycle_client.sync_client import AssignmentClient
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""The assignment client for asyncio."""
 
 import asyncio
 import random
@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import httpx
 
+from lifecycle_client.answers import Assignments
 from lifecycle_client.core import Core, ask
-from lifecycle_client.errors import AssignmentClientError, ClientClosedError
+from lifecycle_client.exceptions import AssignmentClientError, ClientClosedError
 from lifecycle_client.forks import renew_after_fork
 from lifecycle_client.options import (
     DEFAULT_MAX_ENTRIES,
@@ -19,13 +20,12 @@ from lifecycle_client.options import (
     DEFAULT_TTL,
     read_options,
 )
-from lifecycle_client.records import Assignments
 from lifecycle_client.sending import BROKEN, LIMITS
 from lifecycle_client.wire import Reply, Unreachable
 
 
 class AsyncAssignmentClient:
-    """Asks for assignments, in one event loop at a time; in another loop, or after os.fork, it opens connections of its own.
+    """Asks for assignments, in one event loop at a time; in another loop, or in a forked child, it opens new connections.
 
     No call waits much longer than `timeout`, and none waits while the service is known to be away.
     """
@@ -43,12 +43,13 @@ class AsyncAssignmentClient:
         jitter: Callable[[], float] = random.random,
         make_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     ) -> None:
-        """Nothing connects yet. Raises ClientSetupError.
+        """Connects to nothing yet. Raises ClientSetupError.
 
         `api_key`: else LIFECYCLE_API_KEY. `base_url`: else ASSIGNMENT_SERVICE_URL, else http://127.0.0.1:8000.
-        `timeout`: seconds for one request. `ttl`: most seconds that an answer is fresh; the service's max-age may make it less.
-        `max_entries`: most answers held. `stale_for`: seconds beyond its freshness that an answer may be used while the service is away.
-        `clock`: seconds, never going back; `jitter`: numbers from 0 on and below 1. `make_transport`: called again in a forked child.
+        `timeout`: seconds for one request. `ttl`: longest time in seconds that an answer is fresh; the service's max-age may shorten it.
+        `max_entries`: most answers in memory. `stale_for`: seconds after its freshness for which an answer is used during an outage.
+        `clock` returns seconds and never goes back; `jitter` returns numbers from 0 up to, but not including, 1.
+        `make_transport` is called again in a forked child.
         """
         options = read_options(api_key, base_url, timeout, ttl, max_entries, stale_for)
         self._core: Core[asyncio.Event] = Core(options, asyncio.Event, clock, jitter)
@@ -68,9 +69,9 @@ class AsyncAssignmentClient:
         context: Mapping[str, Any] | None = None,
         enroll: bool = True,
     ) -> Assignments:
-        """An entry for each experiment, the last known one while the service is away. With `enroll=False` nothing is stored.
+        """An entry for each experiment; the last known one while the service is away. With `enroll=False` nothing is stored.
 
-        Raises KeyRefusedError (401, 403), RequestRefusedError (400 and its like) with the service's sentence, ClientClosedError.
+        Raises KeyRefusedError (401, 403) and RequestRefusedError (400 and similar) with the service's message, and ClientClosedError.
         """
         question = ask(unit_type, unit_id, experiments, context, enroll)
         if self._closed:
@@ -98,7 +99,7 @@ class AsyncAssignmentClient:
         context: Mapping[str, Any] | None = None,
         enroll: bool = True,
     ) -> str:
-        """Name of the unit's variant, else `default`. Raises nothing: a refusal is logged, once a minute."""
+        """Name of the unit's variant, or `default`. Never raises: a refusal is logged, at most once a minute."""
         return (await self._try(unit_type, unit_id, experiment, context, enroll)).variant(experiment, default)
 
     async def config(
@@ -111,11 +112,11 @@ class AsyncAssignmentClient:
         context: Mapping[str, Any] | None = None,
         enroll: bool = True,
     ) -> Mapping[str, Any]:
-        """The complete config of the unit's variant, else `default`. Raises nothing: a refusal is logged, once a minute."""
+        """The complete config of the unit's variant, or `default`. Never raises: a refusal is logged, at most once a minute."""
         return (await self._try(unit_type, unit_id, experiment, context, enroll)).config(experiment, default)
 
     async def aclose(self) -> None:
-        """Give the connections back; later calls raise ClientClosedError or give defaults. May be called again."""
+        """Close the connections; later calls raise ClientClosedError or return defaults. Calling it again does nothing."""
         self._closed = True
         http, self._http = self._http, None
         if http is not None and self._loop is asyncio.get_running_loop():
@@ -130,14 +131,14 @@ class AsyncAssignmentClient:
         await self.aclose()
 
     def after_fork(self) -> None:
-        """In the child of a fork. The parent's connections are kept unused: even closing them here could reach into the parent."""
+        """In the forked child: set the parent's connections aside unused, since even closing them here could disturb the parent."""
         if self._http is not None:
             self._inherited.append(self._http)
             self._http = None
         self._core.after_fork()
 
     def _enter_loop(self) -> None:
-        """Connections and waiting callers belong to one loop."""
+        """Drop connections and waiting callers that belong to another loop."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._core.forget_flights()
@@ -166,7 +167,7 @@ class AsyncAssignmentClient:
         except TimeoutError:
             return Unreachable("no answer in time")
         except RuntimeError:
-            # httpx, when the client was closed by another task.
+            # Raised by httpx if another task closed the client.
             if self._closed:
                 raise ClientClosedError("This client is closed.") from None
             raise
@@ -186,7 +187,7 @@ class AsyncAssignmentClient:
 
 
 async def _wait(done: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, or so many seconds."""
+    """Wait until the event is set, at most `seconds`."""
     if done.is_set():
         return
     try:

@@ -8,20 +8,20 @@ from lifecycle_client.event_client import EventLogger
 
 
 class AsyncEventClient(EventLogger):
-    """Logs events from coroutines: `log` is called without `await`, and a thread sends, so that the loop waits for nothing.
+    """Logs events from coroutines: call `log` without `await`. A thread sends, so the loop never waits.
 
-    A task in the loop would be late whenever the loop is, and gone when the loop ends; a thread sends what was logged last, too.
+    A task in the loop would be late whenever the loop is busy, and gone when the loop ends; a thread also sends the last events.
     """
 
     async def flush(self, timeout: float = 5.0) -> bool:
-        """Send what is in memory, and what lies on disk, now; wait for at most `timeout` seconds.
+        """Send all events in memory and on disk now; wait at most `timeout` seconds.
 
-        True when all of it is with the service. Where it is away, what was in memory is on disk, and the answer is False.
+        True if the service has all of them. While the service is away, events in memory go to disk and the answer is False.
         """
         return await asyncio.to_thread(self._flush, timeout)
 
     async def aclose(self, timeout: float = 5.0) -> None:
-        """Flush; what can't be sent in time goes to disk. Later events are dropped. May be called again."""
+        """Flush; events that cannot be sent in time go to disk. Later events are dropped. Calling it again does nothing."""
         await asyncio.to_thread(self._close, timeout)
 
     async def __aenter__(self) -> Self:

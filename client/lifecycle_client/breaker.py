@@ -1,4 +1,4 @@
-"""When the service may be asked: after a failure not before its wait is over, and then by one caller first."""
+"""Decides when the service may be asked. After a failure everybody waits; then one caller tries first."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,19 @@ FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
 # A proxy's day-long Retry-After must not silence a client for a day.
 LONGEST_RETRY_AFTER_SECONDS = 300.0
-# Up to a quarter later than asked for, never earlier, so that many clients do not come back in one instant.
+# Wait up to a quarter longer, never shorter, so that many clients do not come back at the same instant.
 JITTER = 0.25
-# A unit has a limit of its own: one noisy unit is held back alone. So many at once mean that it is the key's limit.
+# Each unit has its own limit, so one noisy unit is held back alone. This many at once mean that the limit of the key is reached.
 MOST_HELD_UNITS = 10
 
 Ticket = int
 
 
 class Breaker:
-    """Counts failures in a row. A ticket names the state that a request began in: what an older request tells is old news."""
+    """Counts failures in a row. A ticket names the state in which a request began, so that the result of an older request is ignored."""
 
     def __init__(self, clock: Callable[[], float], jitter: Callable[[], float]) -> None:
-        """`clock` in seconds; `jitter` gives numbers from 0 on and below 1."""
+        """`clock` returns seconds; `jitter` returns numbers from 0 up to, but not including, 1."""
         self._clock, self._jitter = clock, jitter
         self._failures = 0
         self._until = float("-inf")
@@ -27,7 +27,7 @@ class Breaker:
         self._held: dict[tuple[str, str], float] = {}
 
     def enter(self, unit: tuple[str, str]) -> Ticket | None:
-        """May the service be asked about this unit now? None: no. A ticket is given back by one of the methods below."""
+        """A ticket if the service may be asked about this unit now, else None. Return the ticket with one of the methods below."""
         now = self._clock()
         if self._held.get(unit, now) > now:
             return None
@@ -38,7 +38,7 @@ class Breaker:
         return self._state
 
     def seconds_left(self) -> float:
-        """How long nobody may ask about any unit; 0 when the service may be asked."""
+        """Seconds until the service may be asked about any unit; 0 if it may be asked now."""
         return max(0.0, self._until - self._clock()) if self._failures else 0.0
 
     def succeeded(self, ticket: Ticket) -> None:
@@ -48,7 +48,7 @@ class Breaker:
             self._state += 1
 
     def failed(self, ticket: Ticket, retry_after: float | None) -> float | None:
-        """The service is away; returns the wait in seconds, None when another request told so before."""
+        """The service is away. Returns the wait in seconds, or None if another request reported this failure already."""
         if ticket != self._state:
             return None
         self._failures += 1
@@ -59,9 +59,9 @@ class Breaker:
         return wait
 
     def limited(self, ticket: Ticket, unit: tuple[str, str], retry_after: float | None) -> float | None:
-        """The service is there and says: too many requests. Holds the unit back, or everybody when many units are held."""
+        """The service reports too many requests. Holds the unit back, or all units if many are held back already."""
         now = self._clock()
-        self._held = {each: until for each, until in self._held.items() if until > now and each != unit}
+        self._held = {other: until for other, until in self._held.items() if until > now and other != unit}
         if len(self._held) + 1 >= MOST_HELD_UNITS:
             self._held.clear()
             return self.failed(ticket, retry_after)
@@ -71,12 +71,12 @@ class Breaker:
         return wait
 
     def abandoned(self, ticket: Ticket) -> None:
-        """The request ended without telling anything about the service."""
+        """The request ended without a result that says anything about the service."""
         if ticket == self._state:
             self._probing = False
 
     def forget_probe(self) -> None:
-        """After a fork: whoever was asking is in the other process."""
+        """After a fork: the caller that was probing the service lives in the other process."""
         self._probing = False
         self._state += 1
 

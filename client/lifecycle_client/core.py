@@ -1,4 +1,4 @@
-"""What both clients share: which names must be asked for, one request for the same question, what a reply means."""
+"""What both assignment clients share: which names to ask for, one request for the same question, and what a reply means."""
 
 import hashlib
 import threading
@@ -9,12 +9,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
+from lifecycle_client.answers import UNAVAILABLE, Assignment, Assignments, Skipped
 from lifecycle_client.breaker import Breaker, Ticket
-from lifecycle_client.cache import Entry, Key, KnownAnswers
-from lifecycle_client.errors import AssignmentClientError, RequestRefusedError
+from lifecycle_client.exceptions import AssignmentClientError, RequestRefusedError
+from lifecycle_client.known_answers import Entry, Key, KnownAnswers
 from lifecycle_client.notices import Notices
 from lifecycle_client.options import Options
-from lifecycle_client.records import UNAVAILABLE, Assignment, Assignments, Skipped
 from lifecycle_client.wire import (
     Known,
     Refusal,
@@ -33,7 +33,7 @@ class Waiter(Protocol):
     """`threading.Event` or `asyncio.Event`."""
 
     def set(self) -> None:
-        """Wake whoever waits."""
+        """Wake all waiting callers."""
 
 
 W = TypeVar("W", bound=Waiter)
@@ -41,7 +41,7 @@ W = TypeVar("W", bound=Waiter)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a caller asks; `context` as JSON, and its fingerprint."""
+    """What a caller asks. `context` is JSON, `fingerprint` its hash; both are empty if there is no context."""
 
     unit_type: str
     unit_id: str
@@ -51,23 +51,23 @@ class Question:
     enroll: bool
 
     def key(self, experiment: str) -> Key:
-        """Of one name's answer."""
+        """The cache key of the answer for one experiment."""
         return Key(self.unit_type, self.unit_id, experiment, self.fingerprint, self.enroll)
 
     @property
     def unit(self) -> tuple[str, str]:
-        """Whom it is about."""
+        """(type, id) of the unit in question."""
         return self.unit_type, self.unit_id
 
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """No answer, and it may come later."""
+    """There is no answer now; it may come later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """The caller whose request it was went away (cancelled, interrupted)."""
+    """The caller that sent the request went away (cancelled, interrupted)."""
 
 
 Outcome = Mapping[str, Known] | Refusal | Away | Abandoned
@@ -75,7 +75,7 @@ Outcome = Mapping[str, Known] | Refusal | Away | Abandoned
 
 @dataclass(eq=False)
 class Flight(Generic[W]):
-    """One request on its way: the names it asks for, and what came of it once `done` is set."""
+    """One request in flight: the names it asks for, and its outcome once `done` is set."""
 
     question: Question
     names: list[str]
@@ -88,7 +88,7 @@ class Flight(Generic[W]):
 
 @dataclass
 class Plan(Generic[W]):
-    """How a question will be answered: what is fresh, the request to make, the requests of others to wait for (by name)."""
+    """How a question will be answered: fresh answers, the request to send, and other callers' requests to wait for (by name)."""
 
     fresh: dict[str, Assignment | Skipped] = field(default_factory=dict)
     own: Flight[W] | None = None
@@ -96,7 +96,7 @@ class Plan(Generic[W]):
 
 
 class Core(Generic[W]):
-    """State of one client. Every method may be called from any thread."""
+    """State of one client. Every method is safe to call from any thread."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Core(Generic[W]):
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        """`clock` in seconds, never going back; `jitter` gives numbers from 0 on and below 1."""
+        """`clock` returns seconds and never goes back; `jitter` returns numbers from 0 up to, but not including, 1."""
         self.options, self.clock = options, clock
         self._make_waiter = make_waiter
         self._lock = threading.Lock()
@@ -115,7 +115,7 @@ class Core(Generic[W]):
         self._notices = Notices(clock)
 
     def plan(self, question: Question) -> Plan[W]:
-        """Decide; a request in `own` must be made inside `flying`."""
+        """Plan the answer. Send the request in `own` inside `flying`."""
         plan: Plan[W] = Plan()
         missing: list[str] = []
         now = self.clock()
@@ -135,7 +135,7 @@ class Core(Generic[W]):
 
     @contextmanager
     def flying(self, flight: Flight[W]) -> Iterator[None]:
-        """Whatever happens inside, nobody waits for this request for ever."""
+        """Whatever happens inside, no caller waits for this request for ever."""
         try:
             yield
         finally:
@@ -145,7 +145,7 @@ class Core(Generic[W]):
                     self._end(flight, Abandoned())
 
     def land(self, flight: Flight[W], reply: Reply | Unreachable) -> None:
-        """The request is over: remember what it tells, wake those who wait."""
+        """End the request: remember its answers and wake the waiting callers."""
         with self._lock:
             outcome, why, wait = self._judge(flight, reply)
             self._end(flight, outcome)
@@ -153,11 +153,11 @@ class Core(Generic[W]):
             self._notices.warn("away", f"No assignments from {self.options.url} ({why}); asking again in {wait:.1f} s.")
 
     def settle(self, question: Question, plan: Plan[W]) -> Assignments | None:
-        """The answer, of what is there by now; None: a request of somebody else told nothing, plan anew.
+        """The answer from what is known by now; None if another caller's request did not help, so plan again.
 
         Raises KeyRefusedError, RequestRefusedError.
         """
-        found = dict(plan.fresh)
+        results = dict(plan.fresh)
         flights = dict(plan.joined)
         if plan.own is not None:
             flights |= dict.fromkeys(plan.own.names, plan.own)
@@ -166,31 +166,31 @@ class Core(Generic[W]):
             if isinstance(outcome, Abandoned):
                 return None
             if isinstance(outcome, Refusal):
-                # What was wrong with another question need not be wrong with this one.
+                # The mistake in another question need not be in this one.
                 if not outcome.about_key and not set(flight.names) <= set(question.experiments):
                     return None
                 raise outcome.error()
             if isinstance(outcome, Mapping) and name in outcome:
-                found[name] = outcome[name].result(question.unit, "service")
-        results = [found.get(name) or self._last_known(question, name) for name in question.experiments]
+                results[name] = outcome[name].result(question.unit, "service")
+        entries = [results.get(name) or self._last_known(question, name) for name in question.experiments]
         return Assignments(
-            {one.experiment: one for one in results if isinstance(one, Assignment)},
-            {one.experiment: one for one in results if isinstance(one, Skipped)},
+            {entry.experiment: entry for entry in entries if isinstance(entry, Assignment)},
+            {entry.experiment: entry for entry in entries if isinstance(entry, Skipped)},
         )
 
     def report(self, error: AssignmentClientError) -> None:
-        """Log a mistake of the program, once a minute for each kind."""
-        asked = f" (request {error.request_id})" if error.request_id else ""
-        self._notices.warn(f"{type(error).__name__} {error.status}", f"The default is used: {error.message}{asked}")
+        """Log a mistake of the calling program, each kind at most once a minute."""
+        request = f" (request {error.request_id})" if error.request_id else ""
+        self._notices.warn(f"{type(error).__name__} {error.status}", f"The default is used: {error.message}{request}")
 
     def forget_flights(self) -> None:
-        """Nobody will land what is on its way: another event loop, another process."""
+        """Forget requests in flight, which belong to another event loop or process and will never land here."""
         with self._lock:
             self._flights.clear()
             self._breaker.forget_probe()
 
     def after_fork(self) -> None:
-        """In the child: a lock that no thread of the parent holds; answers stay known."""
+        """In the forked child: take a new lock, since a thread of the parent may hold the old one. Answers stay known."""
         self._lock = threading.Lock()
         self._notices.after_fork()
         self.forget_flights()
@@ -212,7 +212,7 @@ class Core(Generic[W]):
         flight.done.set()
 
     def _judge(self, flight: Flight[W], reply: Reply | Unreachable) -> tuple[Outcome, str, float | None]:
-        """What came of it, why the service counts as away, and how many seconds it is not asked for (None: it is)."""
+        """The outcome, why the service counts as away, and the seconds until it is asked again (None if it is not away)."""
         question, ticket = flight.question, flight.ticket
         if isinstance(reply, Unreachable):
             return Away(), reply.why, self._breaker.failed(ticket, None)
@@ -231,12 +231,12 @@ class Core(Generic[W]):
         try:
             answers = read_answer(reply.body)
         except UnreadableAnswerError as error:
-            return Away(), f"an answer that can't be read: {error}"
+            return Away(), f"an answer that cannot be read: {error}"
         self._remember(flight, answers, hold_seconds(reply.headers))
         return answers, "answered"
 
     def _remember(self, flight: Flight[W], answers: Mapping[str, Known], hold: float | None) -> None:
-        """Counted from when the request was made, so that no answer is held longer than the service said."""
+        """Keep the answers, counting from the start of the request, so that none is kept longer than the service allows."""
         for name in flight.names:
             key = flight.question.key(name)
             if hold is None or name not in answers:
@@ -261,15 +261,15 @@ def ask(
     context: Mapping[str, Any] | None,
     enroll: bool,
 ) -> Question:
-    """The question, each name once. Raises RequestRefusedError for what can't be sent."""
+    """The question with each name once. Raises RequestRefusedError if it cannot be sent."""
     if not (isinstance(unit_type, str) and isinstance(unit_id, str)):
-        raise RequestRefusedError("`unit_type` and `unit_id` are texts.")
+        raise RequestRefusedError("`unit_type` and `unit_id` must be strings.")
     if isinstance(experiments, str) or not all(isinstance(name, str) for name in experiments):
-        raise RequestRefusedError("`experiments` is a list of names.")
+        raise RequestRefusedError("`experiments` must be a list of names.")
     try:
         "".join((unit_type, unit_id, *experiments)).encode()
         encoded = msgspec.json.encode(dict(context), order="deterministic") if context else b""
     except (TypeError, ValueError, RecursionError) as error:
-        raise RequestRefusedError(f"The question can't be sent as JSON: {error}.") from error
+        raise RequestRefusedError(f"The question cannot be encoded as JSON: {error}.") from error
     fingerprint = hashlib.sha256(encoded).digest() if encoded else b""
     return Question(unit_type, unit_id, tuple(dict.fromkeys(experiments)), encoded, fingerprint, enroll)

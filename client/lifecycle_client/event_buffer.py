@@ -1,4 +1,4 @@
-"""Events in memory, in order, bounded in number and bytes."""
+"""Events in memory, in order, limited in number and bytes."""
 
 import threading
 from collections import deque
@@ -8,10 +8,10 @@ from lifecycle_client.event_wire import MAX_BATCH, MAX_BATCH_BYTES
 
 
 class Buffer:
-    """Every method may be called from any thread, and from a signal handler that interrupts another of its methods."""
+    """Every method is safe to call from any thread, and from a signal handler that interrupts another method."""
 
     def __init__(self, flush_at: int, flush_every: float, max_events: int, max_bytes: int) -> None:
-        """Due with `flush_at` events, or `flush_every` seconds after the first one; full with `max_events` or `max_bytes`."""
+        """A batch is due with `flush_at` events, or `flush_every` seconds after the first. Full at `max_events` or `max_bytes`."""
         self._flush_at, self._flush_every = flush_at, flush_every
         self._max_events, self._max_bytes = max_events, max_bytes
         # Reentrant, for the signal handler.
@@ -20,26 +20,26 @@ class Buffer:
         self._bytes = 0
         self._since = 0.0
         self.taken = 0
-        """How many events have left it."""
+        """Number of events that have left the buffer."""
         self.closed = False
-        """Whether it takes no more."""
+        """Whether the buffer refuses new events."""
 
     def __len__(self) -> int:
         return len(self._events)
 
     @property
     def arrived(self) -> int:
-        """How many events have come into it."""
+        """Number of events that ever entered the buffer."""
         with self._lock:
             return self.taken + len(self._events)
 
     @property
     def crowded(self) -> bool:
-        """Whether it is more than half full."""
+        """Whether the buffer is more than half full."""
         return len(self._events) * 2 > self._max_events or self._bytes * 2 > self._max_bytes
 
     def put(self, event: bytes, now: float) -> int:
-        """How many events there are with this one; 0 when it is full or closed, and the event is not taken."""
+        """Add an event. Returns the number of events in the buffer, or 0 if it is full or closed and the event was not added."""
         with self._lock:
             if self.closed or len(self._events) >= self._max_events or self._bytes + len(event) > self._max_bytes:
                 return 0
@@ -57,12 +57,12 @@ class Buffer:
             self.taken -= len(events)
 
     def close(self) -> None:
-        """Take no more events; what is there can be taken out."""
+        """Refuse new events; those inside can still be taken."""
         with self._lock:
             self.closed = True
 
     def take(self) -> list[bytes]:
-        """The oldest events, as many as fit a batch; one alone may be larger."""
+        """Remove and return the oldest events, as many as fit a batch. A single event may be larger than a batch."""
         events: list[bytes] = []
         size = 0
         with self._lock:
@@ -78,7 +78,7 @@ class Buffer:
         return events
 
     def due_in(self, now: float) -> float | None:
-        """Seconds until a batch should be taken, 0 or below when it is time; None while there is nothing."""
+        """Seconds until a batch is due, 0 or less if it is due now; None if the buffer is empty."""
         with self._lock:
             if not self._events:
                 return None

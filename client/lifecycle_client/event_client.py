@@ -1,4 +1,4 @@
-"""The event client: logging that never waits, and the threads that send."""
+"""The event client: logs without waiting, and sends from threads of its own."""
 
 import atexit
 import os
@@ -17,12 +17,13 @@ from weakref import WeakSet
 
 import httpx
 
+from lifecycle_client.answers import Assignment
 from lifecycle_client.event_delivery import Delivery, OnLost
 from lifecycle_client.event_exposures import RecentExposures
+from lifecycle_client.event_stats import EventStats, LostEvent
 from lifecycle_client.event_wire import MAX_EVENT_BYTES, Experiments, encode_event, new_event_id
 from lifecycle_client.forks import renew_after_fork
 from lifecycle_client.options import read_event_options
-from lifecycle_client.records import Assignment, EventStats, LostEvent
 from lifecycle_client.sending import LIMITS, post
 from lifecycle_client.wire import Reply, Unreachable
 
@@ -34,7 +35,7 @@ _all: "WeakSet[EventLogger]" = WeakSet()
 
 @dataclass(eq=False)
 class _Flush:
-    """Somebody waits until the first `until` events have gone."""
+    """A caller waits until the first `until` events have left."""
 
     until: int
     answered: threading.Event = field(default_factory=threading.Event)
@@ -42,7 +43,7 @@ class _Flush:
 
 
 class EventLogger:
-    """What the event clients share: everything but waiting for the end."""
+    """What both event clients share: everything except flushing and closing."""
 
     def __init__(
         self,
@@ -67,11 +68,11 @@ class EventLogger:
         """Nothing connects yet, and no thread is started before the first event. Raises ClientSetupError.
 
         `api_key`: else LIFECYCLE_API_KEY. `base_url`: else EVENT_SERVICE_URL, else http://127.0.0.1:8000.
-        `timeout`: seconds for one request, which nobody waits for. A batch is sent with `flush_at` events, or `flush_every` seconds after
-        its first. `max_buffered`, `max_buffered_bytes`: most events in memory. `spool_dir`: folder for what can't be sent, else one of the
-        user's; `max_spool_bytes`: most bytes there, 0 for no disk. `exit_timeout`: most seconds that the end of the process waits.
-        `exposure_every`: seconds in which `log_exposure` logs the same exposure once; `max_exposures`: so many are remembered.
-        `on_error` is called with each event that is lost, here or in a thread of the client's; what it raises is logged.
+        `timeout`: seconds for one request; no caller waits for it. A batch is sent with `flush_at` events, or `flush_every` seconds after
+        its first. `max_buffered`, `max_buffered_bytes`: limits in memory. `spool_dir`: folder for events that cannot be sent, by default in
+        the user's home; `max_spool_bytes`: limit there, 0 for no disk. `exit_timeout`: longest wait in seconds when the process ends.
+        `exposure_every`: seconds in which `log_exposure` logs the same exposure once; `max_exposures`: how many it remembers.
+        `on_error`: called with each lost event, in the logging thread or one of the client's; what it raises is logged.
         `clock`, `jitter`, `make_transport`: as for AssignmentClient.
         """
         self._options = read_event_options(
@@ -108,23 +109,23 @@ class EventLogger:
         payload: Mapping[str, Any] | None = None,
         timestamp: datetime | str | None = None,
     ) -> str:
-        """The event's id. Never waits, never raises: an event that can't be one is counted, logged once a minute, told to `on_error`.
+        """Returns the event's id. Never waits, never raises: an invalid event is counted, logged once a minute and passed to `on_error`.
 
-        `experiments`: an assignment, `Assignments`, or a list of assignments. `timestamp`: when it happened, with an offset; else now.
-        What is given is copied: changing it later does not change the event.
+        `experiments`: an assignment, `Assignments`, or a list of assignments. `timestamp`: when it happened, with a UTC offset; else now.
+        The arguments are copied: changing them later does not change the event.
         """
         return self._log(event_type, unit_type, unit_id, experiments, context, metrics, payload, timestamp)[0]
 
     def log_exposure(self, assignment: Assignment | None, *, context: Mapping[str, Any] | None = None) -> str | None:
-        """The unit really saw its variant: the event's id, or None where this was logged within `exposure_every` seconds.
+        """Log that the unit really saw its variant. Returns the event's id, or None if this was logged within `exposure_every` seconds.
 
-        None, which stands for an experiment without an answer, logs nothing: the unit saw the default. Never waits, never raises.
+        An assignment of None (an experiment without an answer) logs nothing: the unit saw the default. Never waits, never raises.
         """
         if assignment is None:
             return None
         key = None
         with suppress(AttributeError, TypeError, UnicodeEncodeError):
-            # What is no assignment is refused below, as any event that can't be one.
+            # Anything but an assignment is refused below, like any invalid event.
             key = self._exposures.add(assignment, self._clock())
             if key is None:
                 return None
@@ -136,15 +137,15 @@ class EventLogger:
 
     @property
     def stats(self) -> EventStats:
-        """What became of events. Raises OSError where the folder on disk can't be listed."""
+        """What became of events. Raises OSError if the folder on disk cannot be listed."""
         return self._delivery.stats()
 
     def after_fork(self) -> None:
-        """In the child: nothing is buffered, the parent sends what it has; threads and connections of its own."""
+        """In the forked child: begin with an empty buffer, new threads and new connections; the parent sends what it has."""
         self._delivery.after_fork()
         self._exposures.after_fork()
         if self._http is not None:
-            # Kept unused: even closing it here could reach into the parent.
+            # Keep it unused: even closing it here could disturb the parent.
             self._inherited.append(self._http)
             self._http = None
         closed = self._stopped
@@ -162,25 +163,25 @@ class EventLogger:
         self._stopped = False
 
     def _log(self, event_type: str, unit_type: str, unit_id: str, *rest: Any) -> tuple[str, bool]:
-        """The event's id, and whether it is on its way."""
+        """The event's id, and whether the event was accepted."""
         event_id = ""
         try:
             event_id = new_event_id()
             try:
                 event = encode_event(event_id, event_type, unit_type, unit_id, *rest)
             except Exception as error:  # noqa: BLE001 - whatever a product's own objects raise
-                said = f"it can't be made into JSON: {type(error).__name__}: {error}"
-                self._delivery.refuse(LostEvent(event_id, _text(event_type), "not_sendable", said))
+                message = f"it cannot be encoded as JSON: {type(error).__name__}: {error}"
+                self._delivery.refuse(LostEvent(event_id, _text(event_type), "not_sendable", message))
                 return event_id, False
             if len(event) > MAX_EVENT_BYTES:
-                said = f"it has {len(event):,} bytes, and {MAX_EVENT_BYTES:,} are allowed"
-                self._delivery.refuse(LostEvent(event_id, event_type, "payload_too_large", said))
+                message = f"it has {len(event):,} bytes, and {MAX_EVENT_BYTES:,} are allowed"
+                self._delivery.refuse(LostEvent(event_id, event_type, "payload_too_large", message))
                 return event_id, False
             return event_id, self._put(event)
-        except Exception as error:  # noqa: BLE001 - a product is never broken by its events
+        except Exception as error:  # noqa: BLE001 - events must never break a product
             with suppress(Exception):
-                said = f"{type(error).__name__} while it was logged"
-                self._delivery.refuse(LostEvent(event_id, _text(event_type), "not_sendable", said))
+                message = f"{type(error).__name__} while it was logged"
+                self._delivery.refuse(LostEvent(event_id, _text(event_type), "not_sendable", message))
             return event_id, False
 
     def _put(self, event: bytes) -> bool:
@@ -197,7 +198,7 @@ class EventLogger:
 
     def _start(self) -> None:
         with self._lock:
-            # A signal handler that logs may come in the middle of this, on the same thread; two senders would send everything twice.
+            # A signal handler that logs may interrupt this on the same thread; two senders would send everything twice.
             if self._starting:
                 return
             self._starting = True
@@ -210,8 +211,8 @@ class EventLogger:
                 if self._options.max_spool_bytes:
                     threading.Thread(target=self._keep_spilling, name="event-spiller", daemon=True).start()
             except RuntimeError as error:
-                # Too many threads, or the interpreter ends: events wait in memory, and the end of the process puts them on disk.
-                self._delivery.notices.warn("thread", f"Events are not sent for now: {error}.")
+                # Too many threads, or the interpreter is ending: events wait in memory, and the end of the process writes them to disk.
+                self._delivery.notices.warn("thread", f"Events cannot be sent for now: {error}.")
                 return
             finally:
                 self._starting = False
@@ -220,33 +221,33 @@ class EventLogger:
     def _keep_sending(self) -> None:
         delivery, bell = self._delivery, self._sender_bell
         while not self._stopped:
-            # Who asks during a step has to wait for the next.
+            # A flush that is requested during a step waits for the next one.
             flushes = list(self._flushes)
             try:
-                acted = delivery.step(self._send, max((one.until for one in flushes), default=0))
-            except Exception as error:  # noqa: BLE001 - a defect of ours: said, and tried again
-                acted = False
+                has_worked = delivery.step(self._send, max((flush.until for flush in flushes), default=0))
+            except Exception as error:  # noqa: BLE001 - a defect in this package: log it, and try again
+                has_worked = False
                 delivery.hold(error)
-            self._answer(flushes, acted)
-            if not acted:
+            self._answer(flushes, has_worked)
+            if not has_worked:
                 _wait(bell, delivery.due_in())
         if self._http is not None:
             self._http.close()
 
     def _keep_spilling(self) -> None:
-        """Beside the sender, which may be in the middle of a request while memory fills."""
+        """Runs in parallel to the sender, which may be in the middle of a request while memory fills."""
         delivery, bell = self._delivery, self._spiller_bell
         while not self._stopped:
             _wait(bell, None)
             delivery.spill()
 
-    def _answer(self, flushes: list[_Flush], acted: bool) -> None:
-        """Those whose events have gone; all of them, once nothing more can be done."""
-        for one in flushes:
-            one.all_sent = self._delivery.is_done(one.until)
-            if one.all_sent or not acted:
-                self._flushes.remove(one)
-                one.answered.set()
+    def _answer(self, flushes: list[_Flush], has_worked: bool) -> None:
+        """Answer the flushes whose events have left, and all of them once there is no more work."""
+        for flush in flushes:
+            flush.all_sent = self._delivery.is_done(flush.until)
+            if flush.all_sent or not has_worked:
+                self._flushes.remove(flush)
+                flush.answered.set()
 
     def _send(self, body: bytes) -> Reply | Unreachable:
         if self._http is None:
@@ -277,20 +278,20 @@ class EventLogger:
 
 
 class EventClient(EventLogger):
-    """Logs events. One for a process is enough: threads share it, and after os.fork a child has a buffer and threads of its own.
+    """Logs events. One for each process is enough: threads share it, and a forked child gets its own buffer and threads.
 
-    Used in a `with` statement, it is closed at its end; one that is not closed is at the end of the process.
+    A `with` statement closes it at its end; otherwise the end of the process does.
     """
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Send what is in memory, and what lies on disk, now; wait for at most `timeout` seconds.
+        """Send all events in memory and on disk now; wait at most `timeout` seconds.
 
-        True when all of it is with the service. Where it is away, what was in memory is on disk, and the answer is False.
+        True if the service has all of them. While the service is away, events in memory go to disk and the answer is False.
         """
         return self._flush(timeout)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Flush; what can't be sent in time goes to disk. Later events are dropped. May be called again."""
+        """Flush; events that cannot be sent in time go to disk. Later events are dropped. Calling it again does nothing."""
         self._close(timeout)
 
     def __enter__(self) -> Self:
@@ -303,12 +304,12 @@ class EventClient(EventLogger):
 
 
 def _text(value: Any) -> str:
-    """What should be a text, for a message."""
+    """A value that should be a string, for a message."""
     return value if isinstance(value, str) else type(value).__name__
 
 
 def _wait(bell: Bell, seconds: float | None) -> None:
-    """Until it rings, or so many seconds; however often it rang, once."""
+    """Wait until the bell rings, at most `seconds`. Several rings count as one."""
     with suppress(queue.Empty):
         bell.get(timeout=seconds)
         while True:
@@ -326,5 +327,5 @@ def _close_with_process() -> None:
 
 @atexit.register
 def _close_all() -> None:
-    for one in list(_all):
-        one._close(one._options.exit_timeout)
+    for client in list(_all):
+        client._close(client._options.exit_timeout)

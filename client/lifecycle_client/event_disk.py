@@ -1,7 +1,8 @@
-"""Events on disk: files that are only appended to, one at a time by a process, and sent and removed by whichever process comes first.
+"""Events on disk, in append-only files. A process writes one file at a time; any process that shares the folder sends and removes files.
 
-A line is the CRC-32 of an event in hex, a blank, and the event's JSON, which holds no line break. What a crash tore fails its CRC and is
-left out alone. A file is locked (flock) while a process writes or sends it; the kernel gives up the locks of a process that dies.
+A line is the CRC-32 of an event in hex, a space, and the event's JSON, which contains no line break. A line torn by a crash fails its CRC,
+and only that line is left out. A process locks a file (flock) while it writes or sends it; the kernel releases the locks of a dead process.
+Why not SQLite: docs/decisions/client-store.md.
 """
 
 import contextlib
@@ -20,16 +21,16 @@ from pathlib import Path
 import httpx
 
 SUFFIX = ".events"
-# A file is sent once it is not written to any more; small ones free their disk space soon.
+# A file is sent once it is no longer written to. Small files free their disk space soon.
 SEGMENT_BYTES = 1_048_576
 
 
 class SpoolError(Exception):
-    """Events can't be put on disk; the message is the end of a sentence that says so."""
+    """Events cannot be written to or read from disk; the message is the reason, without a full stop."""
 
 
 class Segment:
-    """A file of events, locked by us until it is released or removed."""
+    """A file of events, locked by this process until it is released or removed."""
 
     def __init__(self, path: Path, file: io.FileIO) -> None:
         """`file` holds the lock."""
@@ -37,42 +38,42 @@ class Segment:
         self.events, self.unreadable = _read(file.readall())
 
     def remove(self) -> None:
-        """All of it is sent."""
+        """Remove the file, because all its events are sent."""
         self._path.unlink(missing_ok=True)
         self.release()
 
     def release(self) -> None:
-        """Leave it to whoever comes next."""
+        """Leave the file to the next process that looks for one."""
         _unlock(self._file)
 
     def after_fork(self) -> None:
-        """In the child: the lock stays the parent's."""
+        """In the forked child: close the file; the parent keeps the lock."""
         self._file.close()
 
 
 class Spool:
-    """The files of one folder. Every method may be called from any thread."""
+    """The files of one folder. Every method is safe to call from any thread."""
 
     def __init__(self, folders: Iterable[Path], max_bytes: int) -> None:
-        """The first of `folders` that can be written to; it is made when it is needed. `max_bytes` bounds all its files together."""
+        """Uses the first of `folders` that is writable, and creates it when needed. All its files together stay within `max_bytes`."""
         self._folders, self._max_bytes = tuple(folders), max_bytes
         self._folder: Path | None = None
         self._lock = threading.RLock()
         self._writer: io.FileIO | None = None
 
     def append(self, events: Sequence[bytes]) -> None:
-        """Write them; they survive a crash once this returns. Raises SpoolError, and then none of them is there."""
+        """Write events; they survive a crash once this returns. Raises SpoolError, and then none of them was written."""
         lines = b"".join(b"%08x %b\n" % (zlib.crc32(event), event) for event in events)
         with self._lock:
             try:
                 if self.used_bytes() + len(lines) > self._max_bytes:
-                    raise SpoolError(f"the {self._max_bytes:,} bytes for them are used")
+                    raise SpoolError(f"the limit of {self._max_bytes:,} bytes is reached")
                 self._write(lines)
             except (OSError, ImportError) as error:
                 raise SpoolError(str(error)) from error
 
     def next_segment(self) -> Segment | None:
-        """The oldest file that no other process holds, ours among them, which ends writing to it. Raises SpoolError."""
+        """The oldest file that no other process holds, or None; this process stops writing to its own file. Raises SpoolError."""
         with self._lock:
             try:
                 self._seal()
@@ -85,7 +86,7 @@ class Spool:
         return None
 
     def used_bytes(self) -> int:
-        """Of all files together; 0 while there is no folder."""
+        """Bytes of all files together; 0 if there is no folder yet."""
         size = 0
         for path in self._files():
             with contextlib.suppress(FileNotFoundError):
@@ -93,12 +94,12 @@ class Spool:
         return size
 
     def close(self) -> None:
-        """Leave what is there to whoever comes next."""
+        """Leave all files to the next process that looks for them."""
         with self._lock:
             self._seal()
 
     def after_fork(self) -> None:
-        """In the child, which has a spool of its own: let go of the parent's file without giving up its lock."""
+        """In the forked child, which uses a new spool: close the parent's file without releasing its lock."""
         if self._writer is not None:
             self._writer.close()
 
@@ -111,7 +112,7 @@ class Spool:
                 rest = rest[writer.write(rest) :]
             os.fsync(writer.fileno())
         except OSError:
-            # Nothing is appended after a torn line; if even this fails, its CRC tells.
+            # Never append after a torn line. If even this fails, its CRC gives it away.
             with contextlib.suppress(OSError):
                 writer.truncate(start)
             self._seal()
@@ -120,8 +121,8 @@ class Spool:
             self._seal()
 
     def _begin(self) -> io.FileIO:
-        """A new file: it gets its name once it is locked, since anyone may take what has a name and no lock."""
-        folder = self._made_folder()
+        """Create a file. It gets its final name once it is locked, since any process may take a file with that name and no lock."""
+        folder = self._make_folder()
         name = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}"
         hidden = folder / f".{name}"
         descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -145,19 +146,19 @@ class Spool:
 
     def _files(self) -> list[Path]:
         """Oldest first."""
-        folder = self._folder or next((one for one in self._folders if _usable(one)), None)
+        folder = self._folder or next((candidate for candidate in self._folders if _usable(candidate)), None)
         if folder is None or not folder.is_dir():
             return []
         return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(SUFFIX)]
 
-    def _made_folder(self) -> Path:
+    def _make_folder(self) -> Path:
         if self._folder is None or not self._folder.is_dir():
             self._folder = _make_first(self._folders)
         return self._folder
 
 
 def spool_folders(spool_dir: Path | None, url: str) -> list[Path]:
-    """Where the events for a service may lie, best first: one folder for each service, so that none gets what is meant for another."""
+    """Folders for the events of a service, best first. Each service has its own, so that none gets events meant for another."""
     address = httpx.URL(url)
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{address.host}-{address.port or address.scheme}")
     name = f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
@@ -173,23 +174,23 @@ def spool_folders(spool_dir: Path | None, url: str) -> list[Path]:
 
 
 def _make_first(folders: Sequence[Path]) -> Path:
-    """Raises the error of the last one."""
-    failed: OSError = FileNotFoundError("there is no folder")
+    """Create and return the first folder that is usable. Raises the error of the last one."""
+    last_error: OSError = FileNotFoundError("there is no folder")
     for folder in folders:
         try:
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            failed = error
+            last_error = error
             continue
         if _usable(folder):
             return folder
-        failed = PermissionError(f"{folder} is not ours, or can't be written to")
-    raise failed
+        last_error = PermissionError(f"{folder} belongs to another user or is not writable")
+    raise last_error
 
 
 def _usable(folder: Path) -> bool:
-    """Ours to write. Where anyone may write, another user may have made one of that name, to read along."""
+    """Whether this user may write there. In the shared temporary folder another user may have created one of that name, to read along."""
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         return False
     shared = folder.is_relative_to(tempfile.gettempdir()) and hasattr(os, "getuid")
@@ -197,7 +198,7 @@ def _usable(folder: Path) -> bool:
 
 
 def _lock(path: Path) -> io.FileIO | None:
-    """The file, if nobody else holds it, it is still there and no other user's."""
+    """The locked file, or None if another process holds it, another user owns it, or it is gone."""
     try:
         file = io.FileIO(path, "r+")
     except (FileNotFoundError, PermissionError):
@@ -209,7 +210,7 @@ def _lock(path: Path) -> io.FileIO | None:
 
 
 def _try_lock(file: io.FileIO) -> bool:
-    # Not everywhere; there the disk is not used.
+    # Missing on Windows, where the disk is not used.
     import fcntl
 
     try:
@@ -220,7 +221,7 @@ def _try_lock(file: io.FileIO) -> bool:
 
 
 def _unlock(file: io.FileIO) -> None:
-    """Said, not only closed: a child that was forked at the wrong moment may hold the file open."""
+    """Unlock before closing: a child forked at the wrong moment may hold the file open."""
     import fcntl
 
     if not file.closed:
@@ -237,7 +238,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _read(content: bytes) -> tuple[list[bytes], int]:
-    """Events, and how many lines are none."""
+    """Intact events, and the number of lines that are not."""
     events, unreadable = [], 0
     for line in content.split(b"\n"):
         checksum, _, event = line.partition(b" ")

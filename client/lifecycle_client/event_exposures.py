@@ -1,14 +1,14 @@
-"""Which exposures were logged lately: a page drawn again logs none."""
+"""Remembers recently logged exposures, so that showing the same variant again logs nothing."""
 
 import hashlib
 import threading
 from collections import OrderedDict
 
-from lifecycle_client.records import Assignment
+from lifecycle_client.answers import Assignment
 
 
 class RecentExposures:
-    """The last `max_exposures`, each for `every` seconds; 0 remembers none. May be called from any thread, and from a signal handler."""
+    """The last `max_exposures`, each for `every` seconds; 0 remembers none. Safe to call from any thread and from a signal handler."""
 
     def __init__(self, every: float, max_exposures: int) -> None:
         self._every, self._max = every, max_exposures
@@ -16,7 +16,7 @@ class RecentExposures:
         self._until: OrderedDict[bytes, float] = OrderedDict()
 
     def add(self, assignment: Assignment, now: float) -> bytes | None:
-        """Remember that this unit sees this variant of this run now; None where that is known. What is returned undoes it."""
+        """Remember that this unit sees this variant of this run now. Returns a key for `forget`, or None if it is already known."""
         seen = (assignment.unit_type, assignment.unit_id, assignment.experiment_id, assignment.variant_id)
         key = hashlib.blake2b("\0".join(seen).encode(), digest_size=16).digest()
         with self._lock:
@@ -29,10 +29,10 @@ class RecentExposures:
         return key
 
     def forget(self, key: bytes) -> None:
-        """It was not logged after all."""
+        """Undo `add`, because the exposure could not be logged."""
         with self._lock:
             self._until.pop(key, None)
 
     def after_fork(self) -> None:
-        """In the child: a lock of its own. What the parent logged stays known."""
+        """In the forked child: take a new lock, and keep what the parent logged."""
         self._lock = threading.RLock()

@@ -1,4 +1,4 @@
-"""Events as bytes: an event of what a product gives, a batch of events, and what the service says of it."""
+"""Encodes events and batches as JSON, and reads what the service says about a batch."""
 
 import math
 import numbers
@@ -12,44 +12,44 @@ from typing import Any
 
 import msgspec
 
-from lifecycle_client.records import Assignment, Assignments
+from lifecycle_client.answers import Assignment, Assignments
 from lifecycle_client.wire import Reply, Unreachable, read_refusal, retry_after
 
 Experiments = Assignment | Assignments | Iterable[Assignment | Mapping[str, str]] | None
-"""What an event counts for: assignments as the assignment client gives them, or `experiment_id` and `variant_id` as texts."""
+"""What an event counts for: assignments from the assignment client, or mappings with `experiment_id` and `variant_id` as strings."""
 
 # The service's limit for one event.
 MAX_EVENT_BYTES = 1_048_576
-# The service takes 10 MB, but many a proxy before it is set to 1 MB.
+# The service accepts 10 MB, but many proxies allow only 1 MB.
 MAX_BATCH_BYTES = 1_000_000
 MAX_BATCH = 1_000
-# The one code of an event that may be stored later: its unit has had too many within a minute.
+# The only code of an event that may still be stored later: its unit sent too many within a minute.
 RATE_LIMITED = "rate_limited"
-# Answers that tell of the service, never of what was sent: no use in trying a part of the batch.
+# These describe the service, never the batch, so sending a part of the batch would not help.
 _ABOUT_THE_SERVICE = frozenset({429, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The service has the batch, but for those that it refused: index → code."""
+    """The service stored the batch, except for the events in `refused`: index → code."""
 
     refused: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Unacceptable:
-    """The batch as a whole is refused, and not said for which event: parts of it may do. `code` is for an event alone."""
+    """The service refuses the whole batch without naming an event; parts of it may be fine. `code` applies to a batch of one event."""
 
     code: str
 
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """Nothing was stored, and it may be later. `maybe_ours`: something in the batch could be the cause."""
+    """Nothing was stored; it may be later. `may_be_an_event`: an event of the batch could be the cause."""
 
     why: str
     retry_after: float | None = None
-    maybe_ours: bool = False
+    may_be_an_event: bool = False
 
 
 class _Event(msgspec.Struct, omit_defaults=True):
@@ -85,14 +85,14 @@ class _Named(msgspec.Struct):
 
 
 def _plain(value: Any) -> Any:
-    """What msgspec does not know by itself: numpy's numbers, mappings that are no dict."""
+    """Converts what msgspec cannot encode: numpy's numbers, and mappings other than dict."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} cannot be encoded as JSON")
 
 
 _encode = msgspec.json.Encoder(enc_hook=_plain).encode
@@ -102,10 +102,10 @@ _named = msgspec.json.Decoder(_Named)
 
 
 def new_event_id() -> str:
-    """A UUID of version 7 (RFC 9562): ids of one process grow with time, which keeps the service's index small where it is written."""
+    """A UUID of version 7 (RFC 9562). The ids of one process grow with time, so the service writes to one end of its index."""
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     value = milliseconds << 80 | 7 << 76 | (rest << 12) // 1_000_000 << 64
-    # Not from `random`: a product may seed it the same in each of its processes.
+    # Not from `random`: a product may seed it with the same value in each of its processes.
     text = f"{value | 2 << 62 | int.from_bytes(os.urandom(8), 'big') >> 2:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
@@ -121,9 +121,9 @@ def encode_event(
     payload: Mapping[str, Any] | None,
     timestamp: datetime | str | None,
 ) -> bytes:
-    """One event as JSON, with the time of now where none is given. Raises whatever its values make impossible, ValueError among it."""
+    """One event as JSON, with the current time if `timestamp` is None. Raises ValueError or any other error that its values cause."""
     if isinstance(timestamp, datetime) and timestamp.tzinfo is None:
-        raise ValueError(f"the timestamp {timestamp} has no offset")
+        raise ValueError(f"the timestamp {timestamp} has no UTC offset")
     return _encode(
         _Event(
             event_id,
@@ -131,7 +131,7 @@ def encode_event(
             unit_type,
             unit_id,
             datetime.now(UTC) if timestamp is None else timestamp,
-            [_reference(one) for one in _listed(experiments)],
+            [_reference(experiment) for experiment in _listed(experiments)],
             context,
             None if metrics is None else {name: _number(name, value) for name, value in metrics.items()},
             payload,
@@ -146,8 +146,8 @@ def encode_batch(events: Sequence[bytes]) -> bytes:
 
 def name_of(event: bytes) -> tuple[str, str]:
     """Id and type of an encoded event."""
-    named = _named.decode(event)
-    return named.event_id, str(named.event_type)
+    decoded = _named.decode(event)
+    return decoded.event_id, str(decoded.event_type)
 
 
 def read_outcome(reply: Reply | Unreachable, count: int) -> Taken | Unacceptable | Away:
@@ -157,10 +157,10 @@ def read_outcome(reply: Reply | Unreachable, count: int) -> Taken | Unacceptable
     if reply.status in {200, 207}:
         return _read_answer(reply.body, count)
     if reply.status == 413:
-        # Whoever says so: a proxy before the service has a limit of its own.
+        # A proxy in front of the service may say so, too: it has its own limit.
         return Unacceptable("payload_too_large")
     refusal = read_refusal(reply) if reply.status < 500 else None
-    # Another program's 400 is no word of the service's: a page that a proxy made of an error must not cost events.
+    # A 400 from another program does not count: a proxy's error page must not cost events.
     if refusal is not None and refusal.code != "http_error":
         if refusal.about_key:
             return Away(f"it refuses the key: {refusal.message}")
@@ -175,17 +175,17 @@ def _read_answer(body: bytes, count: int) -> Taken | Away:
     try:
         answer = _answer.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Away(f"an answer that can't be read: {error}")
-    refused = {one.index: one.error for one in answer.errors}
+        return Away(f"an answer that cannot be read: {error}")
+    refused = {refusal.index: refusal.error for refusal in answer.errors}
     if answer.accepted + answer.rejected != count or answer.rejected != len(refused) or not _inside(refused, count):
-        return Away("an answer that counts other events than were sent")
+        return Away("an answer that does not count the events that were sent")
     return Taken(refused)
 
 
 def _read_refused(body: bytes, count: int) -> Taken | None:
-    """A 400 that says what is wrong with each event."""
+    """The outcome if a 400 says what is wrong with each event, else None."""
     try:
-        refused = {one.index: one.error for one in _refused.decode(body).errors}
+        refused = {refusal.index: refusal.error for refusal in _refused.decode(body).errors}
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return Taken(refused) if len(refused) == count and _inside(refused, count) else None
@@ -203,15 +203,15 @@ def _listed(experiments: Experiments) -> Iterable[Assignment | Mapping[str, str]
     return experiments.assigned.values() if isinstance(experiments, Assignments) else experiments
 
 
-def _reference(one: Assignment | Mapping[str, str]) -> dict[str, str]:
-    if isinstance(one, Assignment):
-        return {"experiment_id": one.experiment_id, "variant_id": one.variant_id}
-    return dict(one)
+def _reference(experiment: Assignment | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(experiment, Assignment):
+        return {"experiment_id": experiment.experiment_id, "variant_id": experiment.variant_id}
+    return dict(experiment)
 
 
 def _number(name: str, value: Any) -> Any:
-    """A metric, which JSON would turn into null where it is not finite; a Decimal as a number."""
+    """A metric as a number. Raises ValueError if it is not finite, since JSON would turn it into null."""
     number = float(value) if isinstance(value, Decimal) else value
     if not math.isfinite(number):
-        raise ValueError(f"the metric {name!r} is {value}, no finite number")
+        raise ValueError(f"the metric {name!r} must be a finite number, not {value}")
     return number

@@ -1,4 +1,4 @@
-"""After os.fork the child starts with connections and locks of its own."""
+"""Gives a forked child its own connections and locks."""
 
 import os
 from typing import Protocol
@@ -6,23 +6,23 @@ from weakref import WeakSet
 
 
 class Forked(Protocol):
-    """Something that holds what a child must not share."""
+    """An object that holds connections or locks, which a forked child must not share."""
 
     def after_fork(self) -> None:
-        """Called in the child, before anything else runs there."""
+        """Called in the child, before any other code runs there."""
 
 
 _all: "WeakSet[Forked]" = WeakSet()
 
 
-def renew_after_fork(one: Forked) -> None:
-    """Have `after_fork` called in every child of this process, for as long as the object lives."""
-    _all.add(one)
+def renew_after_fork(instance: Forked) -> None:
+    """Call `after_fork` in every forked child of this process, for as long as the object lives."""
+    _all.add(instance)
 
 
 def _in_child() -> None:
-    for one in list(_all):
-        one.after_fork()
+    for instance in list(_all):
+        instance.after_fork()
 
 
 if hasattr(os, "register_at_fork"):

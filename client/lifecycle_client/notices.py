@@ -1,4 +1,4 @@
-"""Log lines that do not flood: each kind once a minute."""
+"""Warnings in the log, each kind at most once a minute."""
 
 import logging
 import threading
@@ -13,20 +13,20 @@ class Notices:
     """Warnings of one client, under the logger `lifecycle_client`."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` in seconds, never going back."""
+        """`clock` returns seconds and never goes back."""
         self._clock = clock
         self._lock = threading.RLock()
-        self._said: dict[str, float] = {}
+        self._last_logged: dict[str, float] = {}
 
     def warn(self, kind: str, message: str) -> None:
-        """Write the line, unless one of its kind was written within the minute."""
+        """Log the message, unless one of this kind was logged in the last minute."""
         now = self._clock()
         with self._lock:
-            if now < self._said.get(kind, float("-inf")) + LOG_EVERY_SECONDS:
+            if now < self._last_logged.get(kind, float("-inf")) + LOG_EVERY_SECONDS:
                 return
-            self._said[kind] = now
+            self._last_logged[kind] = now
         log.warning(message)
 
     def after_fork(self) -> None:
-        """In the child: a lock that no thread of the parent holds."""
+        """In the forked child: take a new lock, since a thread of the parent may hold the old one."""
         self._lock = threading.RLock()

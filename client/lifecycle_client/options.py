@@ -1,4 +1,4 @@
-"""The client's settings, checked once."""
+"""Reads and checks the clients' settings."""
 
 import os
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 
-from lifecycle_client.errors import ClientSetupError
+from lifecycle_client.exceptions import ClientSetupError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-# Longer than the service tries before its 503, whose Retry-After is worth having.
+# Longer than the 0.7 s after which the service answers 503, so that its Retry-After is seen.
 DEFAULT_TIMEOUT = 1.0
 DEFAULT_TTL = 300.0
 DEFAULT_MAX_ENTRIES = 10_000
@@ -21,7 +21,7 @@ EVENTS_PATH = "/api/v1/events/batch"
 
 @dataclass(frozen=True)
 class Options:
-    """Where to ask, with which key (not shown), and how long answers live; times in seconds."""
+    """Where to ask, with which key (not shown), and how long answers are kept. Times are in seconds."""
 
     url: str
     headers: dict[str, str]
@@ -31,14 +31,14 @@ class Options:
     stale_for: float
 
     def __repr__(self) -> str:
-        """Without the key."""
+        """The address, without the key."""
         return f"Options({self.url})"
 
 
 def read_options(
     api_key: str | None, base_url: str | None, timeout: float, ttl: float, max_entries: int, stale_for: float
 ) -> Options:
-    """The settings, with LIFECYCLE_API_KEY and ASSIGNMENT_SERVICE_URL for what is None. Raises ClientSetupError."""
+    """The settings; LIFECYCLE_API_KEY and ASSIGNMENT_SERVICE_URL replace a key or address of None. Raises ClientSetupError."""
     headers = _headers(api_key)
     _check_timeout(timeout)
     for name, value in (("ttl", ttl), ("max_entries", max_entries), ("stale_for", stale_for)):
@@ -48,7 +48,7 @@ def read_options(
 
 @dataclass(frozen=True)
 class EventOptions:
-    """Where to send events, with which key (not shown), and what waits how long; times in seconds, sizes in bytes."""
+    """Where to send events, with which key (not shown), and how long and how many events wait. Times in seconds, sizes in bytes."""
 
     url: str
     headers: dict[str, str]
@@ -64,14 +64,14 @@ class EventOptions:
     max_exposures: int
 
     def __repr__(self) -> str:
-        """Without the key."""
+        """The address, without the key."""
         return f"EventOptions({self.url})"
 
 
 def read_event_options(
     api_key: str | None, base_url: str | None, timeout: float, spool_dir: str | os.PathLike[str] | None, **rest: Any
 ) -> EventOptions:
-    """The settings, with LIFECYCLE_API_KEY and EVENT_SERVICE_URL for what is None; `rest` stays as it is. Raises ClientSetupError."""
+    """The settings; LIFECYCLE_API_KEY and EVENT_SERVICE_URL replace a key or address of None. Raises ClientSetupError."""
     headers = _headers(api_key)
     _check_timeout(timeout)
     for name, value in rest.items():
@@ -87,29 +87,31 @@ def _headers(api_key: str | None) -> dict[str, str]:
     if not key:
         raise ClientSetupError("No API key: pass `api_key`, or set LIFECYCLE_API_KEY.")
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise ClientSetupError("The API key holds characters that no key has.")
+        raise ClientSetupError(
+            "The API key contains a space or a character that is not printable ASCII: check `api_key`."
+        )
     return {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
 
 def _check_timeout(timeout: float) -> None:
     if not timeout > 0:
-        raise ClientSetupError("`timeout` is a number of seconds above 0.")
+        raise ClientSetupError(f"`timeout` must be above 0 seconds, not {timeout}.")
 
 
 def _check_not_below(name: str, value: float, least: int) -> None:
     if not value >= least:
-        raise ClientSetupError(f"`{name}` is not below {least}.")
+        raise ClientSetupError(f"`{name}` must be at least {least}, not {value}.")
 
 
 def _address(base_url: str | None, variable: str) -> str:
     address = (base_url or os.environ.get(variable) or DEFAULT_URL).strip().rstrip("/")
     try:
         parts = httpx.URL(address)
-        holds = parts.scheme in {"http", "https"} and bool(parts.host)
+        is_valid = parts.scheme in {"http", "https"} and bool(parts.host)
     except (httpx.InvalidURL, ValueError):
-        holds = False
-    if not holds:
+        is_valid = False
+    if not is_valid:
         raise ClientSetupError(
-            f"{address!r} is no address of the service: it begins with http:// or https:// and a host."
+            f"{address!r} is not a valid address of the service: it must begin with http:// or https:// and a host."
         )
     return address

@@ -1,4 +1,4 @@
-"""One POST with httpx, from a thread."""
+"""Sends one POST with httpx, from a thread."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,14 @@ import httpx
 
 from lifecycle_client.wire import Reply, Unreachable
 
-# The service closes an idle connection after 5 s; one that is dropped earlier is never found closed in the middle of a request.
+# The service closes idle connections after 5 s. Dropping them earlier means that no request runs into a closed one.
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
-# A connection that broke tells little about the service, and sending twice does no harm: these are tried once more.
+# A broken connection says little about the service, and sending twice does no harm: try once more.
 BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
 def post(http: httpx.Client, url: str, body: bytes, timeout: float, clock: Callable[[], float]) -> Reply | Unreachable:
-    """What came back within about `timeout` seconds. Raises RuntimeError when `http` was closed by another thread."""
+    """The reply received within about `timeout` seconds. Raises RuntimeError if another thread closed `http`."""
     deadline = clock() + timeout
     for last in (False, True):
         try:
@@ -27,7 +27,7 @@ def post(http: httpx.Client, url: str, body: bytes, timeout: float, clock: Calla
 def _post(http: httpx.Client, url: str, body: bytes, deadline: float, clock: Callable[[], float]) -> Reply:
     read = bytearray()
     with http.stream("POST", url, content=body) as response:
-        # httpx bounds each read; a service that drips bytes is bounded here.
+        # httpx limits each read; this limits a service that sends byte by byte.
         for chunk in response.iter_bytes():
             read += chunk
             if clock() > deadline:

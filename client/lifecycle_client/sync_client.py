@@ -1,4 +1,4 @@
-"""The client for threads."""
+"""The assignment client for threads."""
 
 import random
 import threading
@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import httpx
 
+from lifecycle_client.answers import Assignments
 from lifecycle_client.core import Core, ask
-from lifecycle_client.errors import AssignmentClientError, ClientClosedError
+from lifecycle_client.exceptions import AssignmentClientError, ClientClosedError
 from lifecycle_client.forks import renew_after_fork
 from lifecycle_client.options import (
     DEFAULT_MAX_ENTRIES,
@@ -19,13 +20,12 @@ from lifecycle_client.options import (
     DEFAULT_TTL,
     read_options,
 )
-from lifecycle_client.records import Assignments
 from lifecycle_client.sending import LIMITS, post
 from lifecycle_client.wire import Reply, Unreachable
 
 
 class AssignmentClient:
-    """Asks for assignments. One for a process is enough: threads share it, and after os.fork a child has connections of its own.
+    """Asks for assignments. One for each process is enough: threads share it, and a forked child gets its own connections.
 
     No call waits much longer than `timeout`, and none waits while the service is known to be away.
     """
@@ -43,12 +43,13 @@ class AssignmentClient:
         jitter: Callable[[], float] = random.random,
         make_transport: Callable[[], httpx.BaseTransport] | None = None,
     ) -> None:
-        """Nothing connects yet. Raises ClientSetupError.
+        """Connects to nothing yet. Raises ClientSetupError.
 
         `api_key`: else LIFECYCLE_API_KEY. `base_url`: else ASSIGNMENT_SERVICE_URL, else http://127.0.0.1:8000.
-        `timeout`: seconds for one request. `ttl`: most seconds that an answer is fresh; the service's max-age may make it less.
-        `max_entries`: most answers held. `stale_for`: seconds beyond its freshness that an answer may be used while the service is away.
-        `clock`: seconds, never going back; `jitter`: numbers from 0 on and below 1. `make_transport`: called again in a forked child.
+        `timeout`: seconds for one request. `ttl`: longest time in seconds that an answer is fresh; the service's max-age may shorten it.
+        `max_entries`: most answers in memory. `stale_for`: seconds after its freshness for which an answer is used during an outage.
+        `clock` returns seconds and never goes back; `jitter` returns numbers from 0 up to, but not including, 1.
+        `make_transport` is called again in a forked child.
         """
         options = read_options(api_key, base_url, timeout, ttl, max_entries, stale_for)
         self._core: Core[threading.Event] = Core(options, threading.Event, clock, jitter)
@@ -68,9 +69,9 @@ class AssignmentClient:
         context: Mapping[str, Any] | None = None,
         enroll: bool = True,
     ) -> Assignments:
-        """An entry for each experiment, the last known one while the service is away. With `enroll=False` nothing is stored.
+        """An entry for each experiment; the last known one while the service is away. With `enroll=False` nothing is stored.
 
-        Raises KeyRefusedError (401, 403), RequestRefusedError (400 and its like) with the service's sentence, ClientClosedError.
+        Raises KeyRefusedError (401, 403) and RequestRefusedError (400 and similar) with the service's message, and ClientClosedError.
         """
         question = ask(unit_type, unit_id, experiments, context, enroll)
         if self._closed:
@@ -97,7 +98,7 @@ class AssignmentClient:
         context: Mapping[str, Any] | None = None,
         enroll: bool = True,
     ) -> str:
-        """Name of the unit's variant, else `default`. Raises nothing: a refusal is logged, once a minute."""
+        """Name of the unit's variant, or `default`. Never raises: a refusal is logged, at most once a minute."""
         return self._try(unit_type, unit_id, experiment, context, enroll).variant(experiment, default)
 
     def config(
@@ -110,11 +111,11 @@ class AssignmentClient:
         context: Mapping[str, Any] | None = None,
         enroll: bool = True,
     ) -> Mapping[str, Any]:
-        """The complete config of the unit's variant, else `default`. Raises nothing: a refusal is logged, once a minute."""
+        """The complete config of the unit's variant, or `default`. Never raises: a refusal is logged, at most once a minute."""
         return self._try(unit_type, unit_id, experiment, context, enroll).config(experiment, default)
 
     def close(self) -> None:
-        """Give the connections back; later calls raise ClientClosedError or give defaults. May be called again."""
+        """Close the connections; later calls raise ClientClosedError or return defaults. Calling it again does nothing."""
         self._closed = True
         with self._lock:
             http, self._http = self._http, None
@@ -130,7 +131,7 @@ class AssignmentClient:
         self.close()
 
     def after_fork(self) -> None:
-        """In the child of a fork. The parent's connections are kept unused: even closing them here could reach into the parent."""
+        """In the forked child: set the parent's connections aside unused, since even closing them here could disturb the parent."""
         self._lock = threading.Lock()
         if self._http is not None:
             self._inherited.append(self._http)
@@ -151,7 +152,7 @@ class AssignmentClient:
         try:
             return post(self._connections(), options.url, body, options.timeout, self._core.clock)
         except RuntimeError:
-            # httpx, when the client was closed by another thread.
+            # Raised by httpx if another thread closed the client.
             if self._closed:
                 raise ClientClosedError("This client is closed.") from None
             raise

@@ -1,4 +1,4 @@
-"""Bytes to and from the service: requests, answers, refusals, and the headers that say how long."""
+"""Encodes requests to the service; reads its answers, its refusals and the headers that limit how long an answer is kept."""
 
 import re
 from collections.abc import Mapping
@@ -7,21 +7,21 @@ from typing import Any
 
 import msgspec
 
-from lifecycle_client.errors import AssignmentClientError, KeyRefusedError, RequestRefusedError
-from lifecycle_client.records import Assignment, Skipped, Source
+from lifecycle_client.answers import Assignment, Skipped, Source
+from lifecycle_client.exceptions import AssignmentClientError, KeyRefusedError, RequestRefusedError
 
-# Whoever says so, the program has to be changed.
+# The calling program has to change, even if a proxy sends one of these.
 REFUSALS = frozenset({400, 401, 403})
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
 class UnreadableAnswerError(Exception):
-    """The body is not what the service answers; something else stands at its address."""
+    """The body does not come from the service; another program answers at its address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. Names of headers in lower case."""
+    """An HTTP response. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -30,21 +30,21 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """Nothing came back in time, and why."""
+    """No response arrived in time; `why` is the reason."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """One answer as it is kept: its config as JSON, so that no caller can change another's."""
+    """One answer as it is cached. Its config stays JSON, so that no caller can change another caller's config."""
 
     experiment: str
     skipped: str | None
     assignment: "_Assignment | None" = None
 
     def result(self, unit: tuple[str, str], source: Source) -> Assignment | Skipped:
-        """For a caller; `unit` is the type and id of whom it is about."""
+        """The answer for a caller. `unit` is (type, id)."""
         served = self.assignment
         if served is None:
             return Skipped(self.experiment, self.skipped or "", source)
@@ -65,7 +65,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The service's own words on a request that it will never answer."""
+    """The service's refusal of a request that it will never answer."""
 
     status: int
     code: str
@@ -75,11 +75,11 @@ class Refusal:
 
     @property
     def about_key(self) -> bool:
-        """Whether any question with this key is refused."""
+        """Whether the service refuses every question with this key."""
         return self.status in {401, 403}
 
     def error(self) -> AssignmentClientError:
-        """As an exception, a new one for each caller."""
+        """A new exception for each caller."""
         if self.about_key:
             return KeyRefusedError(self.message, status=self.status, code=self.code, request_id=self.request_id)
         return RequestRefusedError(
@@ -121,7 +121,7 @@ _config = msgspec.json.Decoder(dict[str, Any])
 
 
 def encode_request(unit_type: str, unit_id: str, experiments: list[str], context: bytes, enroll: bool) -> bytes:
-    """The body of a request; `context` as JSON, empty for none. Raises UnicodeEncodeError for a lone surrogate."""
+    """The body of a request. `context` is JSON, or empty if there is none. Raises UnicodeEncodeError for a lone surrogate."""
     raw = msgspec.Raw(context) if context else msgspec.UNSET
     return msgspec.json.encode(_Request(unit_type, unit_id, experiments, raw, enroll))
 
@@ -130,57 +130,57 @@ def read_answer(body: bytes) -> dict[str, Known]:
     """Experiment → answer. Raises UnreadableAnswerError."""
     try:
         answer = _answer.decode(body)
-        # A copy of each config: a slice would keep the whole body in memory.
-        served = [msgspec.structs.replace(one, config=one.config.copy()) for one in answer.assignments]
-        found = {one.experiment_name: Known(one.experiment_name, None, one) for one in served}
-        for known in found.values():
+        # Copy each config: a slice would keep the whole body in memory.
+        assignments = [msgspec.structs.replace(item, config=item.config.copy()) for item in answer.assignments]
+        answers = {item.experiment_name: Known(item.experiment_name, None, item) for item in assignments}
+        for known in answers.values():
             known.result(("", ""), "service")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableAnswerError(str(error)) from None
-    for one in answer.skipped_experiments:
-        found[one.experiment_name] = Known(one.experiment_name, one.reason)
-    return found
+    for skipped in answer.skipped_experiments:
+        answers[skipped.experiment_name] = Known(skipped.experiment_name, skipped.reason)
+    return answers
 
 
 def read_refusal(reply: Reply) -> Refusal | None:
-    """What a refused request was told; None where another program answered, such as a proxy that knows no way to the service."""
+    """The service's refusal; None if another program answered, such as a proxy that cannot reach the service."""
     body = _object(reply.body)
     code, message, details = body.get("error"), body.get("message"), body.get("details")
     if not isinstance(code, str) and reply.status not in REFUSALS:
         return None
-    pairs = [one for one in details if isinstance(one, dict)] if isinstance(details, list) else []
+    entries = [entry for entry in details if isinstance(entry, dict)] if isinstance(details, list) else []
     return Refusal(
         reply.status,
         code if isinstance(code, str) else "http_error",
         message if isinstance(message, str) and message else f"The service answered with status {reply.status}.",
-        tuple((str(one.get("field", "")), str(one.get("error", ""))) for one in pairs),
+        tuple((str(entry.get("field", "")), str(entry.get("error", ""))) for entry in entries),
         reply.headers.get("x-request-id"),
     )
 
 
 def hold_seconds(headers: Mapping[str, str]) -> float | None:
-    """How long the service lets an answer be held: infinity where it does not say, None where it must not be kept at all."""
-    held = float("inf")
+    """Seconds for which an answer may be cached: infinity if the service sets no limit, None if it must not be kept at all."""
+    seconds = float("inf")
     for directive in headers.get("cache-control", "").lower().split(","):
         name, _, value = directive.strip().partition("=")
         if name == "no-store":
             return None
         if name == "no-cache":
-            held = 0.0
+            seconds = 0.0
         elif name == "max-age":
-            held = min(held, _seconds(value.strip(' "')) or 0.0)
-    # What a proxy between us and the service held already.
-    return max(0.0, held - (_seconds(headers.get("age", "").strip()) or 0.0))
+            seconds = min(seconds, _seconds(value.strip(' "')) or 0.0)
+    # A proxy on the way may have kept the answer for a while already.
+    return max(0.0, seconds - (_seconds(headers.get("age", "").strip()) or 0.0))
 
 
 def retry_after(reply: Reply) -> float | None:
-    """Seconds after which to come back, by the header or else by the body; None where neither says so in seconds."""
-    told = _seconds(reply.headers.get("retry-after", "").strip())
-    if told is None:
+    """Seconds after which to try again, from the header or else from the body; None if neither gives seconds."""
+    seconds = _seconds(reply.headers.get("retry-after", "").strip())
+    if seconds is None:
         in_body = _object(reply.body).get("retry_after")
         if isinstance(in_body, int | float) and not isinstance(in_body, bool) and 0 <= in_body < float("inf"):
-            told = float(min(in_body, 1e9))
-    return told
+            seconds = float(min(in_body, 1e9))
+    return seconds
 
 
 def _seconds(text: str) -> float | None:
@@ -189,7 +189,7 @@ def _seconds(text: str) -> float | None:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        found = msgspec.json.decode(body)
+        content = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""The assignment client against the real API: the same answers as HTTP, an outage and its end, changes within max-age, keys, forks.
+"""The assignment client against the real API: the same answers as HTTP, outages, changes within max-age, keys, forks.
 
 The client without a network: tests/unit/test_client.py.
 """
@@ -14,7 +14,7 @@ import httpx
 import psycopg
 import pytest
 from api_support import Api, make_run, running_api
-from client_support import AsyncDriver, AsyncLed, Clock, Driver, Led, Place, SyncDriver
+from client_support import AsyncDriver, AsyncPlaceTransport, Clock, Driver, Place, PlaceTransport, SyncDriver
 
 from foundation.api_keys import make_api_key
 from lifecycle_client import AssignmentClient, KeyRefusedError, RequestRefusedError
@@ -29,38 +29,40 @@ Make = Callable[..., Driver]
 
 @pytest.fixture(params=["sync", "async"])
 def make(request: pytest.FixtureRequest, database_url: str) -> Iterator[Make]:
-    """Makes a client of either kind for a place, with a key for assignments."""
-    made: list[Driver] = []
+    """Makes clients of either kind for a place, each with its own key for assignments."""
+    drivers: list[Driver] = []
 
     def new(place: Place, **options: Any) -> Driver:
         with psycopg.connect(database_url, autocommit=True) as connection:
             _, key = make_api_key(connection, f"key {uuid4()}", ["assign"])
         options = {"timeout": 20, "jitter": lambda: 0.0, "api_key": key, **options}
-        kind, transport = (SyncDriver, Led) if request.param == "sync" else (AsyncDriver, AsyncLed)
-        made.append(kind(None, make_transport=lambda: transport(place), **options))
-        return made[-1]
+        kind, transport = (
+            (SyncDriver, PlaceTransport) if request.param == "sync" else (AsyncDriver, AsyncPlaceTransport)
+        )
+        drivers.append(kind(None, make_transport=lambda: transport(place), **options))
+        return drivers[-1]
 
     yield new
-    for driver in made:
+    for driver in drivers:
         driver.close()
 
 
 def plain(driver: Driver, unit_id: str, *names: str, **options: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the client says, in the words of HTTP."""
+    """The client's answer with the field names of the HTTP API: assignments, and reasons of skipped experiments."""
     answer = driver.assign(unit_id, *names, **options)
-    words = ("experiment_id", "run", "variant_id", "variant_name", "enrolled", "reason", "config")
+    fields = ("experiment_id", "run", "variant_id", "variant_name", "enrolled", "reason", "config")
     assigned = {
-        name: {"experiment_name": one.experiment, **{word: getattr(one, word) for word in words}}
-        for name, one in answer.assigned.items()
+        name: {"experiment_name": entry.experiment, **{field: getattr(entry, field) for field in fields}}
+        for name, entry in answer.assigned.items()
     }
-    return assigned, {name: one.reason for name, one in answer.skipped.items()}
+    return assigned, {name: entry.reason for name, entry in answer.skipped.items()}
 
 
 def in_http(api: Api, unit_id: str, *names: str) -> tuple[dict[str, Any], dict[str, str]]:
     body = api.assign(unit_id, *names, unit_type="user")
     return (
-        {one["experiment_name"]: one for one in body["assignments"]},
-        {one["experiment_name"]: one["reason"] for one in body["skipped_experiments"]},
+        {entry["experiment_name"]: entry for entry in body["assignments"]},
+        {entry["experiment_name"]: entry["reason"] for entry in body["skipped_experiments"]},
     )
 
 
@@ -69,7 +71,7 @@ def source(driver: Driver, unit_id: str, name: str) -> str:
     return str((answer.assigned.get(name) or answer.skipped[name]).source)
 
 
-def test_it_says_what_http_says(api: Api, make: Make) -> None:
+def test_client_gives_the_same_answers_as_http(api: Api, make: Make) -> None:
     for name, columns in (
         ("active", {}),
         ("households", {"unit_type": "household"}),
@@ -79,26 +81,26 @@ def test_it_says_what_http_says(api: Api, make: Make) -> None:
         make_run(api.connection, name, **{"unit_type": "user", **columns})  # type: ignore[arg-type]
     names = ["active", "households", "draft", "ended", "nobody"]
     driver = make(Place(str(api.client.base_url)))
-    seen = {unit: plain(driver, unit, *names) for unit in UNITS}
-    assert seen == {unit: in_http(api, unit, *names) for unit in UNITS}
-    assert {assigned["active"]["variant_name"] for assigned, _ in seen.values()} == {"control", "treatment"}
-    assert len(seen["u0"][1]) == 4
+    answers = {unit: plain(driver, unit, *names) for unit in UNITS}
+    assert answers == {unit: in_http(api, unit, *names) for unit in UNITS}
+    assert {assigned["active"]["variant_name"] for assigned, _ in answers.values()} == {"control", "treatment"}
+    assert len(answers["u0"][1]) == 4
     assert len(api.rows("SELECT 1 FROM exp.assignments")) == len(UNITS)
 
 
-def test_without_enrolment_nothing_is_stored(api: Api, make: Make) -> None:
+def test_assign_stores_nothing_without_enrolment(api: Api, make: Make) -> None:
     make_run(api.connection, "active", unit_type="user")
     driver = make(Place(str(api.client.base_url)))
-    looked = {unit: driver.assign(unit, "active", enroll=False).assigned["active"] for unit in UNITS}
-    assert not any(one.enrolled for one in looked.values()) and api.rows("SELECT 1 FROM exp.assignments") == []
+    looked_up = {unit: driver.assign(unit, "active", enroll=False).assigned["active"] for unit in UNITS}
+    assert not any(entry.enrolled for entry in looked_up.values()) and api.rows("SELECT 1 FROM exp.assignments") == []
     stored = {unit: driver.assign(unit, "active").assigned["active"] for unit in UNITS}
-    assert all(one.enrolled for one in stored.values())
-    assert {unit: one.variant_id for unit, one in looked.items()} == {
-        unit: one.variant_id for unit, one in stored.items()
+    assert all(entry.enrolled for entry in stored.values())
+    assert {unit: entry.variant_id for unit, entry in looked_up.items()} == {
+        unit: entry.variant_id for unit, entry in stored.items()
     }
 
 
-def test_an_outage_and_its_end(database_url: str, make: Make) -> None:
+def test_client_serves_stale_answers_in_an_outage_and_fresh_ones_after_it(database_url: str, make: Make) -> None:
     clock = Clock()
     with psycopg.connect(database_url, autocommit=True) as connection:
         make_run(connection, "active", unit_type="user")
@@ -121,7 +123,7 @@ def test_an_outage_and_its_end(database_url: str, make: Make) -> None:
 
 
 @pytest.mark.parametrize("max_age", [300, 30, 0])
-def test_a_completed_experiment_reaches_the_client_within_max_age(database_url: str, make: Make, max_age: int) -> None:
+def test_completed_experiment_reaches_the_client_within_max_age(database_url: str, make: Make, max_age: int) -> None:
     clock = Clock()
     with psycopg.connect(database_url, autocommit=True) as connection:
         run_id, variants = make_run(connection, "active", unit_type="user")
@@ -136,11 +138,11 @@ def test_a_completed_experiment_reaches_the_client_within_max_age(database_url: 
                 clock.wait(max_age - 0.01)
                 assert driver.assign("u1", "active").assigned["active"].reason == "assigned"
                 clock.wait(0.01)
-            one = driver.assign("u1", "active").assigned["active"]
-            assert (one.reason, one.variant_name, one.source) == ("shipped", "treatment", "service")
+            shown = driver.assign("u1", "active").assigned["active"]
+            assert (shown.reason, shown.variant_name, shown.source) == ("shipped", "treatment", "service")
 
 
-def test_the_service_refuses_in_its_own_words(api: Api, make: Make, make_client: Callable[..., httpx.Client]) -> None:
+def test_refusals_carry_the_services_message(api: Api, make: Make, make_client: Callable[..., httpx.Client]) -> None:
     place = Place(str(api.client.base_url))
     with pytest.raises(KeyRefusedError, match="valid API key") as wrong:
         make(place, api_key="lc_wrong_key").assign("u1", "active")
@@ -156,12 +158,12 @@ def test_the_service_refuses_in_its_own_words(api: Api, make: Make, make_client:
     assert driver.variant("x" * 300, "active", "none") == "none"
 
 
-def test_an_event_takes_the_ids_as_they_are(api: Api, make: Make) -> None:
+def test_event_accepts_the_ids_of_an_assignment(api: Api, make: Make) -> None:
     make_run(api.connection, "active", unit_type="user")
-    one = make(Place(str(api.client.base_url))).assign("u1", "active").assigned["active"]
+    shown = make(Place(str(api.client.base_url))).assign("u1", "active").assigned["active"]
     event: Mapping[str, Any] = {
         "event_type": "plan_generated", "unit_type": "user", "unit_id": "u1", "timestamp": datetime.now(UTC).isoformat(),
-        "experiments": [{"experiment_id": one.experiment_id, "variant_id": one.variant_id}],
+        "experiments": [{"experiment_id": shown.experiment_id, "variant_id": shown.variant_id}],
         "context": {"policy_version_id": None}, "metrics": {}, "payload": {"plan_id": "p", "meals": []},
     }  # fmt: skip
     assert api.client.post("/api/v1/events", json=event).json()["status"] == "accepted"
@@ -173,22 +175,22 @@ def test_forked_children_and_their_parent_do_not_mix_their_answers(api: Api) -> 
     client = AssignmentClient(key, str(api.client.base_url), timeout=20, max_entries=0)
     expected = {f"u{number}": api.assign(f"u{number}", "active", unit_type="user") for number in range(40)}
 
-    def all_right() -> bool:
-        found = {unit: client.assign("user", unit, ["active"]).assigned["active"].variant_name for unit in expected}
-        return found == {unit: body["assignments"][0]["variant_name"] for unit, body in expected.items()}
+    def answers_match() -> bool:
+        variants = {unit: client.assign("user", unit, ["active"]).assigned["active"].variant_name for unit in expected}
+        return variants == {unit: body["assignments"][0]["variant_name"] for unit, body in expected.items()}
 
-    assert all_right()
+    assert answers_match()
     children = []
     for _ in range(3):
         child = os.fork()
         if child == 0:
             signal.alarm(30)
             try:
-                os._exit(0 if all_right() else 1)
+                os._exit(0 if answers_match() else 1)
             finally:
                 os._exit(2)
         children.append(child)
-    assert all_right()
+    assert answers_match()
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
-    assert all_right()
+    assert answers_match()
     client.close()

@@ -1,4 +1,4 @@
-"""The event client against the real API: every event is stored once, whatever happens to service and processes in between."""
+"""The event client against the real API: every event is stored once, even if the service goes away or processes are killed."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 from api_support import Api, make_run, running_api
-from client_support import Clock, Led, Place
+from client_support import Clock, Place, PlaceTransport
 from event_client_support import event
 
 from foundation.api_keys import make_api_key
-from foundation.settings import PROJECT_ROOT
 from lifecycle_client import AssignmentClient, AsyncEventClient, EventClient, LostEvent
 from lifecycle_client.event_disk import Spool, spool_folders
 from lifecycle_client.event_wire import name_of
@@ -30,7 +29,7 @@ ONCE = "SELECT id::text, count(*) FROM exp.events GROUP BY id"
 
 
 def stored_once(connection: psycopg.Connection[Any]) -> set[str]:
-    """Ids of the stored events; fails where one is stored twice."""
+    """Ids of the stored events. Fails if one is stored twice."""
     counts = dict(connection.execute(ONCE).fetchall())
     assert set(counts.values()) <= {1}
     return set(counts)
@@ -47,7 +46,7 @@ def url(api: Api) -> str:
 
 
 def log_many(client: EventClient | AsyncEventClient, count: int) -> set[str]:
-    """Ids of so many events of different units."""
+    """Log `count` events of different units, and return their ids."""
     return {client.log("custom.x", unit_type="user", unit_id=f"u{number}") for number in range(count)}
 
 
@@ -57,21 +56,26 @@ def test_events_of_two_outages_are_stored_once(database_url: str, tmp_path: Path
         connection = stack.enter_context(psycopg.connect(database_url, autocommit=True))
         _, key = make_api_key(connection, f"key {uuid4()}", ["ingest"])
         place = Place("http://127.0.0.1:9")
-        given: dict[str, Any] = {"clock": clock, "jitter": lambda: 0.0, "make_transport": lambda: Led(place)}
-        client = stack.enter_context(EventClient(key, "http://events.test", spool_dir=tmp_path, timeout=20, **given))
+        options: dict[str, Any] = {
+            "clock": clock,
+            "jitter": lambda: 0.0,
+            "make_transport": lambda: PlaceTransport(place),
+        }
+        client = stack.enter_context(EventClient(key, "http://events.test", spool_dir=tmp_path, timeout=20, **options))
         for _ in range(2):
             ids |= log_many(client, 250)
             assert not client.flush(20) and client.stats.buffered == 0
-            clock.wait(60)
             with running_api(database_url) as url:
                 place.url = url
+                # Not before: the client's thread would try the old address again, and wait longer.
+                clock.wait(60)
                 ids |= log_many(client, 120)
                 assert client.flush(20)
                 assert stored_once(connection) == ids
     assert (client.stats.sent, client.stats.dropped, client.stats.disk_bytes) == (740, 0, 0)
 
 
-def test_the_service_refuses_single_events_and_stores_the_rest(api: Api, url: str, key: str, tmp_path: Path) -> None:
+def test_service_refuses_single_events_and_stores_the_rest(api: Api, url: str, key: str, tmp_path: Path) -> None:
     lost: list[LostEvent] = []
     with EventClient(key, url, spool_dir=tmp_path, timeout=20, on_error=lost.append) as client:
         good = log_many(client, 3)
@@ -83,12 +87,10 @@ def test_the_service_refuses_single_events_and_stores_the_rest(api: Api, url: st
         assert client.flush(20)
     assert stored_once(api.connection) == good
     codes = ["invalid_unit_id", "invalid_event_type", "invalid_metric", "invalid_unit_type"]
-    assert [one.code for one in lost] == codes and client.stats.refused == 4
+    assert [loss.code for loss in lost] == codes and client.stats.refused == 4
 
 
-def test_an_exposure_counts_for_the_run_and_variant_that_was_assigned(
-    api: Api, url: str, key: str, tmp_path: Path
-) -> None:
+def test_exposure_counts_for_the_assigned_run_and_variant(api: Api, url: str, key: str, tmp_path: Path) -> None:
     run_id, variants = make_run(api.connection, "planner", unit_type="user")
     with (
         AssignmentClient(key, url, timeout=20) as asking,
@@ -104,7 +106,7 @@ def test_an_exposure_counts_for_the_run_and_variant_that_was_assigned(
     assert rows == [("exposure", "user", "u1", expected), ("plan_accepted", "user", "u1", expected)]
 
 
-def test_with_asyncio(api: Api, url: str, key: str, tmp_path: Path) -> None:
+def test_async_client_stores_all_events(api: Api, url: str, key: str, tmp_path: Path) -> None:
     async def use() -> set[str]:
         async with AsyncEventClient(key, url, spool_dir=tmp_path, timeout=20) as client:
             ids = log_many(client, 150)
@@ -114,7 +116,7 @@ def test_with_asyncio(api: Api, url: str, key: str, tmp_path: Path) -> None:
     assert asyncio.run(use()) == stored_once(api.connection)
 
 
-def test_a_forked_child_and_its_parent_send_their_own(api: Api, url: str, key: str, tmp_path: Path) -> None:
+def test_forked_child_and_its_parent_send_their_own_events(api: Api, url: str, key: str, tmp_path: Path) -> None:
     client = EventClient(key, url, spool_dir=tmp_path, timeout=20, flush_every=60)
     ids = log_many(client, 30)
     reading, writing = os.pipe()
@@ -128,11 +130,11 @@ def test_a_forked_child_and_its_parent_send_their_own(api: Api, url: str, key: s
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        theirs = set(pipe.read().decode().split())
+        child_ids = set(pipe.read().decode().split())
     os.waitpid(child, 0)
-    assert stored_once(api.connection) == theirs and len(theirs) == 40
+    assert stored_once(api.connection) == child_ids and len(child_ids) == 40
     client.close(20)
-    assert stored_once(api.connection) == ids | theirs and client.stats.sent == 30
+    assert stored_once(api.connection) == ids | child_ids and client.stats.sent == 30
 
 
 PROCESS = """
@@ -147,43 +149,40 @@ def log(count):
 
 @contextlib.contextmanager
 def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A process with a client of its own, which waits for its end."""
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
+    """Start a process with its own client; the end of the context waits for the process."""
     command = [sys.executable, "-c", PROCESS + code, *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as started:
-        yield started
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        yield child
 
 
-def test_the_end_of_a_process_sends_what_it_has(api: Api, url: str, key: str, tmp_path: Path) -> None:
-    with process("log(150)", key, url, str(tmp_path)) as one:
-        ids = set(one.communicate(timeout=60)[0].split())
+def test_process_sends_its_events_when_it_ends(api: Api, url: str, key: str, tmp_path: Path) -> None:
+    with process("log(150)", key, url, str(tmp_path)) as child:
+        ids = set(child.communicate(timeout=60)[0].split())
     assert len(ids) == 150 and stored_once(api.connection) == ids
 
 
-def test_what_a_killed_process_left_is_sent_by_the_next(api: Api, url: str, key: str, tmp_path: Path) -> None:
-    """It could not send, its key being wrong; killed, it could not tidy up."""
-    with process("log(150); client.flush(20); os.kill(os.getpid(), 9)", "lc_wrong_key", url, str(tmp_path)) as one:
-        ids = set(one.communicate(timeout=60)[0].split())
+def test_next_process_sends_what_a_killed_one_left(api: Api, url: str, key: str, tmp_path: Path) -> None:
+    """The killed process could not send, because its key is wrong, and could not tidy up."""
+    with process("log(150); client.flush(20); os.kill(os.getpid(), 9)", "lc_wrong_key", url, str(tmp_path)) as child:
+        ids = set(child.communicate(timeout=60)[0].split())
     assert len(ids) == 150 and stored_once(api.connection) == set()
     with EventClient(key, url, spool_dir=tmp_path, timeout=20) as client:
         assert client.flush(20)
     assert stored_once(api.connection) == ids and client.stats.sent == 150 and client.stats.disk_bytes == 0
 
 
-def test_processes_killed_at_random_lose_nothing_that_was_flushed(api: Api, url: str, key: str, tmp_path: Path) -> None:
-    """Each sends what the ones before left, with a key that is refused every other time; each is killed in the middle of it."""
+def test_processes_killed_at_random_lose_no_flushed_event(api: Api, url: str, key: str, tmp_path: Path) -> None:
+    """Each process sends what earlier ones left, every other one with a wrong key; each is killed in the middle of it."""
     chance = random.Random(7)
     code = "while True:\n    ids = [client.log('custom.x', unit_type='user', unit_id='u') for _ in range(40)]\n"
     code += "    client.flush(20)\n    print(*ids, flush=True)"
     flushed: set[str] = set()
     for number in range(6):
-        with process(code, "lc_wrong_key" if number % 2 else key, url, str(tmp_path)) as one:
-            assert one.stdout is not None
+        with process(code, "lc_wrong_key" if number % 2 else key, url, str(tmp_path)) as child:
+            assert child.stdout is not None
             for _ in range(chance.randint(2, 8)):
-                flushed |= set(one.stdout.readline().split())
-            one.kill()
+                flushed |= set(child.stdout.readline().split())
+            child.kill()
     with EventClient(key, url, spool_dir=tmp_path, timeout=20) as client:
         assert client.flush(20)
     assert flushed <= stored_once(api.connection) and len(flushed) > 400
@@ -197,17 +196,17 @@ def test_processes_that_share_a_folder_send_each_event_once(api: Api, url: str, 
         spool = Spool([folder], 100_000_000)
         spool.append(events)
         spool.close()
-        ids |= {name_of(one)[0] for one in events}
+        ids |= {name_of(encoded)[0] for encoded in events}
     code = "print('ready', flush=True); sys.stdin.readline(); client.flush(30); print(client.stats.sent)"
     sent = []
     with contextlib.ExitStack() as stack:
-        started = [stack.enter_context(process(code, key, url, str(tmp_path))) for _ in range(3)]
-        for one in started:
-            assert one.stdout is not None and one.stdout.readline() == "ready\n"
-        for one in started:
-            assert one.stdin is not None
-            one.stdin.write("\n")
-            one.stdin.flush()
-        sent = [int(one.communicate(timeout=60)[0]) for one in started]
+        children = [stack.enter_context(process(code, key, url, str(tmp_path))) for _ in range(3)]
+        for child in children:
+            assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("\n")
+            child.stdin.flush()
+        sent = [int(child.communicate(timeout=60)[0]) for child in children]
     assert stored_once(api.connection) == ids and sum(sent) == 2_000 == len(ids)
     assert not list(folder.glob("*.events"))

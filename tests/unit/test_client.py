@@ -1,4 +1,4 @@
-"""The assignment client without a network: what is kept and for how long, what happens while the service is away, what is refused.
+"""The assignment client without a network: caching, outages and refusals.
 
 Concurrency, forks and imports: test_client_processes.py. The real API: tests/integration/test_client_service.py.
 """
@@ -45,49 +45,49 @@ def service() -> Service:
 
 @pytest.fixture(params=sorted(DRIVERS))
 def make(request: pytest.FixtureRequest, service: Service, clock: Clock) -> Iterator[Make]:
-    """Makes a client of either kind with the clock of the test and no jitter."""
-    made: list[Driver] = []
+    """Makes clients of either kind, with the clock of the test and no jitter."""
+    drivers: list[Driver] = []
 
     def new(**options: Any) -> Driver:
-        made.append(DRIVERS[request.param](service, **{"clock": clock, "jitter": lambda: 0.0, **options}))
-        return made[-1]
+        drivers.append(DRIVERS[request.param](service, **{"clock": clock, "jitter": lambda: 0.0, **options}))
+        return drivers[-1]
 
     yield new
-    for driver in made:
+    for driver in drivers:
         driver.close()
 
 
 def sources(answer: Assignments) -> dict[str, str]:
-    return {name: one.source for name, one in (answer.assigned | answer.skipped).items()}  # type: ignore[operator]
+    return {name: entry.source for name, entry in (answer.assigned | answer.skipped).items()}  # type: ignore[operator]
 
 
 def served(driver: Driver, unit_id: str = "u1", name: str = "a", **options: Any) -> tuple[str, str]:
-    """Variant and source of one assignment, or reason and source of a skip."""
+    """Variant and source of an assignment, or reason and source of a skipped experiment."""
     answer = driver.assign(unit_id, name, **options)
     if name in answer.assigned:
         return answer.assigned[name].variant_name, answer.assigned[name].source
     return answer.skipped[name].reason, answer.skipped[name].source
 
 
-def test_an_answer_is_typed_and_what_is_unknown_is_passed_over(make: Make, service: Service) -> None:
+def test_answer_is_typed_and_ignores_unknown_fields(make: Make, service: Service) -> None:
     service.skips = {"b": "some_new_reason"}
     answer = make().assign("u1", "a", "b", "a")
-    one, other = answer.assigned["a"], answer.skipped["b"]
-    assert (one.experiment, one.variant_name, one.run, one.enrolled, one.reason, one.source) == (
+    shown, skipped = answer.assigned["a"], answer.skipped["b"]
+    assert (shown.experiment, shown.variant_name, shown.run, shown.enrolled, shown.reason, shown.source) == (
         "a", "v1", 2, True, "invented_tomorrow", "service",
     )  # fmt: skip
-    assert (one.experiment_id[-2:], one.variant_id[-2:], one.config) == ("01", "02", {"number": 1, "list": [1]})
-    assert (other.reason, other.source) == ("some_new_reason", "service")
+    assert (shown.experiment_id[-2:], shown.variant_id[-2:], shown.config) == ("01", "02", {"number": 1, "list": [1]})
+    assert (skipped.reason, skipped.source) == ("some_new_reason", "service")
     assert service.requests == [{"unit_type": "user", "unit_id": "u1", "requested_experiments": ["a", "b"]}]
     (request,) = service.seen
     assert (request.url.path, request.headers["authorization"]) == ("/api/v1/assignments", f"Bearer {KEY}")
 
 
-def test_nothing_asked_is_no_request(make: Make, service: Service) -> None:
+def test_question_without_names_sends_no_request(make: Make, service: Service) -> None:
     assert make().assign("u1") == Assignments({}, {}) and service.requests == []
 
 
-def test_only_what_is_not_fresh_is_asked_for_in_one_request(make: Make, service: Service) -> None:
+def test_one_request_asks_only_for_names_that_are_not_fresh(make: Make, service: Service) -> None:
     driver = make()
     driver.assign("u1", "a")
     answer = driver.assign("u1", "b", "a", "c")
@@ -107,7 +107,7 @@ def test_only_what_is_not_fresh_is_asked_for_in_one_request(make: Make, service:
         ("public", 40, 40),
     ],
 )
-def test_an_answer_is_fresh_for_the_shorter_of_ttl_and_max_age(
+def test_answer_is_fresh_for_the_shorter_of_ttl_and_max_age(
     make: Make, service: Service, clock: Clock, header: str | None, ttl: float, fresh_for: float
 ) -> None:
     service.headers = {} if header is None else {"cache-control": header}
@@ -123,7 +123,7 @@ def test_an_answer_is_fresh_for_the_shorter_of_ttl_and_max_age(
     ("header", "kept"),
     [("max-age=0", True), ("no-cache, max-age=300", True), ("max-age=soon", True), ("no-store", False)],
 )
-def test_what_may_not_be_held_is_asked_for_each_time(
+def test_answer_is_asked_for_each_time_when_it_may_not_be_cached(
     make: Make, service: Service, clock: Clock, header: str, kept: bool
 ) -> None:
     driver = make()
@@ -133,7 +133,7 @@ def test_what_may_not_be_held_is_asked_for_each_time(
     assert served(driver) == (("v3", "stale") if kept else ("unavailable", "default"))
 
 
-def test_a_request_that_took_long_and_a_proxy_that_held_it_are_counted(
+def test_freshness_counts_from_the_start_of_the_request_and_includes_a_proxys_age(
     make: Make, service: Service, clock: Clock
 ) -> None:
     def slow(request: httpx.Request) -> httpx.Response:
@@ -151,7 +151,7 @@ def test_a_request_that_took_long_and_a_proxy_that_held_it_are_counted(
 
 def test_context_and_enrolment_are_part_of_the_question(make: Make, service: Service) -> None:
     driver = make()
-    asked: list[dict[str, Any]] = [
+    questions: list[dict[str, Any]] = [
         {},
         {"context": {"b": 1, "a": [2]}},
         {"context": {"a": [2], "b": 1}},
@@ -159,8 +159,8 @@ def test_context_and_enrolment_are_part_of_the_question(make: Make, service: Ser
         {"enroll": False},
         {"context": {}},
     ]
-    found = [served(driver, **options) for options in asked]
-    assert [source for _, source in found] == ["service", "service", "cache", "service", "service", "cache"]
+    answers = [served(driver, **options) for options in questions]
+    assert [source for _, source in answers] == ["service", "service", "cache", "service", "service", "cache"]
     body = {"unit_type": "user", "unit_id": "u1", "requested_experiments": ["a"]}
     assert service.requests == [
         body,
@@ -171,7 +171,7 @@ def test_context_and_enrolment_are_part_of_the_question(make: Make, service: Ser
     assert not driver.assign("u1", "a", enroll=False).assigned["a"].enrolled
 
 
-def test_no_more_is_held_than_asked_and_the_least_used_goes_first(make: Make, service: Service) -> None:
+def test_cache_drops_the_least_recently_used_answer_when_it_is_full(make: Make, service: Service) -> None:
     driver = make(max_entries=3)
     for unit in ("u1", "u2", "u3", "u1", "u4"):
         driver.assign(unit, "a")
@@ -182,12 +182,12 @@ def test_no_more_is_held_than_asked_and_the_least_used_goes_first(make: Make, se
     assert len(driver.client._core._known) == 3 and driver.client._core._flights == {}
 
 
-def test_with_no_entries_nothing_is_held(make: Make, service: Service) -> None:
+def test_cache_keeps_nothing_when_max_entries_is_zero(make: Make, service: Service) -> None:
     driver = make(max_entries=0)
     assert [served(driver), served(driver)] == [("v1", "service"), ("v2", "service")]
 
 
-def test_a_caller_cannot_change_what_the_next_one_gets(make: Make) -> None:
+def test_caller_cannot_change_the_config_of_the_next_caller(make: Make) -> None:
     driver = make()
     first = driver.config("u1", "a", {})
     first["list"].append(2)
@@ -196,7 +196,7 @@ def test_a_caller_cannot_change_what_the_next_one_gets(make: Make) -> None:
 
 
 @pytest.mark.parametrize("failure", AWAY, ids=lambda failure: str(getattr(failure, "status_code", failure)))
-def test_while_the_service_is_away_the_last_answer_then_the_default(
+def test_outage_serves_the_last_answer_and_later_the_default(
     make: Make, service: Service, clock: Clock, failure: httpx.Response | Exception
 ) -> None:
     driver = make(stale_for=1000)
@@ -218,7 +218,7 @@ def test_while_the_service_is_away_the_last_answer_then_the_default(
     assert served(driver)[1] == "service"
 
 
-def test_a_skipped_experiment_is_known_like_any_answer(make: Make, service: Service, clock: Clock) -> None:
+def test_skipped_experiment_is_cached_like_any_answer(make: Make, service: Service, clock: Clock) -> None:
     driver = make()
     service.skips = {"a": "holdout"}
     assert [served(driver), served(driver)] == [("holdout", "service"), ("holdout", "cache")]
@@ -228,25 +228,25 @@ def test_a_skipped_experiment_is_known_like_any_answer(make: Make, service: Serv
     assert served(driver) == ("holdout", "stale")
 
 
-def test_a_name_that_the_service_leaves_out_gets_the_default(make: Make, service: Service) -> None:
+def test_name_gets_the_default_when_the_service_leaves_it_out(make: Make, service: Service) -> None:
     service.then = httpx.Response(200, json={"assignments": [], "skipped_experiments": []})
     driver = make()
     assert served(driver) == ("unavailable", "default")
     assert (driver.variant("u1", "a", "control"), len(service.requests)) == ("control", 2)
 
 
-def test_a_dead_service_is_asked_rarely_and_the_waits_grow(make: Make, service: Service, clock: Clock) -> None:
+def test_dead_service_is_asked_at_growing_intervals(make: Make, service: Service, clock: Clock) -> None:
     driver = make()
     service.then = httpx.ConnectTimeout("dead")
-    asked = []
+    request_counts = []
     for wait in (1, 2, 4, 8, 16, 30, 30):
         for unit in range(5):
             driver.variant(f"u{unit}", "a", "control")
-        asked.append(len(service.requests))
+        request_counts.append(len(service.requests))
         clock.wait(wait - 0.01)
         driver.variant("u1", "a", "control")
         clock.wait(0.01)
-    assert asked == [1, 2, 3, 4, 5, 6, 7] and len(service.requests) == 7
+    assert request_counts == [1, 2, 3, 4, 5, 6, 7] and len(service.requests) == 7
     service.then = None
     assert [served(driver, unit)[1] for unit in ("u1", "u2")] == ["service", "service"]
     service.then = httpx.ConnectTimeout("dead again")
@@ -267,7 +267,7 @@ def test_a_dead_service_is_asked_rarely_and_the_waits_grow(make: Make, service: 
         ({}, {"retry_after": 10**400}, 300),
     ],
 )
-def test_the_service_says_when_to_come_back(
+def test_retry_after_sets_the_wait(
     make: Make, service: Service, clock: Clock, headers: dict[str, str], body: Any, wait: float
 ) -> None:
     driver = make(jitter=lambda: 0.4)
@@ -281,7 +281,7 @@ def test_the_service_says_when_to_come_back(
     assert len(service.requests) == 2
 
 
-def test_one_unit_with_too_many_requests_holds_itself_back_and_many_all(
+def test_rate_limit_holds_back_one_unit_and_all_units_when_many_are_limited(
     make: Make, service: Service, clock: Clock
 ) -> None:
     driver = make()
@@ -299,12 +299,12 @@ def test_one_unit_with_too_many_requests_holds_itself_back_and_many_all(
     assert served(driver, "u1")[1] == served(driver, "u99")[1] == "service"
 
 
-def test_a_connection_that_broke_is_tried_once_more(make: Make, service: Service) -> None:
-    def broken_once(request: httpx.Request) -> httpx.Response:
+def test_broken_connection_is_tried_once_more(make: Make, service: Service) -> None:
+    def break_once(request: httpx.Request) -> httpx.Response:
         service.then = None
         raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
 
-    service.then = broken_once
+    service.then = break_once
     driver = make()
     assert served(driver) == ("v2", "service")
     service.then = httpx.ReadError("reset")
@@ -324,7 +324,7 @@ def test_a_connection_that_broke_is_tried_once_more(make: Make, service: Service
     ],
     ids=["401", "403", "400", "413"],
 )
-def test_a_mistake_is_raised_by_assign_and_logged_once_a_minute_by_the_others(
+def test_refusal_is_raised_by_assign_and_logged_once_a_minute_by_the_others(
     make: Make,
     service: Service,
     clock: Clock,
@@ -336,15 +336,15 @@ def test_a_mistake_is_raised_by_assign_and_logged_once_a_minute_by_the_others(
     driver = make()
     with pytest.raises(error) as raised:
         driver.assign("u1", "a")
-    said = raised.value
-    assert (said.message, said.status, said.code) == (
+    refused = raised.value
+    assert (refused.message, refused.status, refused.code) == (
         answer.json()["message"],
         answer.status_code,
         answer.json()["error"],
     )
-    assert (str(said), said.request_id) == (said.message, "r-1")
+    assert (str(refused), refused.request_id) == (refused.message, "r-1")
     if answer.status_code == 400:
-        assert said.details == (("unit_id", "bad"),)  # type: ignore[attr-defined]
+        assert refused.details == (("unit_id", "bad"),)  # type: ignore[attr-defined]
     with caplog.at_level(logging.WARNING, "lifecycle_client"):
         for _ in range(3):
             assert driver.variant("u1", "a", "control") == "control"
@@ -354,12 +354,12 @@ def test_a_mistake_is_raised_by_assign_and_logged_once_a_minute_by_the_others(
         clock.wait(3)
         driver.variant("u1", "a", "control")
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
-    assert said.message in caplog.text and "r-1" in caplog.text and KEY not in caplog.text
+    assert refused.message in caplog.text and "r-1" in caplog.text and KEY not in caplog.text
     service.then = None
     assert served(driver)[1] == "service"
 
 
-def test_an_outage_is_logged_once_a_minute(
+def test_outage_is_logged_once_a_minute(
     make: Make, service: Service, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.then = httpx.ConnectError("no route")

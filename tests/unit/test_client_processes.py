@@ -1,6 +1,6 @@
-"""The assignment client among others: threads, tasks, event loops, forks, what it imports.
+"""The assignment client with threads, tasks, event loops and forks, and what it imports.
 
-What is kept and what happens while the service is away: test_client.py. Settings and the end of a client: test_client_setup.py.
+Caching and outages: test_client.py. Settings and closing: test_client_setup.py.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def service() -> Service:
 
 
 class Arrival(threading.Event):
-    """Tells when somebody begins to wait for it."""
+    """An event that releases `arrived` when a caller begins to wait for it."""
 
     arrived = threading.Semaphore(0)
 
@@ -45,14 +45,14 @@ class Arrival(threading.Event):
 
 
 def in_threads(service: Service, *first: Any) -> list[Any]:
-    """What many threads get that ask while one request is on its way; it goes on once all others wait for it."""
-    asked: list[str] = []
+    """The results of many threads that ask the same question; the request goes on once all others wait for it."""
+    requests: list[httpx.Request] = []
 
     def held(request: httpx.Request) -> httpx.Response:
-        asked.append("once")
+        requests.append(request)
         for _ in range(CALLERS - 1):
             assert Arrival.arrived.acquire(timeout=10)
-        if first and len(asked) == 1:
+        if first and len(requests) == 1:
             return httpx.Response(*first)
         return service.answer(request)
 
@@ -72,7 +72,7 @@ def in_threads(service: Service, *first: Any) -> list[Any]:
 
 
 def in_tasks(service: Service, *first: Any) -> list[Any]:
-    """The same with tasks: each gets as far as it can before the request goes on."""
+    """The results of many tasks that ask the same question; each runs as far as it can before the request goes on."""
 
     async def run() -> list[Any]:
         async def held(request: httpx.Request) -> httpx.Response:
@@ -85,32 +85,37 @@ def in_tasks(service: Service, *first: Any) -> list[Any]:
         async with AsyncAssignmentClient(KEY, URL, clock=Clock(), make_transport=lambda: transport) as client:
             calls = [client.assign("user", "u1", ["a"]) for _ in range(CALLERS)]
             answers = await asyncio.gather(*calls, return_exceptions=True)
-        return [one if isinstance(one, BaseException) else one.assigned.get("a") or one.skipped["a"] for one in answers]
+        return [
+            answer if isinstance(answer, BaseException) else answer.assigned.get("a") or answer.skipped["a"]
+            for answer in answers
+        ]
 
     return asyncio.run(run())
 
 
 @pytest.mark.parametrize("many", [in_threads, in_tasks])
-def test_the_same_question_at_once_is_one_request(many: Callable[..., list[Any]], service: Service) -> None:
+def test_same_question_at_once_is_one_request(many: Callable[..., list[Any]], service: Service) -> None:
     answers = many(service)
-    assert [(one.variant_name, one.source) for one in answers] == [("v1", "service")] * CALLERS
+    assert [(answer.variant_name, answer.source) for answer in answers] == [("v1", "service")] * CALLERS
     assert len(service.requests) == 1
 
 
 @pytest.mark.parametrize("many", [in_threads, in_tasks])
-def test_a_failure_is_shared_by_those_who_waited(many: Callable[..., list[Any]], service: Service) -> None:
-    assert [one.source for one in many(service, 503)] == ["default"] * CALLERS
+def test_waiting_callers_share_a_failure(many: Callable[..., list[Any]], service: Service) -> None:
+    assert [answer.source for answer in many(service, 503)] == ["default"] * CALLERS
     assert len(service.requests) == 1
 
 
 @pytest.mark.parametrize("many", [in_threads, in_tasks])
-def test_a_refused_key_is_told_to_all_with_an_error_each(many: Callable[..., list[Any]], service: Service) -> None:
+def test_each_waiting_caller_gets_its_own_error_when_the_key_is_refused(
+    many: Callable[..., list[Any]], service: Service
+) -> None:
     errors = many(service, 401)
-    assert {type(one) for one in errors} == {KeyRefusedError} and len({id(one) for one in errors}) == CALLERS
+    assert {type(error) for error in errors} == {KeyRefusedError} and len({id(error) for error in errors}) == CALLERS
     assert len(service.requests) == 1
 
 
-def test_names_on_their_way_are_waited_for_and_the_rest_asked(service: Service) -> None:
+def test_caller_waits_for_names_in_flight_and_asks_for_the_rest(service: Service) -> None:
     async def run() -> None:
         async def held(request: httpx.Request) -> httpx.Response:
             await asyncio.sleep(0)
@@ -127,7 +132,7 @@ def test_names_on_their_way_are_waited_for_and_the_rest_asked(service: Service) 
     assert service.names() == [["a", "b"], ["c"]]
 
 
-def test_a_question_is_not_refused_for_anothers_mistake(service: Service) -> None:
+def test_question_is_not_refused_for_another_callers_mistake(service: Service) -> None:
     async def run() -> None:
         async def held(request: httpx.Request) -> httpx.Response:
             await asyncio.sleep(0)
@@ -147,7 +152,7 @@ def test_a_question_is_not_refused_for_anothers_mistake(service: Service) -> Non
     asyncio.run(run())
 
 
-def test_a_cancelled_caller_takes_nobody_along(service: Service) -> None:
+def test_waiting_caller_asks_again_when_the_sending_caller_is_cancelled(service: Service) -> None:
     async def run() -> None:
         begun = asyncio.Event()
 
@@ -172,7 +177,7 @@ def test_a_cancelled_caller_takes_nobody_along(service: Service) -> None:
     asyncio.run(run())
 
 
-def test_after_an_outage_one_caller_tries_and_the_others_do_not_wait(service: Service) -> None:
+def test_one_caller_probes_after_an_outage_and_the_others_do_not_wait(service: Service) -> None:
     async def run() -> None:
         clock, begun, go = Clock(), asyncio.Event(), asyncio.Event()
 
@@ -200,7 +205,7 @@ def test_after_an_outage_one_caller_tries_and_the_others_do_not_wait(service: Se
     asyncio.run(run())
 
 
-def test_failures_at_once_count_as_one(service: Service) -> None:
+def test_simultaneous_failures_count_as_one(service: Service) -> None:
     async def run() -> None:
         async def dies(request: httpx.Request) -> httpx.Response:
             await asyncio.sleep(0)
@@ -218,7 +223,7 @@ def test_failures_at_once_count_as_one(service: Service) -> None:
     asyncio.run(run())
 
 
-def test_a_service_that_drips_or_hangs_costs_no_more_than_the_timeout() -> None:
+def test_slow_or_hanging_service_costs_no_more_than_the_timeout() -> None:
     clock = Clock()
 
     def drips() -> Iterator[bytes]:
@@ -233,27 +238,27 @@ def test_a_service_that_drips_or_hangs_costs_no_more_than_the_timeout() -> None:
 
     async def hangs(request: httpx.Request) -> httpx.Response:
         await asyncio.Event().wait()
-        raise AssertionError("nobody sets it")
+        raise AssertionError("nothing sets this event")
 
     hanging = AsyncDriver(hangs, timeout=0.01)
     assert hanging.variant("u1", "a", "control") == "control"
     hanging.close()
 
 
-def test_another_loop_begins_anew_and_knows_what_is_known(service: Service) -> None:
-    made: list[httpx.MockTransport] = []
+def test_another_loop_opens_new_connections_and_keeps_known_answers(service: Service) -> None:
+    transports: list[httpx.MockTransport] = []
 
     def make_transport() -> httpx.MockTransport:
-        made.append(httpx.MockTransport(service))
-        return made[-1]
+        transports.append(httpx.MockTransport(service))
+        return transports[-1]
 
     client = AsyncAssignmentClient(KEY, URL, make_transport=make_transport)
     answers = [asyncio.run(client.variant("user", unit, "a", "control")) for unit in ("u1", "u1", "u2")]
-    assert answers == ["v1", "v1", "v2"] and len(made) == 2
+    assert answers == ["v1", "v1", "v2"] and len(transports) == 2
 
 
 def in_child(work: Callable[[], str]) -> str:
-    """What `work` returns in a forked child; it is ended after 10 s."""
+    """What `work` returns in a forked child. The child is killed after 10 s."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -264,37 +269,37 @@ def in_child(work: Callable[[], str]) -> str:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read().decode()
+        result = pipe.read().decode()
     os.waitpid(child, 0)
-    return said
+    return result
 
 
 @pytest.mark.parametrize("kind", sorted(DRIVERS))
-def test_a_forked_child_has_connections_and_locks_of_its_own(kind: str, service: Service) -> None:
-    made: list[httpx.MockTransport] = []
+def test_forked_child_has_its_own_connections_and_locks(kind: str, service: Service) -> None:
+    transports: list[httpx.MockTransport] = []
     driver = DRIVERS[kind](service, clock=Clock())
 
     def make_transport() -> httpx.MockTransport:
-        made.append(httpx.MockTransport(service))
-        return made[-1]
+        transports.append(httpx.MockTransport(service))
+        return transports[-1]
 
     driver.client._make_transport = make_transport
     driver.assign("u1", "a")
 
     def work() -> str:
         known, new = driver.assign("u1", "a").assigned["a"], driver.assign("u2", "a").assigned["a"]
-        return f"{known.variant_name} {known.source} {new.variant_name} {new.source} {len(made)}"
+        return f"{known.variant_name} {known.source} {new.variant_name} {new.source} {len(transports)}"
 
-    # Another thread of the parent could be anywhere: inside the lock, with a request on its way.
+    # Another thread of the parent may be anywhere: inside the lock, or with a request in flight.
     core = driver.client._core
     flight = core.plan(_question("u2")).own
     with core._lock:
-        said = in_child(work)
-    assert said == "v1 cache v2 service 2"
-    assert len(made) == 1 and flight is not None and core._flights
+        result = in_child(work)
+    assert result == "v1 cache v2 service 2"
+    assert len(transports) == 1 and flight is not None and core._flights
     with core.flying(flight):
         pass
-    assert driver.assign("u2", "a").assigned["a"].source == "service" and len(made) == 1
+    assert driver.assign("u2", "a").assigned["a"].source == "service" and len(transports) == 1
     driver.close()
 
 
@@ -304,7 +309,7 @@ def _question(unit_id: str) -> Any:
     return ask("user", unit_id, ["a"], None, True)
 
 
-def test_a_client_that_is_gone_is_not_kept_for_forks() -> None:
+def test_deleted_client_is_not_kept_alive_for_forks() -> None:
     from lifecycle_client.forks import _all
 
     gc.collect()
@@ -316,18 +321,18 @@ def test_a_client_that_is_gone_is_not_kept_for_forks() -> None:
     assert len(_all) == before
 
 
-def test_the_client_imports_only_httpx_and_msgspec() -> None:
+def test_client_imports_only_httpx_and_msgspec() -> None:
     code = (
         "import sys, httpx, msgspec; before = set(sys.modules); import lifecycle_client; new = set(sys.modules) - before;"
         "print(*sorted(name for name in new if name.partition('.')[0] not in sys.stdlib_module_names))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = done.stdout.split()
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = process.stdout.split()
     assert "lifecycle_client.core" in loaded
-    assert [name for name in loaded if name != "serving" and not name.startswith("lifecycle_client")] == []
+    assert [name for name in loaded if not name.startswith("lifecycle_client")] == []
 
 
-def test_no_thread_is_started(service: Service) -> None:
+def test_assignment_client_starts_no_thread(service: Service) -> None:
     before = threading.active_count()
     with AssignmentClient(KEY, URL, make_transport=lambda: httpx.MockTransport(service)) as client:
         client.variant("user", "u1", "a", "control")

@@ -1,4 +1,4 @@
-"""The assignment client's settings, mistakes that are found before anything is sent, and its end. The rest: test_client.py."""
+"""The assignment client's settings, mistakes that it finds before it sends anything, and closing. The rest: test_client.py."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -25,9 +25,9 @@ def service() -> Service:
 @pytest.fixture(params=sorted(DRIVERS))
 def driver(request: pytest.FixtureRequest, service: Service) -> Iterator[Driver]:
     """A client of either kind."""
-    made = DRIVERS[request.param](service, clock=Clock())
-    yield made
-    made.close()
+    new = DRIVERS[request.param](service, clock=Clock())
+    yield new
+    new.close()
 
 
 @pytest.mark.parametrize("kind", [AssignmentClient, AsyncAssignmentClient])
@@ -36,7 +36,7 @@ def test_settings_come_from_the_environment_and_are_checked(
 ) -> None:
     monkeypatch.delenv("LIFECYCLE_API_KEY", raising=False)
     monkeypatch.delenv("ASSIGNMENT_SERVICE_URL", raising=False)
-    with pytest.raises(ClientSetupError, match=r"^No API key: pass `api_key`, or set LIFECYCLE_API_KEY\.$"):
+    with pytest.raises(ClientSetupError, match="No API key"):
         kind()
     assert kind(KEY)._core.options.url == "http://127.0.0.1:8000/api/v1/assignments"
     monkeypatch.setenv("LIFECYCLE_API_KEY", f"{KEY}\n")
@@ -67,7 +67,7 @@ def test_settings_come_from_the_environment_and_are_checked(
         (("u1", "a"), {"context": "text"}),
     ],
 )
-def test_what_cannot_be_sent_is_refused_before_it_is(
+def test_invalid_question_is_refused_before_it_is_sent(
     driver: Driver, service: Service, question: tuple[Any, Any], options: dict[str, Any]
 ) -> None:
     with pytest.raises(RequestRefusedError):
@@ -77,12 +77,12 @@ def test_what_cannot_be_sent_is_refused_before_it_is(
     assert service.requests == []
 
 
-def test_a_text_is_no_list_of_names() -> None:
+def test_assign_refuses_a_string_instead_of_a_list_of_names() -> None:
     with AssignmentClient(KEY, URL) as client, pytest.raises(RequestRefusedError, match="list of names"):
         client.assign("user", "u1", "planner")
 
 
-def test_after_closing_assign_raises_and_the_others_give_the_default(driver: Driver, service: Service) -> None:
+def test_closed_client_raises_in_assign_and_returns_the_default_otherwise(driver: Driver, service: Service) -> None:
     driver.assign("u1", "a")
     if isinstance(driver, AsyncDriver):
         driver.runner.run(driver.client.aclose())
@@ -93,7 +93,7 @@ def test_after_closing_assign_raises_and_the_others_give_the_default(driver: Dri
     assert driver.variant("u1", "a", "control") == "control"
 
 
-def test_context_managers_close() -> None:
+def test_context_managers_close_the_client() -> None:
     async def use() -> AsyncAssignmentClient:
         async with AsyncAssignmentClient(KEY, URL, make_transport=lambda: httpx.MockTransport(Service())) as client:
             assert await client.variant("user", "u1", "a", "control") == "v1"

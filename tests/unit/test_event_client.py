@@ -1,4 +1,4 @@
-"""What a product sees of the event client: an id at once, never an exception, copies, exposures once, an end in time.
+"""The event client as a product sees it: ids at once, no exceptions, copied arguments, each exposure once, a timely end.
 
 What is sent when: test_event_client_delivery.py. Processes, threads, forks, signals: test_event_client_processes.py.
 """
@@ -38,47 +38,45 @@ def lost() -> list[LostEvent]:
 
 @pytest.fixture
 def make(service: EventService, lost: list[LostEvent], tmp_path: Path) -> Iterator[Make]:
-    """Makes clients that are closed in the end."""
-    made: list[EventClient] = []
+    """Makes clients, which are closed after the test."""
+    clients: list[EventClient] = []
 
-    def new(**given: Any) -> EventClient:
-        made.append(make_client(EventClient, service, tmp_path, **{"on_error": lost.append, **given}))
-        return made[-1]
+    def new(**options: Any) -> EventClient:
+        clients.append(make_client(EventClient, service, tmp_path, **{"on_error": lost.append, **options}))
+        return clients[-1]
 
     yield new
     service.then = lambda events: None
-    for client in made:
+    for client in clients:
         client.close()
 
 
-def test_an_event_is_what_was_given(make: Make, service: EventService) -> None:
+def test_event_contains_what_the_caller_passed(make: Make, service: EventService) -> None:
     client = make()
     before = datetime.now(UTC)
-    first = client.log(
+    full_id = client.log(
         "plan_accepted", **UNIT, context={"app_version": "2"}, metrics={"edit_count": 3}, payload={"plan_id": "p", "meals": ["m"]},
         experiments=assignment(), timestamp=datetime(2026, 1, 5, 18, tzinfo=timezone(timedelta(hours=1))),
     )  # fmt: skip
-    second = client.log("custom.short", **UNIT)
+    short_id = client.log("custom.short", **UNIT)
     assert client.flush()
-    one, other = service.stored.values()
-    assert one == {
-        "event_id": first, "event_type": "plan_accepted", **UNIT, "timestamp": "2026-01-05T18:00:00+01:00",
+    full, short = service.stored.values()
+    assert full == {
+        "event_id": full_id, "event_type": "plan_accepted", **UNIT, "timestamp": "2026-01-05T18:00:00+01:00",
         "experiments": [{"experiment_id": assignment().experiment_id, "variant_id": assignment().variant_id}],
         "context": {"app_version": "2"}, "metrics": {"edit_count": 3}, "payload": {"plan_id": "p", "meals": ["m"]},
     }  # fmt: skip
-    assert (
-        sorted(other) == ["event_id", "event_type", "timestamp", "unit_id", "unit_type"] and other["event_id"] == second
-    )
-    assert before <= datetime.fromisoformat(other["timestamp"]) <= datetime.now(UTC)
+    assert sorted(short) == ["event_id", "event_type", "timestamp", "unit_id", "unit_type"]
+    assert short["event_id"] == short_id
+    assert before <= datetime.fromisoformat(short["timestamp"]) <= datetime.now(UTC)
 
 
-def test_ids_are_uuids_of_version_7_that_grow() -> None:
+def test_event_ids_are_growing_uuids_of_version_7() -> None:
     ids = [new_event_id() for _ in range(2_000)]
-    assert len(set(ids)) == 2_000 and {(UUID(one).version, UUID(one).variant) for one in ids} == {
-        (7, "specified in RFC 4122")
-    }
-    # In the order of a quarter of a microsecond; those of one such moment have none.
-    assert [one[:18] for one in ids] == sorted(one[:18] for one in ids)
+    assert len(set(ids)) == 2_000
+    assert {(UUID(text).version, UUID(text).variant) for text in ids} == {(7, "specified in RFC 4122")}
+    # The order holds to a quarter of a microsecond; ids of the same quarter are unordered.
+    assert [text[:18] for text in ids] == sorted(text[:18] for text in ids)
     assert abs((UUID(ids[0]).int >> 80) / 1000 - datetime.now(UTC).timestamp()) < 60
 
 
@@ -93,7 +91,7 @@ def test_ids_are_uuids_of_version_7_that_grow() -> None:
     ],
     ids=["one", "a list", "an answer", "an iterator", "ids"],
 )
-def test_assignments_are_attached_as_they_come(make: Make, service: EventService, experiments: Any) -> None:
+def test_event_accepts_experiments_in_every_form(make: Make, service: EventService, experiments: Any) -> None:
     client = make()
     client.log("custom.x", **UNIT, experiments=experiments)
     client.flush()
@@ -103,16 +101,16 @@ def test_assignments_are_attached_as_they_come(make: Make, service: EventService
     ]
 
 
-def test_what_the_caller_changes_later_does_not_change_the_event(make: Make, service: EventService) -> None:
+def test_event_does_not_change_when_the_caller_changes_its_payload_later(make: Make, service: EventService) -> None:
     client = make()
     payload: dict[str, Any] = {"meals": ["a"]}
     client.log("custom.x", **UNIT, payload=payload)
     payload["meals"].append("b")
     client.flush()
-    assert [one["payload"] for one in service.stored.values()] == [{"meals": ["a"]}]
+    assert [event["payload"] for event in service.stored.values()] == [{"meals": ["a"]}]
 
 
-def test_numbers_and_mappings_of_other_libraries_are_taken(make: Make, service: EventService) -> None:
+def test_event_accepts_numbers_and_mappings_of_other_libraries(make: Make, service: EventService) -> None:
     client = make()
     numbers = {"a": Decimal("0.5"), "b": np.float32(1.5), "c": np.int64(7), "d": np.float64(0.25)}
     client.log("custom.x", **UNIT, metrics=numbers, context=MappingProxyType({"x": np.int32(1)}))
@@ -122,7 +120,7 @@ def test_numbers_and_mappings_of_other_libraries_are_taken(make: Make, service: 
 
 
 class Hostile:
-    """Fails whatever is asked of it."""
+    """Raises in every method."""
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError("no")
@@ -134,33 +132,33 @@ class Hostile:
 
 
 def cyclic() -> dict[str, Any]:
-    """Holds itself."""
-    made: dict[str, Any] = {}
-    made["me"] = [made]
-    return made
+    """A dictionary that contains itself."""
+    value: dict[str, Any] = {}
+    value["me"] = [value]
+    return value
 
 
 def deep() -> Any:
-    """Nested beyond what can be encoded."""
-    made: Any = []
+    """A list nested too deeply to be encoded."""
+    value: Any = []
     for _ in range(100_000):
-        made = [made]
-    return made
+        value = [value]
+    return value
 
 
 HOSTILE: dict[str, dict[str, Any]] = {
     "NaN": {"metrics": {"x": float("nan")}},
     "infinite": {"metrics": {"x": -float("inf")}},
     "Decimal NaN": {"metrics": {"x": Decimal("NaN")}},
-    "metric of no number": {"metrics": {"x": "fast"}},
-    "metrics no object": {"metrics": [1]},
+    "metric not a number": {"metrics": {"x": "fast"}},
+    "metrics not an object": {"metrics": [1]},
     "an integer beyond doubles": {"metrics": {"x": 10**400}},
     "cyclic": {"payload": cyclic()},
     "deep": {"payload": {"x": deep()}},
     "object": {"payload": {"x": object()}},
     "hostile object": {"payload": {"x": Hostile()}},
     "hostile experiments": {"experiments": Hostile()},
-    "a text of experiments": {"experiments": "planner"},
+    "experiments a string": {"experiments": "planner"},
     "lone surrogate": {"unit_id": "\ud800"},
     "bytes key": {"context": {(1, 2): 3}},
     "no offset": {"timestamp": datetime(2026, 1, 1)},
@@ -170,7 +168,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("given", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_bad_event_is_told_once_and_breaks_nothing(
+def test_invalid_event_is_reported_and_breaks_nothing(
     make: Make, service: EventService, lost: list[LostEvent], caplog: pytest.LogCaptureFixture, given: dict[str, Any]
 ) -> None:
     client = make()
@@ -183,14 +181,14 @@ def test_a_bad_event_is_told_once_and_breaks_nothing(
     stats = client.stats
     assert (stats.logged, stats.sent, stats.refused, stats.dropped) == (4, 1, 3, 0)
     assert len(caplog.messages) == 1 and "is lost" in caplog.messages[0]
-    assert {one.code for one in lost} <= {"not_sendable", "payload_too_large"} and len(lost) == 3
+    assert {loss.code for loss in lost} <= {"not_sendable", "payload_too_large"} and len(lost) == 3
 
 
-def test_what_on_error_raises_or_logs_stays_inside(make: Make, service: EventService) -> None:
+def test_on_error_may_raise_or_log_again(make: Make, service: EventService) -> None:
     calls: list[str] = []
 
-    def raises(one: LostEvent) -> None:
-        calls.append(one.code)
+    def raises(loss: LostEvent) -> None:
+        calls.append(loss.code)
         raise RuntimeError("a defect of the product")
 
     service.bad = {"bad": "invalid_unit_id"}
@@ -199,13 +197,13 @@ def test_what_on_error_raises_or_logs_stays_inside(make: Make, service: EventSer
     client.log("custom.x", unit_type="user", unit_id="bad")
     assert client.flush() and calls == ["not_sendable", "invalid_unit_id"]
 
-    logging_again: EventClient = make(on_error=lambda one: logging_again.log("custom.x", **UNIT, payload=cyclic()))
+    logging_again: EventClient = make(on_error=lambda loss: logging_again.log("custom.x", **UNIT, payload=cyclic()))
     logging_again.log("custom.x", **UNIT, payload=cyclic())
     logging_again.log("custom.good", **UNIT)
     assert logging_again.flush() and "u1" in service.units()
 
 
-def test_an_exposure_is_logged_once_a_day_for_a_unit_and_variant(make: Make, service: EventService) -> None:
+def test_exposure_is_logged_once_a_day_for_a_unit_and_variant(make: Make, service: EventService) -> None:
     clock = Clock()
     client = make(clock=clock, max_exposures=2)
     shown = assignment()
@@ -214,7 +212,7 @@ def test_an_exposure_is_logged_once_a_day_for_a_unit_and_variant(make: Make, ser
     assert (
         client.log_exposure(assignment("u2")) is not None and client.log_exposure(assignment(variant="3")) is not None
     )
-    # One more than are remembered: the first is forgotten.
+    # One more than the client remembers, so it has forgotten the first.
     assert client.log_exposure(shown) is not None
     clock.wait(86_399)
     assert client.log_exposure(shown) is None
@@ -227,19 +225,19 @@ def test_an_exposure_is_logged_once_a_day_for_a_unit_and_variant(make: Make, ser
     assert len(service.stored) == 5
 
 
-def test_an_exposure_that_could_not_be_logged_is_not_remembered(make: Make, lost: list[LostEvent]) -> None:
+def test_exposure_is_not_remembered_when_it_could_not_be_logged(make: Make, lost: list[LostEvent]) -> None:
     client = make()
     for _ in range(2):
         assert client.log_exposure(assignment(), context=cyclic()) is not None
     assert client.log_exposure(assignment()) is not None and client.log_exposure(assignment()) is None
-    wrong: Any = "no assignment"
+    wrong: Any = "not an assignment"
     assert client.log_exposure(wrong) is not None
-    assert [one.code for one in lost] == ["not_sendable"] * 3
+    assert [loss.code for loss in lost] == ["not_sendable"] * 3
     always_logs = make(exposure_every=0)
     assert always_logs.log_exposure(assignment()) and always_logs.log_exposure(assignment())
 
 
-def test_while_the_service_is_away_a_flush_tells_and_keeps(make: Make, service: EventService) -> None:
+def test_flush_returns_false_and_keeps_events_while_the_service_is_away(make: Make, service: EventService) -> None:
     clock = Clock()
     client = make(clock=clock)
     service.then = always(Unreachable("away"))
@@ -251,7 +249,7 @@ def test_while_the_service_is_away_a_flush_tells_and_keeps(make: Make, service: 
 
 
 @pytest.mark.parametrize("kind", [EventClient, AsyncEventClient])
-def test_a_closed_client_leaves_nothing_behind(kind: Any, service: EventService, tmp_path: Path) -> None:
+def test_close_sends_all_events_and_ends_the_thread(kind: Any, service: EventService, tmp_path: Path) -> None:
     lost: list[LostEvent] = []
     client = make_client(kind, service, tmp_path, on_error=lost.append)
 
@@ -261,13 +259,13 @@ def test_a_closed_client_leaves_nothing_behind(kind: Any, service: EventService,
     client.log("custom.x", **UNIT)
     close()
     assert service.units() == ["u1"]
-    assert UUID(client.log("custom.x", **UNIT)) and [one.code for one in lost] == ["closed"]
+    assert UUID(client.log("custom.x", **UNIT)) and [loss.code for loss in lost] == ["closed"]
     close()
     client._sender.join(10)
     assert not client._sender.is_alive() and client.stats.dropped == 1
 
 
-def test_context_managers_send_what_is_left(service: EventService, tmp_path: Path) -> None:
+def test_context_managers_send_the_last_events(service: EventService, tmp_path: Path) -> None:
     async def use() -> None:
         async with make_client(AsyncEventClient, service, tmp_path) as client:
             client.log("custom.x", unit_type="user", unit_id="async")
@@ -279,7 +277,7 @@ def test_context_managers_send_what_is_left(service: EventService, tmp_path: Pat
     assert service.units() == ["sync", "async"]
 
 
-def test_nothing_is_started_or_made_before_the_first_event(service: EventService, tmp_path: Path) -> None:
+def test_no_thread_or_folder_exists_before_the_first_event(service: EventService, tmp_path: Path) -> None:
     before = threading.active_count()
     with make_client(EventClient, service, tmp_path / "spool") as client:
         assert client.log_exposure(None) is None and client.stats.logged == 0

@@ -1,6 +1,6 @@
-"""What the event client does with events by the service's answers: nothing is lost but what is refused, and nothing waits behind it.
+"""What the event client does with events after each answer of the service: it loses only refused events, and no event blocks the others.
 
-Steps are taken by hand on a clock set by hand. What a product calls: test_event_client.py. Files: test_event_client_disk.py.
+Tests take the steps and set the clock. What a product calls: test_event_client.py. Files: test_event_client_disk.py.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from client_support import Clock
-from event_client_support import EventService, always, event, make_delivery, said, work
+from event_client_support import EventService, always, event, make_delivery, make_reply, work
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,17 +17,17 @@ from lifecycle_client.wire import Reply, Unreachable
 
 AWAY: dict[str, Reply | Unreachable] = {
     "no connection": Unreachable("ConnectError"),
-    "429": said(429, {"error": "rate_limited"}),
-    "500": said(500, {"error": "internal_error", "message": "Something went wrong."}),
-    "502": said(502, "<html>"),
-    "503": said(503, {"error": "service_unavailable", "message": "Later."}),
-    "401": said(401, {"error": "unauthorized", "message": "Send a valid API key."}),
-    "403": said(403, {"error": "forbidden", "message": "This API key lacks the scope `ingest`."}),
-    "404": said(404, "no such page"),
-    "another program's 400": said(400, "<html>"),
-    "another program's 200": said(200, "<html>please log in"),
-    "a 200 that counts others": said(200, {"accepted": 1_001, "rejected": 0}),
-    "a redirect": said(307),
+    "429": make_reply(429, {"error": "rate_limited"}),
+    "500": make_reply(500, {"error": "internal_error", "message": "Something went wrong."}),
+    "502": make_reply(502, "<html>"),
+    "503": make_reply(503, {"error": "service_unavailable", "message": "Later."}),
+    "401": make_reply(401, {"error": "unauthorized", "message": "Send a valid API key."}),
+    "403": make_reply(403, {"error": "forbidden", "message": "This API key lacks the scope `ingest`."}),
+    "404": make_reply(404, "no such page"),
+    "another program's 400": make_reply(400, "<html>"),
+    "another program's 200": make_reply(200, "<html>please log in"),
+    "a 200 that counts others": make_reply(200, {"accepted": 1_001, "rejected": 0}),
+    "a redirect": make_reply(307),
 }
 
 
@@ -41,7 +41,9 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_batch_goes_with_its_size_or_its_second(tmp_path: Path, service: EventService, clock: Clock) -> None:
+def test_batch_is_sent_when_it_is_large_enough_or_a_second_old(
+    tmp_path: Path, service: EventService, clock: Clock
+) -> None:
     delivery = make_delivery(tmp_path, clock)
     for number in range(99):
         delivery.put(event(f"u{number}"))
@@ -56,7 +58,7 @@ def test_a_batch_goes_with_its_size_or_its_second(tmp_path: Path, service: Event
     assert service.units() == [f"u{number}" for number in range(100)] + ["late"]
 
 
-def test_no_batch_is_larger_than_the_service_takes(tmp_path: Path, service: EventService, clock: Clock) -> None:
+def test_batch_is_never_larger_than_the_service_accepts(tmp_path: Path, service: EventService, clock: Clock) -> None:
     delivery = make_delivery(tmp_path, clock)
     for number in range(2_100):
         delivery.put(event(f"u{number}"))
@@ -69,13 +71,13 @@ def test_no_batch_is_larger_than_the_service_takes(tmp_path: Path, service: Even
 
 @pytest.mark.parametrize("on_disk", [True, False], ids=["disk", "memory"])
 @pytest.mark.parametrize("reply", AWAY.values(), ids=AWAY.keys())
-def test_whatever_keeps_the_service_from_storing_loses_nothing(
+def test_outage_of_any_kind_loses_no_event(
     tmp_path: Path, service: EventService, clock: Clock, reply: Reply | Unreachable, on_disk: bool
 ) -> None:
     lost: list[LostEvent] = []
     delivery = make_delivery(tmp_path, clock, lost, max_spool_bytes=1_000_000 if on_disk else 0)
-    sent = [f"u{number}" for number in range(5)]
-    for unit in sent:
+    units = [f"u{number}" for number in range(5)]
+    for unit in units:
         delivery.put(event(unit))
     service.then = always(reply)
     work(delivery, service)
@@ -87,16 +89,16 @@ def test_whatever_keeps_the_service_from_storing_loses_nothing(
     service.then = lambda events: None
     clock.wait(1)
     work(delivery, service)
-    assert service.units() == sent and lost == []
+    assert service.units() == units and lost == []
     stats = delivery.stats()
     assert (stats.logged, stats.sent, stats.buffered, stats.disk_bytes) == (5, 5, 0, 0)
 
 
-def test_retry_after_is_kept_and_waits_grow(tmp_path: Path, service: EventService, clock: Clock) -> None:
+def test_waits_grow_and_follow_retry_after(tmp_path: Path, service: EventService, clock: Clock) -> None:
     delivery = make_delivery(tmp_path, clock)
     waits = []
     replies: list[Reply | Unreachable] = [Unreachable("away")] * 6
-    for reply in (*replies, said(503, retry_after="7"), said(429, retry_after="86400")):
+    for reply in (*replies, make_reply(503, retry_after="7"), make_reply(429, retry_after="86400")):
         delivery.put(event("u1"))
         service.then = always(reply)
         work(delivery, service)
@@ -106,7 +108,7 @@ def test_retry_after_is_kept_and_waits_grow(tmp_path: Path, service: EventServic
 
 
 @pytest.mark.parametrize("from_disk", [False, True], ids=["memory", "disk"])
-def test_refused_events_are_told_and_the_others_stored(
+def test_refused_events_are_reported_and_the_others_stored(
     tmp_path: Path, service: EventService, clock: Clock, from_disk: bool
 ) -> None:
     lost: list[LostEvent] = []
@@ -121,8 +123,9 @@ def test_refused_events_are_told_and_the_others_stored(
         clock.wait(1)
     work(delivery, service)
     assert service.units() == ["u1", "u2"]
-    assert [(one.event_type, one.code) for one in lost] == [("custom.test", "invalid_unit_id")] * 2
-    assert {one.event_id for one in lost} == {one["event_id"] for one in service.batches[0] if one["unit_id"] == "bad"}
+    assert [(loss.event_type, loss.code) for loss in lost] == [("custom.test", "invalid_unit_id")] * 2
+    bad_ids = {sent["event_id"] for sent in service.batches[0] if sent["unit_id"] == "bad"}
+    assert {loss.event_id for loss in lost} == bad_ids
     delivery.put(event("bad"))
     work(delivery, service)
     assert len(lost) == 3 and delivery.stats().refused == 3 and delivery.stats().disk_bytes == 0
@@ -130,7 +133,7 @@ def test_refused_events_are_told_and_the_others_stored(
 
 
 @pytest.mark.parametrize("on_disk", [True, False], ids=["disk", "memory"])
-def test_a_unit_over_its_limit_waits_and_the_others_do_not(
+def test_rate_limited_unit_waits_and_the_others_do_not(
     tmp_path: Path, service: EventService, clock: Clock, on_disk: bool
 ) -> None:
     lost: list[LostEvent] = []
@@ -150,19 +153,19 @@ def test_a_unit_over_its_limit_waits_and_the_others_do_not(
 
 
 def poison(service: EventService, reply: Reply) -> None:
-    """Any batch with the unit `poison` in it is answered so."""
-    service.then = lambda events: reply if any(one["unit_id"] == "poison" for one in events) else None
+    """Give this reply to every batch that contains the unit `poison`."""
+    service.then = lambda events: reply if any(sent["unit_id"] == "poison" for sent in events) else None
 
 
 @pytest.mark.parametrize(
     ("reply", "code"),
     [
-        (said(400, {"error": "validation_error", "message": "Wrong.", "details": [{"field": "x", "error": "invalid_x"}]}), "invalid_x"),
-        (said(413, "<html>"), "payload_too_large"),
+        (make_reply(400, {"error": "validation_error", "message": "No.", "details": [{"field": "x", "error": "invalid_x"}]}), "invalid_x"),
+        (make_reply(413, "<html>"), "payload_too_large"),
     ],
     ids=["400", "413"],
 )  # fmt: skip
-def test_one_event_for_which_all_are_refused_is_singled_out(
+def test_event_is_singled_out_when_the_whole_batch_is_refused_because_of_it(
     tmp_path: Path, service: EventService, clock: Clock, reply: Reply, code: str
 ) -> None:
     lost: list[LostEvent] = []
@@ -172,19 +175,17 @@ def test_one_event_for_which_all_are_refused_is_singled_out(
         delivery.put(event(unit))
     poison(service, reply)
     work(delivery, service)
-    assert service.units() == units and [one.code for one in lost] == [code]
+    assert service.units() == units and [loss.code for loss in lost] == [code]
     assert delivery.stats().buffered == 0 and len(service.batches) < 20
 
 
-def test_an_event_that_the_service_fails_on_holds_up_nobody(
-    tmp_path: Path, service: EventService, clock: Clock
-) -> None:
+def test_event_that_crashes_the_service_holds_up_no_other(tmp_path: Path, service: EventService, clock: Clock) -> None:
     lost: list[LostEvent] = []
     delivery = make_delivery(tmp_path, clock, lost)
     units = [f"u{number}" for number in range(20)]
     for unit in (*units[:7], "poison", *units[7:]):
         delivery.put(event(unit))
-    poison(service, said(500, {"error": "internal_error", "message": "A defect."}))
+    poison(service, make_reply(500, {"error": "internal_error", "message": "A defect."}))
     for _ in range(20):
         work(delivery, service)
         clock.wait(30)
@@ -195,7 +196,7 @@ def test_an_event_that_the_service_fails_on_holds_up_nobody(
     assert service.units()[-1] == "poison" and delivery.stats().disk_bytes == 0
 
 
-def test_new_events_do_not_wait_for_the_old_ones(tmp_path: Path, service: EventService, clock: Clock) -> None:
+def test_new_events_do_not_wait_for_those_on_disk(tmp_path: Path, service: EventService, clock: Clock) -> None:
     delivery = make_delivery(tmp_path, clock)
     service.then = always(Unreachable("away"))
     for number in range(3_000):
@@ -213,7 +214,7 @@ def test_new_events_do_not_wait_for_the_old_ones(tmp_path: Path, service: EventS
     assert [unit for unit in service.units() if unit.startswith("old")] == [f"old{number}" for number in range(3_000)]
 
 
-def test_memory_is_bounded_and_goes_to_disk_before_it_is_full(
+def test_memory_is_limited_and_spills_to_disk_before_it_is_full(
     tmp_path: Path, service: EventService, clock: Clock
 ) -> None:
     lost: list[LostEvent] = []
@@ -226,16 +227,16 @@ def test_memory_is_bounded_and_goes_to_disk_before_it_is_full(
     work(delivery, service)
     assert len(service.stored) == 200
 
-    for bound in ({"max_buffered": 50}, {"max_buffered_bytes": 50 * len(event("u1"))}):
-        without = make_delivery(tmp_path, clock, lost, max_spool_bytes=0, **bound)
+    for limit in ({"max_buffered": 50}, {"max_buffered_bytes": 50 * len(event("u1"))}):
+        without_disk = make_delivery(tmp_path, clock, lost, max_spool_bytes=0, **limit)
         for number in range(60):
-            without.put(event(f"u{number % 10}"))
-        assert [one.code for one in lost] == ["buffer_full"] * 10 and not without.crowded
-        assert (without.stats().buffered, without.stats().dropped) == (50, 10)
+            without_disk.put(event(f"u{number % 10}"))
+        assert [loss.code for loss in lost] == ["buffer_full"] * 10 and not without_disk.crowded
+        assert (without_disk.stats().buffered, without_disk.stats().dropped) == (50, 10)
         lost.clear()
 
 
-def test_a_full_disk_keeps_the_oldest_in_memory_and_drops_the_newest(
+def test_memory_keeps_the_oldest_and_drops_the_newest_when_the_disk_is_full(
     tmp_path: Path, service: EventService, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost: list[LostEvent] = []
@@ -248,17 +249,15 @@ def test_a_full_disk_keeps_the_oldest_in_memory_and_drops_the_newest(
         delivery.put(event(f"u{number}"))
         delivery.spill()
     work(delivery, service)
-    assert len(lost) == 4 and {one.code for one in lost} == {"buffer_full"}
-    assert len([line for line in caplog.messages if "can't go to disk" in line]) == 1
+    assert len(lost) == 4 and {loss.code for loss in lost} == {"buffer_full"}
+    assert len([line for line in caplog.messages if "cannot be written to disk" in line]) == 1
     service.then = lambda events: None
     clock.wait(30)
     work(delivery, service)
     assert service.units() == [f"u{number}" for number in range(8)]
 
 
-def test_at_the_end_memory_and_what_is_on_its_way_go_to_disk(
-    tmp_path: Path, service: EventService, clock: Clock
-) -> None:
+def test_rescue_writes_memory_and_events_in_flight_to_disk(tmp_path: Path, service: EventService, clock: Clock) -> None:
     delivery = make_delivery(tmp_path, clock)
     for number in range(3):
         delivery.put(event(f"u{number}"))
@@ -281,10 +280,10 @@ def test_at_the_end_memory_and_what_is_on_its_way_go_to_disk(
     st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["ok", "poison", "limited", *AWAY])), max_size=12),
     st.sampled_from([0, 900, 1_000_000]),
 )
-def test_each_event_is_stored_once_or_told_as_lost(
+def test_each_event_is_stored_once_or_reported_as_lost(
     tmp_path_factory: pytest.TempPathFactory, rounds: list[tuple[int, str]], max_spool_bytes: int
 ) -> None:
-    """Whatever the service answers, in whatever order: stored and lost are disjoint, and together what was logged."""
+    """Whatever the service answers: no event is both stored and lost, and together they are all that were logged."""
     clock, service, lost, logged = Clock(), EventService(), list[LostEvent](), 0
     delivery = make_delivery(
         tmp_path_factory.mktemp("spool"), clock, lost, max_spool_bytes=max_spool_bytes, max_buffered=6
@@ -292,7 +291,7 @@ def test_each_event_is_stored_once_or_told_as_lost(
     for count, answer in rounds:
         service.bad = {"bad": "invalid_unit_id"} | ({"u2": "rate_limited"} if answer == "limited" else {})
         if answer == "poison":
-            poison(service, said(413))
+            poison(service, make_reply(413))
         else:
             service.then = always(AWAY[answer]) if answer in AWAY else lambda events: None
         for number in range(count):
@@ -304,8 +303,8 @@ def test_each_event_is_stored_once_or_told_as_lost(
     for _ in range(12):
         clock.wait(30)
         work(delivery, service)
-    stored, told = {event_id for event_id, _ in service.stored}, {one.event_id for one in lost}
-    assert not (stored & told) and len(stored) + len(told) == logged == delivery.stats().logged
+    stored, reported = {event_id for event_id, _ in service.stored}, {loss.event_id for loss in lost}
+    assert not (stored & reported) and len(stored) + len(reported) == logged == delivery.stats().logged
     stats = delivery.stats()
-    assert (stats.sent, stats.refused + stats.dropped) == (len(stored), len(told))
+    assert (stats.sent, stats.refused + stats.dropped) == (len(stored), len(reported))
     assert (stats.buffered, stats.disk_bytes) == (0, 0)

@@ -1,4 +1,4 @@
-"""The event client's files: what a crash tears, who may send them, how much there may be, where they lie."""
+"""The event client's files: torn writes, who may send them, their size limit and their folder."""
 
 import os
 import stat
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(folder: Path) -> Callable[..., Spool]:
-    """A spool of the folder, as another process would make one."""
+    """Makes a spool of the folder, as each process does."""
     return lambda max_bytes=100_000_000: Spool([folder], max_bytes)
 
 
@@ -32,29 +32,29 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.events"))
 
 
-def everything(spool: Spool) -> list[bytes]:
-    """What can be taken, which is then gone."""
-    found: list[bytes] = []
+def take_all(spool: Spool) -> list[bytes]:
+    """Take and remove all events that this spool may send."""
+    events: list[bytes] = []
     while (segment := spool.next_segment()) is not None:
-        found += segment.events
+        events += segment.events
         segment.remove()
-    return found
+    return events
 
 
-def test_what_was_written_comes_back_in_order(make: Callable[..., Spool], folder: Path) -> None:
+def test_events_come_back_in_order(make: Callable[..., Spool], folder: Path) -> None:
     events = [event(f"u{number}", 5_000) for number in range(500)]
     writer = make()
     for start in range(0, 500, 50):
         writer.append(events[start : start + 50])
     assert [path.stat().st_size // SEGMENT_BYTES for path in files(folder)] == [1, 1]
     assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, *files(folder))} == {0o700, 0o600}
-    assert everything(writer) == events
+    assert take_all(writer) == events
     assert files(folder) == [] and writer.used_bytes() == 0
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 4), st.data())
-def test_a_torn_or_broken_file_costs_only_what_is_torn(
+def test_torn_or_damaged_file_loses_only_the_damaged_events(
     tmp_path_factory: pytest.TempPathFactory, count: int, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("spool")
@@ -67,15 +67,15 @@ def test_a_torn_or_broken_file_costs_only_what_is_torn(
     if data.draw(st.booleans()):
         kept = data.draw(st.integers(0, len(whole) - 1))
         path.write_bytes(whole[:kept])
-        # The last line break holds nothing.
+        # The last line is intact even without its line break.
         expected = events[: whole[: kept + 1].count(b"\n")]
     else:
         at = data.draw(st.integers(0, len(whole) - 2))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << data.draw(st.integers(0, 7))]) + whole[at + 1 :])
         line = whole[:at].count(b"\n")
         expected = [
-            one
-            for index, one in enumerate(events)
+            intact
+            for index, intact in enumerate(events)
             if index != line and not (whole[at : at + 1] == b"\n" and index == line + 1)
         ]
     segment = Spool([folder], 100_000).next_segment()
@@ -84,25 +84,27 @@ def test_a_torn_or_broken_file_costs_only_what_is_torn(
     segment.release()
 
 
-def test_a_file_belongs_to_one_at_a_time(make: Callable[..., Spool], folder: Path) -> None:
+def test_file_belongs_to_one_spool_at_a_time(make: Callable[..., Spool], folder: Path) -> None:
     mine, theirs = make(), make()
     mine.append([event("mine")])
     assert theirs.next_segment() is None
     theirs.append([event("theirs")])
-    held = mine.next_segment()
-    assert held is not None and len(held.events) == 1
-    rest = theirs.next_segment()
-    assert rest is not None and rest.events != held.events
+    first = mine.next_segment()
+    assert first is not None and len(first.events) == 1
+    second = theirs.next_segment()
+    assert second is not None and second.events != first.events
     assert make().next_segment() is None
-    held.release()
-    again = make().next_segment()
-    assert again is not None and again.events == held.events
-    again.remove()
-    rest.remove()
+    first.release()
+    first_again = make().next_segment()
+    assert first_again is not None and first_again.events == first.events
+    first_again.remove()
+    second.remove()
     assert files(folder) == []
 
 
-def test_a_dead_process_leaves_its_files_and_a_living_one_keeps_them(make: Callable[..., Spool], folder: Path) -> None:
+def test_files_are_taken_over_when_their_process_is_dead_and_not_before(
+    make: Callable[..., Spool], folder: Path
+) -> None:
     code = (
         "import sys; from pathlib import Path; from lifecycle_client.event_disk import Spool\n"
         f"spool = Spool([Path({str(folder)!r})], 100_000); spool.append([b'{{}}'] * 3); print('written', flush=True); sys.stdin.read()"
@@ -112,12 +114,12 @@ def test_a_dead_process_leaves_its_files_and_a_living_one_keeps_them(make: Calla
     assert make().next_segment() is None and make().used_bytes() > 0
     process.kill()
     process.wait(10)
-    assert everything(make()) == [b"{}"] * 3
+    assert take_all(make()) == [b"{}"] * 3
     process.stdin.close()
     process.stdout.close()
 
 
-def test_a_forked_child_does_not_hold_or_give_up_its_parents_files(make: Callable[..., Spool]) -> None:
+def test_forked_child_neither_keeps_nor_releases_its_parents_locks(make: Callable[..., Spool]) -> None:
     spool = make()
     spool.append([b"{}"])
     segment_holder = make()
@@ -137,24 +139,24 @@ def test_a_forked_child_does_not_hold_or_give_up_its_parents_files(make: Callabl
         assert make().next_segment() is None
         segment.release()
         spool.close()
-        assert len(everything(make())) == 2
+        assert len(take_all(make())) == 2
     finally:
         os.close(let_child_end)
         os.waitpid(child, 0)
 
 
-def test_the_bound_is_for_all_that_share_the_folder(make: Callable[..., Spool]) -> None:
+def test_byte_limit_covers_all_spools_that_share_the_folder(make: Callable[..., Spool]) -> None:
     first, second = make(1_000), make(1_000)
     first.append([b"x" * 900])
     for spool in (first, second):
-        with pytest.raises(SpoolError, match="1,000 bytes for them are used"):
+        with pytest.raises(SpoolError, match="limit of 1,000 bytes"):
             spool.append([b"x" * 100])
-    assert everything(first) == [b"x" * 900]
+    assert take_all(first) == [b"x" * 900]
     second.append([b"x" * 100])
 
 
-def test_a_file_that_cannot_grow_leaves_no_torn_line(folder: Path) -> None:
-    """With a limit for the size of a file, since a write that is cut short is what a full disk looks like."""
+def test_failed_write_leaves_no_torn_line(folder: Path) -> None:
+    """A limit on the file size cuts the write short, as a full disk does."""
     code = (
         "import resource; from pathlib import Path; from lifecycle_client.event_disk import Spool, SpoolError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))\n"
@@ -165,7 +167,7 @@ def test_a_file_that_cannot_grow_leaves_no_torn_line(folder: Path) -> None:
         "print(failed)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    # Each file takes two, then a write fails, and a new file is begun.
+    # A file takes two events, then a write fails, and a new file begins.
     assert (done.stdout, done.stderr) == ("1\n", "")
     segments = []
     spool = Spool([folder], 100_000)
@@ -175,7 +177,7 @@ def test_a_file_that_cannot_grow_leaves_no_torn_line(folder: Path) -> None:
     assert segments == [(2, 0), (2, 0)]
 
 
-def test_a_service_has_a_folder_of_its_own_in_the_users_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_service_has_its_own_folder_in_the_users_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -192,7 +194,7 @@ def test_a_service_has_a_folder_of_its_own_in_the_users_state(tmp_path: Path, mo
         )
         == 3
     )
-    (tmp_path / "state").write_text("no folder can be made here")
+    (tmp_path / "state").write_text("a file where the folder should be")
     spool = Spool([best, temporary], 1_000)
     spool.append([b"{}"])
     assert len(files(temporary)) == 1
@@ -202,10 +204,12 @@ def test_a_service_has_a_folder_of_its_own_in_the_users_state(tmp_path: Path, mo
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give a folder away")
-def test_a_folder_that_another_user_made_in_tmp_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_in_tmp_is_not_used_when_another_user_created_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = tmp_path / "lifecycle-events-0" / "x"
     folder.mkdir(parents=True)
     os.chown(folder.parent, 12345, 12345)
-    with pytest.raises(SpoolError, match="is not ours"):
+    with pytest.raises(SpoolError, match="another user"):
         Spool([folder], 1_000).append([b"{}"])

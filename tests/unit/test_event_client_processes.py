@@ -1,6 +1,6 @@
-"""The event client among others: threads, event loops, signals, forks, multiprocessing, the end of a process.
+"""The event client with threads, event loops, signals, forks and multiprocessing, and at the end of a process.
 
-Services here are scripted; the real one: tests/integration/test_event_client_service.py.
+The service here is scripted. With the real one: tests/integration/test_event_client_service.py.
 """
 
 import asyncio
@@ -19,7 +19,6 @@ import pytest
 from client_support import KEY, Clock
 from event_client_support import EVENTS_URL, EventService, always, make_client, make_delivery, work
 
-from foundation.settings import PROJECT_ROOT
 from lifecycle_client import AsyncEventClient, EventClient
 from lifecycle_client.wire import Unreachable
 
@@ -32,28 +31,28 @@ def service() -> EventService:
 
 
 def left_on_disk(folder: Path, url: str = EVENTS_URL) -> list[str]:
-    """Units of the events there for a service, which are taken."""
+    """Take all events for a service from the folder, and return their units."""
     service = EventService()
     work(make_delivery(folder, Clock(), url=url), service)
     return sorted(service.units())
 
 
-def test_many_threads_log_and_each_event_comes_once(service: EventService, tmp_path: Path) -> None:
+def test_each_event_is_stored_once_when_many_threads_log(service: EventService, tmp_path: Path) -> None:
     client = make_client(EventClient, service, tmp_path, max_buffered=300)
 
     def log(worker: int) -> list[str]:
         return [client.log("custom.x", unit_type="user", unit_id=f"{worker}-{number}") for number in range(500)]
 
     with ThreadPoolExecutor(8) as pool:
-        ids = [one for made in pool.map(log, range(8)) for one in made]
+        ids = [event_id for logged in pool.map(log, range(8)) for event_id in logged]
     client.close()
     stats = client.stats
     stored = sorted(event_id for event_id, _ in service.stored)
     assert stats.logged == 4_000 == len(set(ids)) and len(stored) + stats.dropped == 4_000 and set(stored) <= set(ids)
 
 
-def test_a_request_that_hangs_holds_up_nobody(service: EventService, tmp_path: Path) -> None:
-    """What is logged meanwhile goes to disk beside it, memory stays bounded, and nothing is lost."""
+def test_hanging_request_holds_up_no_caller(service: EventService, tmp_path: Path) -> None:
+    """Events logged in the meantime go to disk, memory stays within its limit, and nothing is lost."""
     begun, go = threading.Event(), threading.Event()
 
     def hangs(events: list[dict[str, Any]]) -> None:
@@ -65,7 +64,7 @@ def test_a_request_that_hangs_holds_up_nobody(service: EventService, tmp_path: P
     ids = [client.log("custom.x", **UNIT)]
     assert begun.wait(10)
     while client.stats.spooled < 500:
-        # As fast as the disk takes them: faster, and the newest would be dropped.
+        # No faster than the disk takes them, or the newest would be dropped.
         if client.stats.buffered < 60:
             ids.append(client.log("custom.x", **UNIT))
     go.set()
@@ -73,8 +72,8 @@ def test_a_request_that_hangs_holds_up_nobody(service: EventService, tmp_path: P
     assert client.stats.dropped == 0 and sorted(event_id for event_id, _ in service.stored) == sorted(ids)
 
 
-def test_the_loop_runs_on_while_the_service_hangs(service: EventService, tmp_path: Path) -> None:
-    """Until the answer comes the loop makes turns, and the answer waits for a turn: neither may wait for the other."""
+def test_event_loop_keeps_running_while_the_service_hangs(service: EventService, tmp_path: Path) -> None:
+    """The service answers only after the loop has run on, so this ends only if the loop does not wait for the answer."""
     turned = threading.Event()
     service.then = lambda events: None if turned.wait(20) else Unreachable("the loop stood still")
 
@@ -92,7 +91,7 @@ def test_the_loop_runs_on_while_the_service_hangs(service: EventService, tmp_pat
     assert len(service.stored) == 10
 
 
-def test_what_is_logged_last_in_a_loop_outlives_the_loop(service: EventService, tmp_path: Path) -> None:
+def test_last_event_of_a_loop_outlives_the_loop(service: EventService, tmp_path: Path) -> None:
     client = make_client(AsyncEventClient, service, tmp_path)
 
     async def use() -> None:
@@ -104,7 +103,7 @@ def test_what_is_logged_last_in_a_loop_outlives_the_loop(service: EventService, 
     asyncio.run(client.aclose())
 
 
-def test_a_signal_handler_may_log_whatever_it_interrupts(service: EventService, tmp_path: Path) -> None:
+def test_signal_handler_may_log_whatever_it_interrupts(service: EventService, tmp_path: Path) -> None:
     client = make_client(EventClient, service, tmp_path, max_buffered=1_000_000)
     interrupted = 0
 
@@ -127,7 +126,7 @@ def test_a_signal_handler_may_log_whatever_it_interrupts(service: EventService, 
     assert len(service.stored) == logged + interrupted == client.stats.sent
 
 
-def test_a_thread_that_cannot_be_started_costs_nothing(
+def test_no_event_is_lost_when_no_thread_can_be_started(
     service: EventService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(self: threading.Thread) -> None:
@@ -143,7 +142,7 @@ def test_a_thread_that_cannot_be_started_costs_nothing(
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """How a forked child ends that does this; it is ended after 20 s."""
+    """Exit status of a forked child that calls `work`. The child is killed after 20 s."""
     child = os.fork()
     if child == 0:
         signal.alarm(20)
@@ -156,7 +155,7 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 @pytest.mark.parametrize("kind", [EventClient, AsyncEventClient])
-def test_a_child_begins_empty_and_the_parent_sends_what_it_has(
+def test_forked_child_begins_empty_and_the_parent_sends_its_events(
     kind: Any, service: EventService, tmp_path: Path
 ) -> None:
     client = make_client(kind, service, tmp_path)
@@ -170,11 +169,11 @@ def test_a_child_begins_empty_and_the_parent_sends_what_it_has(
         client._close(10)
         assert client.stats.spooled == 1
 
-    # Any lock may be held by another thread of the parent when it forks.
+    # Another thread of the parent may hold any lock at the time of the fork.
     delivery = client._delivery
     with contextlib.ExitStack() as held:
-        for one in (client, delivery, delivery._buffer, delivery._spool, delivery.notices, client._exposures):
-            held.enter_context(one._lock)
+        for owner in (client, delivery, delivery._buffer, delivery._spool, delivery.notices, client._exposures):
+            held.enter_context(owner._lock)
         held.enter_context(delivery._count_lock)
         status = in_child(work)
     assert status == 0 and client.stats.buffered == 1
@@ -218,12 +217,9 @@ if __name__ == "__main__":
     ],
     ids=["returns", "exit", "raises", "at exit", "fork", "multiprocessing fork", "multiprocessing spawn", "SIGTERM", "kill -9"],
 )  # fmt: skip
-def test_a_process_that_ends_leaves_its_events_on_disk(tmp_path: Path, code: str, units: list[str]) -> None:
+def test_process_leaves_its_events_on_disk_when_it_ends(tmp_path: Path, code: str, units: list[str]) -> None:
     script = tmp_path / "script.py"
     script.write_text(CLIENT.format(key=KEY, url=AWAY, folder=str(tmp_path)) + code)
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60, env=environment
-    )
-    assert done.stderr.count("Traceback") == code.count("raise ") and "Exception ignored" not in done.stderr
+    process = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
+    assert process.stderr.count("Traceback") == code.count("raise ") and "Exception ignored" not in process.stderr
     assert left_on_disk(tmp_path, AWAY) == units

@@ -1,12 +1,12 @@
-"""What the client raises: mistakes of the program that calls it, never an outage."""
+"""Exceptions of the client: mistakes in the calling program, never an outage."""
 
 from collections.abc import Sequence
 
 
 class AssignmentClientError(Exception):
-    """A mistake of the calling program; the message is one sentence.
+    """A mistake in the calling program; the message is one sentence.
 
-    `status` and `code` are what the service answered, `request_id` finds the request in its log; None where no request was made.
+    `status` and `code` are the service's answer, `request_id` finds the request in its log; all None if no request was sent.
     """
 
     def __init__(
@@ -17,7 +17,7 @@ class AssignmentClientError(Exception):
 
 
 class ClientSetupError(AssignmentClientError, ValueError):
-    """The client can't be made as asked: no key, an address that is none, a negative time."""
+    """The client cannot be created with these settings: no key, an invalid address, a negative time."""
 
 
 class ClientClosedError(AssignmentClientError):
@@ -29,7 +29,7 @@ class KeyRefusedError(AssignmentClientError):
 
 
 class RequestRefusedError(AssignmentClientError):
-    """The question is wrong; asking again will not help. `details` holds (field, error) pairs where the service names fields."""
+    """The question is invalid; asking again will not help. `details` holds (field, error) pairs if the service names fields."""
 
     def __init__(
         self,

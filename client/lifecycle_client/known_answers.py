@@ -1,4 +1,4 @@
-"""Known answers, fresh and stale, the least recently used dropped first."""
+"""Keeps known answers, fresh and stale; drops the least recently used first."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from lifecycle_client.wire import Known
 
 
 class Key(NamedTuple):
-    """What an answer depends on; `context` is its fingerprint, empty without one."""
+    """What an answer depends on. `context` is the fingerprint of the context, empty if there is none."""
 
     unit_type: str
     unit_id: str
@@ -19,7 +19,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An answer, and until when (the clock's seconds) it is fresh, and may be used at all."""
+    """An answer, and the times (the clock's seconds) until which it is fresh and until which it may be used at all."""
 
     answer: Known
     fresh_until: float
@@ -37,7 +37,7 @@ class KnownAnswers:
         return len(self._entries)
 
     def get(self, key: Key, now: float) -> Entry | None:
-        """The answer, while it may be used; it may be stale."""
+        """The answer, fresh or stale; None if there is none that may still be used."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -48,7 +48,7 @@ class KnownAnswers:
         return entry
 
     def put(self, key: Key, entry: Entry) -> None:
-        """Keep an answer; the one used longest ago goes when there are too many."""
+        """Keep an answer. Drops the least recently used one if there are too many."""
         self._entries[key] = entry
         self._entries.move_to_end(key)
         while len(self._entries) > self._max_entries:
