@@ -10,7 +10,6 @@ import psycopg
 import pytest
 from ground_support import BY
 
-from experimentation.runs.run import ExperimentationError
 from foundation.api_keys import (
     ApiKey,
     find_api_key,
@@ -20,6 +19,7 @@ from foundation.api_keys import (
     revoke_api_key,
     rotate_api_key,
 )
+from foundation.errors import LifecycleError
 
 HOUR = timedelta(hours=1)
 
@@ -99,15 +99,15 @@ def test_a_key_without_an_old_secret_is_not_opened_by_nothing(
 
 
 def test_what_can_not_be_rotated_is_refused(connection: psycopg.Connection[Any], database_url: str) -> None:
-    with pytest.raises(ExperimentationError, match="There is no API key named shop: `lifecycle keys list` shows them"):
+    with pytest.raises(LifecycleError, match="There is no API key named shop: `lifecycle keys list` shows them"):
         rotate_api_key(connection, "shop", **BY)
     _, old = make_api_key(connection, "shop", ["assign"], **BY)
     for grace in (timedelta(seconds=-1), timedelta(days=7, seconds=1)):
-        with pytest.raises(ExperimentationError, match="The old secret of shop can work for 0 to 7 days longer, not"):
+        with pytest.raises(LifecycleError, match="The old secret of shop can work for 0 to 7 days longer, not"):
             rotate_api_key(connection, "shop", grace, **BY)
     assert works(database_url, old) == [True]
     revoke_api_key(connection, "shop", **BY)
-    with pytest.raises(ExperimentationError, match=r"API key shop was revoked on 2\d{3}-\d\d-\d\d: make one with"):
+    with pytest.raises(LifecycleError, match=r"API key shop was revoked on 2\d{3}-\d\d-\d\d: make one with"):
         rotate_api_key(connection, "shop", **BY)
 
 
