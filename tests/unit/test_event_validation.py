@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eventlog.credentials import looks_like_credential, without_credentials
@@ -163,12 +163,14 @@ def test_values_at_their_limits_are_accepted_and_beyond_are_rejected() -> None:
     assert codes(payload={"a": "x" * (room + 1)}) == [("event", "payload_too_large")]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2025, 6, 1)), st.integers(-14 * 60, 14 * 60))
 def test_timestamp_is_the_same_moment_in_any_offset(moment: datetime, minutes: int) -> None:
     zoned = moment.replace(tzinfo=UTC).astimezone(timezone(timedelta(minutes=minutes)))
     assert read(timestamp=zoned.isoformat()).timestamp == zoned
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.recursive(
         st.none() | st.booleans() | st.text(),
