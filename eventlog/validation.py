@@ -143,9 +143,9 @@ _REMEMBERED_REFS, _REMEMBERED_BYTES = 4096, 512
 
 
 def read_event(raw: bytes | memoryview, now: datetime, *, no_nul: bool = False) -> Event:
-    """The event in `raw` (JSON), without flags. Raises InvalidEventError with every error found.
+    """The event in `raw` (JSON), without flags. Raises InvalidEventError with all errors.
 
-    `no_nul`: it is known already that `raw` spells no NUL character out, as it is of all events of a batch at once.
+    `no_nul`: the caller has checked that `raw` has no escaped NUL character, for a whole batch at once.
     """
     if len(raw) > MAX_EVENT_BYTES:
         raise InvalidEventError([FieldError("event", "payload_too_large")])

@@ -1,1 +1,1 @@
-"""One module and one SQL file a revision, in order."""
+"""The revisions in order, each a module and an SQL file."""
