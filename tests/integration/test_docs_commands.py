@@ -64,7 +64,7 @@ def test_commands_of_a_page_run_in_their_order(page: str, folder: Path, home: Pa
             continue
         result = subprocess.run(
             [str(LIFECYCLE), *command.arguments],
-            cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120,
+            cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
         assert result.returncode == 0, f"`{command}` in {page} exits with {result.returncode}: {result.stderr}"
     assert not (folder / "mlruns").exists(), "a model was stored in the working directory instead of the store"
