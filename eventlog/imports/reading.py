@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eventlog.validation import MAX_EVENT_BYTES
-from experimentation.config.yaml_nodes import ConfigError, Place, Problem
 from foundation.errors import LifecycleError
+from foundation.yaml_files import ConfigError, Place, Problem
 
 LONGEST_LINE = 2 * MAX_EVENT_BYTES
 """Bytes. A line beyond it is no record of an event, and is not held in memory."""

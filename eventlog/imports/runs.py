@@ -10,10 +10,10 @@ import psycopg
 
 from eventlog.imports.mapping import DeclaredExperiment, EventMapping, NamedExperiment, Value
 from eventlog.imports.values import UnusableError, shown
-from experimentation.config.yaml_nodes import ConfigError, Problem
 from experimentation.runs.imported import imported_run
 from experimentation.runs.run import Run
 from experimentation.runs.store import names_of_runs, runs_of
+from foundation.yaml_files import ConfigError, Problem
 
 Arm = Mapping[str, str]
 

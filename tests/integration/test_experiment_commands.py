@@ -16,7 +16,6 @@ from sync_support import BY
 from experimentation.config.files import read_config
 from experimentation.config.outlook import sync_outlook
 from experimentation.config.sync import sync
-from experimentation.config.yaml_nodes import ConfigError
 from experimentation.runs.lifecycle import (
     complete_run,
     open_candidate_run,
@@ -29,6 +28,7 @@ from experimentation.runs.lifecycle import (
 from experimentation.runs.run import ExperimentationError
 from experimentation.runs.store import epochs_of
 from foundation.migrate import schema_state
+from foundation.yaml_files import ConfigError
 
 FILE = """\
 experiments:

@@ -19,7 +19,7 @@ from import_support import written
 
 from eventlog.imports import reading
 from eventlog.imports.reading import FileRefusedError, Unreadable, open_source
-from experimentation.config.yaml_nodes import ConfigError, Place
+from foundation.yaml_files import ConfigError, Place
 
 HERE = Place("mapping.yml", 4)
 CELLS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
