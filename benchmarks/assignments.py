@@ -18,6 +18,7 @@ from benchmarks.servers import Server, environment, running
 from experimentation.runs.lifecycle import create_run, start_run
 from experimentation.runs.run import NewVariant
 from foundation.api_keys import make_api_key
+from foundation.audit import Change
 from foundation.settings import Settings
 from orchestration.local.ports import free_port
 
@@ -224,15 +225,15 @@ def request_text(key: str) -> str:
 
 def _prepare(url: str) -> tuple[UUID, str]:
     """A running experiment of two equal arms, and a key that may ask for it."""
-    why: dict[str, Any] = {"actor": "bench", "reason": "to be measured"}
+    change = Change("bench", "to be measured")
     half = Decimal("0.5")
     arms = [
         NewVariant(name="control", role="control", allocation=half, config={"params": {"blue": True}}),
         NewVariant(name="treatment", role="treatment", allocation=half, config={"params": {"blue": False}}),
     ]
     with psycopg.connect(url) as connection:
-        made = create_run(connection, name=EXPERIMENT, unit_type="household", variants=arms, **why)
-        start_run(connection, made.id, **why)
+        made = create_run(connection, name=EXPERIMENT, unit_type="household", variants=arms, change=change)
+        start_run(connection, made.id, change=change)
         _, key = make_api_key(connection, EXPERIMENT, ["assign"])
     return made.id, key
 

@@ -14,13 +14,13 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from experimentation.runs.run import ExperimentationError
+from foundation import locks
 
 HISTORY = "events_history"
 LEAVING = "_leaving"
 RENAME_TIMEOUT = "2s"
 """Whoever waits to rename a partition holds up everyone who reads it after, so the wait is short."""
 # Any constant will do, as long as every process takes the same one.
-_LOCK = 7_236_002
 
 # Bounds are read back as points in time: their text depends on the session's time zone. One that is being detached counts no more.
 EXISTING_PARTITIONS = r"""
@@ -134,7 +134,7 @@ def take_out(connection: psycopg.Connection[Any], day: date) -> LeavingDay:
 
 def _existing(cursor: psycopg.Cursor[Any]) -> dict[str, datetime]:
     """The partitions and where each ends, with the right to change them until the transaction ends."""
-    cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+    locks.hold(cursor, locks.PARTITIONS)
     return dict(cursor.execute(EXISTING_PARTITIONS).fetchall())
 
 

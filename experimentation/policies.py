@@ -9,7 +9,7 @@ from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from experimentation.runs.run import ExperimentationError, Policy, PolicyVersion, PolicyVersionStatus
-from foundation.audit import write_audit
+from foundation.audit import Change, write_audit
 
 _SELECT_POLICY = "SELECT id, name, description, production_version_id FROM exp.policies "
 POLICY_BY_NAME = _SELECT_POLICY + "WHERE name = %s"
@@ -54,12 +54,12 @@ ORDER BY 1
 
 
 def ensure_policy(
-    connection: psycopg.Connection[Any], name: str, description: str | None = None, *, actor: str, reason: str
+    connection: psycopg.Connection[Any], name: str, description: str | None = None, *, change: Change
 ) -> Policy:
     """The policy of that name, made with this description where there was none."""
     with connection.transaction(), connection.cursor(row_factory=class_row(Policy)) as cursor:
         if connection.execute(ADD_POLICY, (name, description)).rowcount:
-            write_audit(connection, actor=actor, action="policy.created", subject=name, reason=reason)
+            write_audit(connection, change=change, action="policy.created", subject=name)
         policy = cursor.execute(POLICY_BY_NAME, (name,)).fetchone()
     if policy is None:
         raise ExperimentationError(f"Policy {name} was removed while it was being made: try again.")
@@ -82,8 +82,7 @@ def add_version(
     status: PolicyVersionStatus = "active",
     description: str | None = None,
     version: int | None = None,
-    actor: str,
-    reason: str,
+    change: Change,
 ) -> PolicyVersion:
     """Add the policy's next version (or the number that is asked for). The first version of a policy that can be served is its
     production version.
@@ -104,14 +103,13 @@ def add_version(
         made = version_by_id(connection, made_id)
         write_audit(
             connection,
-            actor=actor,
+            change=change,
             action="policy_version.created",
             subject=made.label,
             after={"model": made.model_uri, "status": status, "config_defaults": dict(made.config_defaults)},
-            reason=reason,
         )
         if policy.production_version_id is None and status != "archived":
-            set_production(connection, made, actor=actor, reason=f"The first version of {policy_name}.")
+            set_production(connection, made, change=Change(change.by, f"The first version of {policy_name}."))
     return made
 
 
@@ -123,8 +121,7 @@ def ensure_version_of_model(
     mlflow_model_version: int | str,
     config_defaults: Mapping[str, Any] | None = None,
     description: str | None = None,
-    actor: str,
-    reason: str,
+    change: Change,
 ) -> PolicyVersion:
     """The policy's version that is pinned to this model version; the next version is made where there is none.
 
@@ -140,8 +137,7 @@ def ensure_version_of_model(
             mlflow_model_version=mlflow_model_version,
             config_defaults=config_defaults,
             description=description,
-            actor=actor,
-            reason=reason,
+            change=change,
         )
 
 
@@ -193,7 +189,7 @@ def production_version(connection: psycopg.Connection[Any], policy_name: str) ->
     return _find_version(connection, VERSION_IN_PRODUCTION, policy_name)
 
 
-def set_production(connection: psycopg.Connection[Any], version: PolicyVersion, *, actor: str, reason: str) -> None:
+def set_production(connection: psycopg.Connection[Any], version: PolicyVersion, *, change: Change) -> None:
     """Make a version the policy's production version. Raises ExperimentationError when it is archived."""
     if version.status == "archived":
         raise ExperimentationError(f"{version.label} is archived, so it can't be in production: make it active first.")
@@ -202,17 +198,16 @@ def set_production(connection: psycopg.Connection[Any], version: PolicyVersion, 
         connection.execute(SET_PRODUCTION, (version.id, version.policy_id))
         write_audit(
             connection,
-            actor=actor,
+            change=change,
             action="policy.production_changed",
             subject=version.policy_name,
             before=None if before is None else {"version": before.version},
             after={"version": version.version},
-            reason=reason,
         )
 
 
 def set_version_status(
-    connection: psycopg.Connection[Any], version: PolicyVersion, status: PolicyVersionStatus, *, actor: str, reason: str
+    connection: psycopg.Connection[Any], version: PolicyVersion, status: PolicyVersionStatus, *, change: Change
 ) -> None:
     """Deprecate (works, warns), archive (can't be served) or reactivate a version.
 
@@ -225,12 +220,11 @@ def set_version_status(
         connection.execute(SET_STATUS, (status, version.id))
         write_audit(
             connection,
-            actor=actor,
+            change=change,
             action="policy_version.status_changed",
             subject=version.label,
             before={"status": version.status},
             after={"status": status},
-            reason=reason,
         )
 
 

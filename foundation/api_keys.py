@@ -18,13 +18,15 @@ import psycopg
 from psycopg.errors import UniqueViolation
 from psycopg.rows import kwargs_row, scalar_row, tuple_row
 
-from foundation.audit import write_audit
+from foundation.audit import Change, write_audit
 from foundation.errors import LifecycleError
 
 SCOPES = ("assign", "ingest", "admin", "read")
 PREFIX = "lc"
 _SALT_BYTES = _SECRET_BYTES = 32
 MAX_NAME = 255
+MADE = Change("lifecycle", "A client needs a key.")
+REVOKED = Change("lifecycle", "The key is not needed any more.")
 MAX_GRACE = timedelta(days=7)
 # What a key without an earlier secret is compared with, so that each check does the same.
 _NO_SALT, _NO_HASH = bytes(_SALT_BYTES), bytes(hashlib.sha256().digest_size)
@@ -64,8 +66,7 @@ def make_api_key(
     name: str,
     scopes: Collection[str],
     *,
-    actor: str = "lifecycle",
-    reason: str = "A client needs a key.",
+    change: Change = MADE,
 ) -> tuple[ApiKey, str]:
     """Store a new key; return it with the plaintext, which can't be had again.
 
@@ -82,7 +83,7 @@ def make_api_key(
         with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
             cursor.execute(INSERT, (key_id, name, salt, _hash(salt, secret), ordered))
             ((created_at, revoked_at),) = cursor.fetchall()
-            _audit(connection, "api_key.created", name, {"id": str(key_id), "scopes": ordered}, actor, reason)
+            _audit(connection, "api_key.created", name, {"id": str(key_id), "scopes": ordered}, change)
     except UniqueViolation as error:
         raise LifecycleError(
             f"There is an API key named {name} already: choose another name, even for a revoked one."
@@ -91,7 +92,7 @@ def make_api_key(
 
 
 def rotate_api_key(
-    connection: psycopg.Connection[Any], name: str, grace: timedelta = timedelta(0), *, actor: str, reason: str
+    connection: psycopg.Connection[Any], name: str, grace: timedelta = timedelta(0), *, change: Change
 ) -> tuple[ApiKey, str]:
     """Give a key a new secret; return it with the plaintext, which can't be had again. The secret until now works for `grace` longer.
 
@@ -114,7 +115,7 @@ def rotate_api_key(
         with connection.cursor(row_factory=scalar_row) as scalars:
             (until,) = scalars.execute(ROTATE, fields).fetchall()
         told = {"id": str(key.id), "previous_until": None if until is None else until.isoformat()}
-        _audit(connection, "api_key.rotated", name, told, actor, reason)
+        _audit(connection, "api_key.rotated", name, told, change)
     return replace(key, previous_until=until), _plaintext(key.id, secret)
 
 
@@ -128,14 +129,13 @@ def revoke_api_key(
     connection: psycopg.Connection[Any],
     name: str,
     *,
-    actor: str = "lifecycle",
-    reason: str = "The key is not needed any more.",
+    change: Change = REVOKED,
 ) -> bool:
     """Revoke a key for good, with its secret from before a rotation; return whether it was valid until now."""
     with connection.transaction(), connection.cursor(row_factory=scalar_row) as cursor:
         ended = cursor.execute(REVOKE, (name,)).fetchall()
         for key_id in ended:
-            _audit(connection, "api_key.revoked", name, {"id": str(key_id)}, actor, reason)
+            _audit(connection, "api_key.revoked", name, {"id": str(key_id)}, change)
     return bool(ended)
 
 
@@ -187,7 +187,5 @@ def _key_of(
     return ApiKey(id, name, frozenset(scopes), created_at, revoked_at, previous_until)
 
 
-def _audit(
-    connection: psycopg.Connection[Any], action: str, name: str, after: dict[str, Any], actor: str, reason: str
-) -> None:
-    write_audit(connection, actor=actor, action=action, subject=f"API key {name}", after=after, reason=reason)
+def _audit(connection: psycopg.Connection[Any], action: str, name: str, after: dict[str, Any], change: Change) -> None:
+    write_audit(connection, change=change, action=action, subject=f"API key {name}", after=after)

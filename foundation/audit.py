@@ -17,6 +17,14 @@ LATEST = "SELECT at, actor, action, subject, reason FROM exp.audit_log WHERE sub
 
 
 @dataclass(frozen=True)
+class Change:
+    """Who changes something, and why. `by` is an API key's name, a command with its user, or an automation."""
+
+    by: str
+    why: str
+
+
+@dataclass(frozen=True)
 class AuditRow:
     """Who did what to which thing, when and why."""
 
@@ -30,19 +38,17 @@ class AuditRow:
 def write_audit(
     connection: psycopg.Connection[Any],
     *,
-    actor: str,
+    change: Change,
     action: str,
     subject: str,
-    reason: str,
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add a row, in the transaction of the change that it tells of.
+    """Add a row, in the transaction of the change.
 
-    `actor` is an API key's name or an automation, `action` like `experiment.started`, `subject` like `weekly_planner run 2`;
-    `before` and `after` hold plain JSON types.
+    `action` is like `experiment.started`, `subject` like `weekly_planner run 2`; `before` and `after` hold plain JSON types.
     """
-    connection.execute(WRITE, (actor, action, subject, _json(before), _json(after), reason))
+    connection.execute(WRITE, (change.by, action, subject, _json(before), _json(after), change.why))
 
 
 def latest_audit(connection: psycopg.Connection[Any], subjects: Sequence[str], most: int) -> list[AuditRow]:

@@ -12,13 +12,11 @@ from psycopg.rows import scalar_row
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
+from foundation import locks
 from foundation.errors import LifecycleError
 
 CONNECT_SECONDS = 10
 SchemaState = Literal["missing", "behind", "current", "newer"]
-
-# Any constant will do, as long as every process takes the same one.
-_LOCK = 7_236_001
 
 
 class MigrationError(LifecycleError):
@@ -47,7 +45,7 @@ def migrate(url: str) -> None:
     address = make_url(url).set(drivername="postgresql+psycopg")
     engine = create_engine(address, poolclass=NullPool, connect_args={"connect_timeout": CONNECT_SECONDS})
     with engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": locks.MIGRATIONS})
         found = _version(connection.connection.driver_connection)  # type: ignore[arg-type]
         if _state(found) == "newer":
             raise MigrationError(_newer(found))

@@ -65,7 +65,7 @@ class World:
     def erase(self, unit: Unit, *, pseudonymise: bool = False, files: bool = False) -> Report:
         with self.connect() as connection:
             return erase(
-                connection, self.platform, unit, pseudonymise=pseudonymise, files=files, told=quiet, actor="a test"
+                connection, self.platform, unit, pseudonymise=pseudonymise, files=files, told=quiet, by="a test"
             )  # fmt: skip
 
     def look(self, unit: Unit, *, pseudonymise: bool = False, files: bool = False) -> Report:

@@ -12,6 +12,7 @@ from experimentation.config.files import ConfigFiles, read_config
 from experimentation.config.sync import SyncReport, sync
 from experimentation.policies import add_version, get_version
 from experimentation.runs.run import PolicyVersion
+from foundation.audit import Change
 from foundation.settings import PROJECT_ROOT
 
 NO_POLICIES = "policies: []\n"
@@ -41,7 +42,7 @@ def sync_project_config(connection: psycopg.Connection[Any], **options: Any) -> 
     return sync(
         connection,
         read_config(PROJECT_ROOT / "config"),
-        **{"model_stage": every_model_exists, "actor": "test", **options},
+        **{"model_stage": every_model_exists, "by": "test", **options},
     )
 
 
@@ -52,8 +53,7 @@ def next_planner_version(connection: psycopg.Connection[Any], model_version: int
         "planner_policy",
         mlflow_model_name="planner_model",
         mlflow_model_version=model_version,
-        actor="test",
-        reason="A test needs a candidate.",
+        change=Change("test", "A test needs a candidate."),
     )
 
 

@@ -14,9 +14,10 @@ from ground_support import (
 
 from experimentation.config.sync import SyncReport, sync
 from experimentation.runs.lifecycle import runs_of
+from foundation.audit import Change
 from foundation.yaml_files import ConfigError
 
-BY = {"actor": "test", "reason": "Because of the test."}
+BY = Change("test", "Because of the test.")
 POLICIES = """\
 policies:
   - name: planner_policy
@@ -61,7 +62,7 @@ class Files:
 
     def apply(self, experiments: str = SPLIT, policies: str = POLICIES, **options: Any) -> SyncReport:
         files = config_of(self.folder, experiments, policies)
-        return sync(self.connection, files, **{"model_stage": every_model_exists, "actor": "test", **options})
+        return sync(self.connection, files, **{"model_stage": every_model_exists, "by": "test", **options})
 
     def problems(self, experiments: str = SPLIT, policies: str = POLICIES, **options: Any) -> list[str]:
         state = everything(self.connection)

@@ -14,6 +14,7 @@ from assets.resources import MlflowTracking, PlatformDatabase
 from experimentation.policies import ensure_version_of_model, production_version
 from experimentation.runs.lifecycle import open_candidate_run
 from experimentation.runs.run import CandidateRun, PolicyVersion
+from foundation.audit import Change
 from product.installed import installed_product
 from replay.stored_results import link_policy_version, replays_of_model
 
@@ -53,7 +54,7 @@ def candidate_policy(
                 allow_retries=False,
             )
         production = production_version(connection, installed_product().policy_name)
-        reason = f"{context.partition_key} passed its replay on {replays[0].dataset_version}"
+        change = Change(ACTOR, f"{context.partition_key} passed its replay on {replays[0].dataset_version}")
         version = ensure_version_of_model(
             connection,
             installed_product().policy_name,
@@ -62,8 +63,7 @@ def candidate_policy(
             # Both arms get the same params, so that the model is all that differs between them.
             config_defaults=production.config_defaults if production else None,
             description=f"{name} version {number}",
-            actor=ACTOR,
-            reason=reason,
+            change=change,
         )
         opened = open_candidate_run(
             connection,
@@ -71,8 +71,7 @@ def candidate_policy(
             policy_version_id=version.id,
             treatment_name=f"candidate_v{version.version}",
             share=Decimal(str(config.share)),
-            actor=ACTOR,
-            reason=reason,
+            change=change,
         )
         link_policy_version(connection, name, number, version.id)
     context.log.info(opened.message)

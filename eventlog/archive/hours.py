@@ -14,9 +14,10 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, scalar_row, tuple_row
 
+from foundation import locks
+
 HOUR = timedelta(hours=1)
 # Any constant will do, as long as every process takes the same one.
-_LOCK = 7_236_003
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ def archive_lock(connection: psycopg.Connection[Any], days: Iterable[date]) -> I
     if connection.info.transaction_status != TransactionStatus.IDLE:
         raise ValueError("The archive needs a connection without an open transaction: commit first.")
     # In order: two writers with overlapping days would wait for each other.
-    keys = [(_LOCK, day.toordinal()) for day in sorted(set(days))]
+    keys = [(locks.ARCHIVE, day.toordinal()) for day in sorted(set(days))]
     with connection.transaction():
         for key in keys:
             connection.execute("SELECT pg_advisory_lock(%s, %s)", key)
@@ -115,7 +116,7 @@ def archive_lock(connection: psycopg.Connection[Any], days: Iterable[date]) -> I
 def hold_archive(connection: psycopg.Connection[Any], days: Iterable[date]) -> None:
     """The same right until the caller's transaction ends. Take it before what the archive may wait for."""
     for day in sorted(set(days)):
-        connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK, day.toordinal()))
+        connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (locks.ARCHIVE, day.toordinal()))
 
 
 def archived_hours(connection: psycopg.Connection[Any], start: datetime, end: datetime) -> dict[datetime, ArchivedHour]:

@@ -25,13 +25,16 @@ from eventlog.archive.hours import (
 from eventlog.archive.manifest import is_told_of
 from eventlog.archive.period_file import ArchiveError
 from eventlog.partitions import event_days, leaving_days, take_out
-from foundation.audit import write_audit
+from foundation.audit import Change, write_audit
 from foundation.object_store import FileFacts, ObjectStore
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
 LOCK_TIMEOUT = "60s"
 """Detaching waits for every transaction that uses events; one that stays open this long makes the day wait for the next run."""
+
+
+CHANGE = Change("event_retention", "older than the retention, and all of it in the archive")
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,8 @@ def _leave(connection: psycopg.Connection[Any], store: ObjectStore, day: date) -
             record_dropped(connection, day)
             forget_restored(connection, day)
             write_audit(
-                connection, actor="event_retention", action="events.day_dropped", subject=f"events of {day}",
+                connection, change=CHANGE, action="events.day_dropped", subject=f"events of {day}",
                 before={"rows": rows}, after={"archived": sum(hour.rows for hour in hours)},
-                reason="older than the retention, and all of it in the archive",
             )  # fmt: skip
     return DayFate(day, rows, dropped=True)
 

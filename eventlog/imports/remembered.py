@@ -7,6 +7,8 @@ from typing import Any
 
 import psycopg
 
+from foundation import locks
+
 
 @dataclass(frozen=True)
 class Remembered:
@@ -38,7 +40,7 @@ def remembered(connection: psycopg.Connection[Any], kind: str, source: str, dige
 
     Locks the digest until the transaction ends: two imports of the same thing at once would both find nothing stored yet.
     """
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"import/{digest}",))
+    locks.hold_named(connection, locks.IMPORTS, digest)
     row = connection.execute("SELECT counts FROM exp.imports WHERE digest = %s", (digest,)).fetchone()
     return None if row is None else Remembered(kind, source, dict(row[0]), new=False)
 

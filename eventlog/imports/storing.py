@@ -21,7 +21,7 @@ from eventlog.imports.runs import Experiments, find_experiments, of_run
 from eventlog.store import store_read_events
 from experimentation.runs.imported import import_run, note_units, noted_units, stage_units, store_units
 from experimentation.runs.run import Run
-from foundation.audit import write_audit
+from foundation.audit import Change, write_audit
 from foundation.errors import LifecycleError
 
 KIND = "events"
@@ -144,8 +144,7 @@ class EventImport:
                 started=declared.started,
                 ended=declared.ended,
                 description=declared.description,
-                actor=actor,
-                reason=f"{self._source.path.name} holds its units and events.",
+                change=Change(actor, f"{self._source.path.name} holds its units and events."),
             )
             judged.new_units = store_units(self._connection, judged.run.id)
         return of_run(declared, judged.run)
@@ -198,7 +197,7 @@ class EventImport:
         run = self._mapping.declared
         write_audit(
             self._connection,
-            actor=actor,
+            change=Change(actor, REASON),
             action=action,
             subject=subject,
             after={
@@ -208,7 +207,6 @@ class EventImport:
                 "experiment": None if run is None else run.name,
                 **counts,
             },
-            reason=REASON,
         )
 
 

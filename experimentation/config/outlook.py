@@ -23,7 +23,7 @@ def sync_outlook(connection: psycopg.Connection[Any], files: ConfigFiles, name: 
         try:
             # Whether MLflow has the models of new versions is no question of this run's.
             only = ConfigFiles((entry,), files.policies, files.layers)
-            sync(connection, only, model_stage=lambda name, version: "none", actor="lifecycle")
+            sync(connection, only, model_stage=lambda name, version: "none", by="lifecycle")
         except ConfigError as error:
             return f"The next `lifecycle sync` refuses the files: {error.problems[0]}"
         after = runs_of(connection, name)[-1]

@@ -35,13 +35,14 @@ from experimentation.runs import layers
 from experimentation.runs import lifecycle as experiments
 from experimentation.runs import store as run_store
 from experimentation.runs.run import ExperimentationError, NewVariant, PolicyVersion, Run, RunStatus
+from foundation import locks
+from foundation.audit import Change
 from foundation.yaml_files import ConfigError, Place, Problem
 
 ModelStage = Callable[[str, int], str | None]
 """The stage of a registered model version (`none`, `candidate`, `production`, `archived`); None where MLflow has no such version."""
 
-REASON = "The configuration files say so."
-_LOCK = 7_236_003
+WHY = "The configuration files say so."
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,15 @@ class SyncReport:
 
 
 def sync(
-    connection: psycopg.Connection[Any], files: ConfigFiles, *, model_stage: ModelStage, actor: str, check: bool = False
+    connection: psycopg.Connection[Any], files: ConfigFiles, *, model_stage: ModelStage, by: str, check: bool = False
 ) -> SyncReport:
     """Apply the files in one transaction; with `check`, go through it all and change nothing.
 
     Raises ConfigError with every rule that is broken, each with file and line; nothing is changed then.
     """
-    work = _Sync(connection, model_stage, actor)
+    work = _Sync(connection, model_stage, Change(by, WHY))
     with connection.transaction(force_rollback=check):
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        locks.hold(connection, locks.SYNC)
         for policy in files.policies:
             work.policy(policy)
         work.look_who_leaves(files)
@@ -86,8 +87,8 @@ class _ToldError(Exception):
 
 
 class _Sync:
-    def __init__(self, connection: psycopg.Connection[Any], model_stage: ModelStage, actor: str) -> None:
-        self.connection, self.model_stage, self.actor = connection, model_stage, actor
+    def __init__(self, connection: psycopg.Connection[Any], model_stage: ModelStage, change: Change) -> None:
+        self.connection, self.model_stage, self.change = connection, model_stage, change
         self.changes: list[str] = []
         self.notes: list[str] = []
         self.problems: list[Problem] = []
@@ -115,7 +116,7 @@ class _Sync:
         found = policies.find_policy(self.connection, entry.name)
         if found is None:
             self.changes.append(f"+ policy {entry.name}")
-            policies.ensure_policy(self.connection, entry.name, entry.description, actor=self.actor, reason=REASON)
+            policies.ensure_policy(self.connection, entry.name, entry.description, change=self.change)
         elif found.description != entry.description:
             self.changes.append(f"~ policy {entry.name}: description")
             policies.describe_policy(self.connection, entry.name, entry.description)
@@ -141,8 +142,7 @@ class _Sync:
                 status=entry.status,
                 description=entry.description,
                 version=entry.version,
-                actor=self.actor,
-                reason=REASON,
+                change=self.change,
             )
             return
         if found.model_uri != pin:
@@ -154,7 +154,7 @@ class _Sync:
         if found.status != entry.status:
             if found.status == "archived":
                 self.check_model(entry, found.label, pin)
-            policies.set_version_status(self.connection, found, entry.status, actor=self.actor, reason=REASON)
+            policies.set_version_status(self.connection, found, entry.status, change=self.change)
             self.changes.append(f"~ policy version {found.label}: status {found.status} → {entry.status}")
         if found.description != entry.description:
             self.changes.append(f"~ policy version {found.label}: description")
@@ -181,7 +181,6 @@ class _Sync:
                 self.leaving.add(runs[-1].id)
 
     def layer(self, entry: LayerEntry) -> None:
-        why: Mapping[str, str] = {"actor": self.actor, "reason": REASON}
         with self.attempt(entry.place):
             # All layers are locked before any run is, as whoever opens a candidate's run does.
             layers.lock_layer(self.connection, entry.name)
@@ -189,15 +188,21 @@ class _Sync:
             if found is None:
                 self.changes.append(f"+ layer {entry.name}: holdout {entry.holdout}")
                 layers.ensure_layer(
-                    self.connection, entry.name, holdout=entry.holdout, description=entry.description, **why
+                    self.connection,
+                    entry.name,
+                    holdout=entry.holdout,
+                    description=entry.description,
+                    change=self.change,
                 )
                 return
             if found.holdout != entry.holdout:
                 self.changes.append(f"~ layer {entry.name}: holdout {found.holdout} → {entry.holdout}")
-                found = layers.set_holdout(self.connection, found, entry.holdout, leaving=self.leaving, **why)
+                found = layers.set_holdout(
+                    self.connection, found, entry.holdout, leaving=self.leaving, change=self.change
+                )
             if found.description != entry.description:
                 self.changes.append(f"~ layer {entry.name}: description")
-                layers.describe_layer(self.connection, found, entry.description, **why)
+                layers.describe_layer(self.connection, found, entry.description, change=self.change)
 
     # experiments
 
@@ -243,7 +248,7 @@ class _Sync:
         if left_out := sorted(set(entry.overrides.values()) - known):
             self.notes.append(f"{run.label} has no variant {' and no '.join(left_out)}: overrides to it are left out")
         if told := override_changes(run.overrides, overrides):
-            experiments.set_overrides(self.connection, run.id, overrides, actor=self.actor, reason=REASON)
+            experiments.set_overrides(self.connection, run.id, overrides, change=self.change)
             self.changes.append(f"~ experiment {run.label}: overrides {told}")
 
     def new_run(self, entry: ExperimentEntry, variants: list[NewVariant], control: PolicyVersion | None) -> None:
@@ -260,8 +265,7 @@ class _Sync:
             layer=entry.layer,
             overrides=entry.overrides,
             leaving=self.leaving,
-            actor=self.actor,
-            reason=REASON,
+            change=self.change,
         )
         told = "; ".join([shares_of(run.variants), *narrowing_of(run)])
         self.changes.append(f"+ experiment {run.label} ({entry.unit_type}, {entry.status}): {told}")
@@ -286,13 +290,11 @@ class _Sync:
         if run.status == "draft":
             if [substance(old) for old in run.variants] != [substance(new) for new in variants]:
                 policy_id = None if control is None else control.policy_id
-                run = experiments.replace_variants(
-                    self.connection, run.id, variants, policy_id, actor=self.actor, reason=REASON
-                )
+                run = experiments.replace_variants(self.connection, run.id, variants, policy_id, change=self.change)
                 self.changes.append(f"~ experiment {run.label}, a draft: {shares_of(run.variants)}")
         elif added := added_variant(entry, run, variants):
             before = shares_of(run.variants)
-            run = experiments.add_variant(self.connection, run.id, added, actor=self.actor, reason=REASON)
+            run = experiments.add_variant(self.connection, run.id, added, change=self.change)
             self.changes.append(f"~ experiment {run.label} gets {added.name}: {before} → {shares_of(run.variants)}")
         for old, new in zip(run.variants, variants, strict=True):
             if old.description != new.description:
@@ -316,8 +318,7 @@ class _Sync:
             layer=entry.layer,
             overrides=overrides,
             leaving=self.leaving,
-            actor=self.actor,
-            reason=REASON,
+            change=self.change,
         )
 
     def move(self, run: Run, status: RunStatus, *, tell: bool) -> None:
@@ -326,16 +327,15 @@ class _Sync:
             return
         if status == "draft":
             raise ExperimentationError(f"{run.label} is {run.status}: a started run does not become a draft again.")
-        why = {"actor": self.actor, "reason": REASON}
         before = run.status
         if run.status == "draft":
-            run = experiments.start_run(self.connection, run.id, **why)
+            run = experiments.start_run(self.connection, run.id, change=self.change)
         if status == "paused":
-            experiments.pause_run(self.connection, run.id, **why)
+            experiments.pause_run(self.connection, run.id, change=self.change)
         elif status == "completed":
-            experiments.complete_run(self.connection, run.id, **why)
+            experiments.complete_run(self.connection, run.id, change=self.change)
         elif run.status == "paused":
-            experiments.resume_run(self.connection, run.id, **why)
+            experiments.resume_run(self.connection, run.id, change=self.change)
         if tell:
             self.changes.append(f"~ experiment {run.label}: status {before} → {status}")
 

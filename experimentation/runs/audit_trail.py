@@ -7,22 +7,19 @@ import psycopg
 
 from experimentation.runs.run import Run
 from experimentation.runs.store import load_run
-from foundation.audit import write_audit
+from foundation.audit import Change, write_audit
 
 
-def audited(
-    connection: psycopg.Connection[Any], before: Run | None, run_id: UUID, action: str, actor: str, reason: str
-) -> Run:
+def audited(connection: psycopg.Connection[Any], before: Run | None, run_id: UUID, action: str, change: Change) -> Run:
     """The run as it is now, after its audit row is written."""
     after = load_run(connection, run_id)
     write_audit(
         connection,
-        actor=actor,
+        change=change,
         action=action,
         subject=after.label,
         before=None if before is None else _picture(before),
         after=_picture(after),
-        reason=reason,
     )
     return after
 

@@ -13,6 +13,7 @@ from experimentation.runs import store as run_store
 from experimentation.runs.audit_trail import audited
 from experimentation.runs.run import ExperimentationError, NewVariant, Run, UnitType
 from experimentation.runs.store import runs_of
+from foundation.audit import Change
 
 IMPORTED = "experiment.imported"
 WAS_IMPORTED = "SELECT 1 FROM exp.audit_log WHERE subject = %s AND action = %s"
@@ -116,8 +117,7 @@ def import_run(
     started: datetime,
     ended: datetime,
     description: str | None,
-    actor: str,
-    reason: str,
+    change: Change,
 ) -> Run:
     """The run of that name, made completed with one epoch unless it was imported before. Raises ImportedRunError.
 
@@ -146,7 +146,7 @@ def import_run(
         run_store.insert_variants(connection, run_id, variants)
         run_store.open_epoch(connection, run_id, started)
         run_store.set_status(connection, run_id, "completed", None)
-        return audited(connection, None, run_id, IMPORTED, actor, reason)
+        return audited(connection, None, run_id, IMPORTED, change)
 
 
 def stage_units(connection: psycopg.Connection[Any]) -> None:

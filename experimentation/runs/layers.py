@@ -14,9 +14,9 @@ from psycopg.rows import class_row, scalar_row
 
 from experimentation.assignments.bucketing import BUCKETS
 from experimentation.runs.run import ExperimentationError, Layer, LayerRange
-from foundation.audit import write_audit
+from foundation import locks
+from foundation.audit import Change, write_audit
 
-LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('exp.layers ' || %s, 0))"
 FIND = "SELECT id, name, holdout, description FROM exp.layers WHERE name = %s"
 NAMES = "SELECT name FROM exp.layers ORDER BY name"
 ADD = "INSERT INTO exp.layers (name, description, holdout) VALUES (%s, %s, %s)"
@@ -36,7 +36,7 @@ class LayerError(ExperimentationError):
 
 def lock_layer(connection: psycopg.Connection[Any], name: str) -> None:
     """Keep others from taking ranges of the layer until the transaction ends: two must not both find a range free."""
-    connection.execute(LOCK, (name,))
+    locks.hold_named(connection, locks.LAYERS, name)
 
 
 def find_layer(connection: psycopg.Connection[Any], name: str) -> Layer | None:
@@ -57,8 +57,7 @@ def ensure_layer(
     *,
     holdout: Decimal = Decimal(0),
     description: str | None = None,
-    actor: str,
-    reason: str,
+    change: Change,
 ) -> Layer:
     """The layer of that name, made so where there was none; one that is there stays as it is."""
     with connection.transaction():
@@ -67,18 +66,18 @@ def ensure_layer(
         if found is None:
             connection.execute(ADD, (name, description, holdout))
             found = _known(connection, name)
-            _audit(connection, "layer.created", None, found, actor, reason)
+            _audit(connection, "layer.created", None, found, change)
     return found
 
 
 def describe_layer(
-    connection: psycopg.Connection[Any], layer: Layer, description: str | None, *, actor: str, reason: str
+    connection: psycopg.Connection[Any], layer: Layer, description: str | None, *, change: Change
 ) -> Layer:
     """Change a layer's description."""
     with connection.transaction():
         connection.execute(DESCRIBE, (description, layer.id))
         after = _known(connection, layer.name)
-        _audit(connection, "layer.described", layer, after, actor, reason)
+        _audit(connection, "layer.described", layer, after, change)
     return after
 
 
@@ -88,8 +87,7 @@ def set_holdout(
     holdout: Decimal,
     *,
     leaving: Collection[UUID] = (),
-    actor: str,
-    reason: str,
+    change: Change,
 ) -> Layer:
     """Change the share of units that get none of the layer's experiments.
 
@@ -105,7 +103,7 @@ def set_holdout(
             )
         connection.execute(SET_HOLDOUT, (holdout, layer.id))
         after = _known(connection, layer.name)
-        _audit(connection, "layer.holdout_changed", layer, after, actor, reason)
+        _audit(connection, "layer.holdout_changed", layer, after, change)
     return after
 
 
@@ -147,16 +145,15 @@ def _holders(
 
 
 def _audit(
-    connection: psycopg.Connection[Any], action: str, before: Layer | None, after: Layer, actor: str, reason: str
+    connection: psycopg.Connection[Any], action: str, before: Layer | None, after: Layer, change: Change
 ) -> None:
     write_audit(
         connection,
-        actor=actor,
+        change=change,
         action=action,
         subject=f"layer {after.name}",
         before=None if before is None else _picture(before),
         after=_picture(after),
-        reason=reason,
     )
 
 

@@ -27,6 +27,7 @@ from experimentation.runs.run import (
     UnitType,
 )
 from experimentation.runs.store import load_run, runs_of
+from foundation.audit import Change
 
 __all__ = [
     "add_variant",
@@ -60,8 +61,7 @@ def create_run(
     layer: LayerRange | None = None,
     overrides: Mapping[str, str] | None = None,
     leaving: Collection[UUID] = (),
-    actor: str,
-    reason: str,
+    change: Change,
 ) -> Run:
     """Make the next run of a name, as a draft. Runs `leaving` their range of the layer do so in this transaction.
 
@@ -91,7 +91,7 @@ def create_run(
             overrides=overrides or {},
         )
         run_store.insert_variants(connection, run_id, variants)
-        return audited(connection, None, run_id, "experiment.created", actor, reason)
+        return audited(connection, None, run_id, "experiment.created", change)
 
 
 def update_run(
@@ -106,8 +106,7 @@ def update_run(
     layer: LayerRange | None,
     overrides: Mapping[str, str],
     leaving: Collection[UUID] = (),
-    actor: str,
-    reason: str,
+    change: Change,
 ) -> Run:
     """Change what stands beside the variants; another `targeting` of a running run opens an epoch.
 
@@ -147,18 +146,18 @@ def update_run(
         run_store.set_details(connection, after)
         if targeting != before.targeting and before.status != "draft":
             run_store.open_epoch(connection, run_id)
-        return audited(connection, before, run_id, "experiment.updated", actor, reason)
+        return audited(connection, before, run_id, "experiment.updated", change)
 
 
 def set_overrides(
-    connection: psycopg.Connection[Any], run_id: UUID, overrides: Mapping[str, str], *, actor: str, reason: str
+    connection: psycopg.Connection[Any], run_id: UUID, overrides: Mapping[str, str], *, change: Change
 ) -> Run:
     """Change whom a run shows what, and nothing else. Raises ExperimentationError for a variant that it does not have."""
     with connection.transaction():
         before = load_run(connection, run_id, hold=True)
         _check_overrides(before.label, overrides, before.variants)
         run_store.set_details(connection, replace(before, overrides=overrides))
-        return audited(connection, before, run_id, "experiment.updated", actor, reason)
+        return audited(connection, before, run_id, "experiment.updated", change)
 
 
 def replace_variants(
@@ -167,8 +166,7 @@ def replace_variants(
     variants: Sequence[NewVariant],
     policy_id: UUID | None,
     *,
-    actor: str,
-    reason: str,
+    change: Change,
 ) -> Run:
     """Give a draft other variants; overrides to one that is gone go with it. Raises ExperimentationError when it has been started."""
     with connection.transaction():
@@ -179,12 +177,10 @@ def replace_variants(
         run_store.insert_variants(connection, run_id, variants)
         kept = _overrides_of(before, variants)
         run_store.set_details(connection, replace(before, policy_id=policy_id, overrides=kept))
-        return audited(connection, before, run_id, "experiment.variants_replaced", actor, reason)
+        return audited(connection, before, run_id, "experiment.variants_replaced", change)
 
 
-def add_variant(
-    connection: psycopg.Connection[Any], run_id: UUID, variant: NewVariant, *, actor: str, reason: str
-) -> Run:
+def add_variant(connection: psycopg.Connection[Any], run_id: UUID, variant: NewVariant, *, change: Change) -> Run:
     """Add a treatment to a running plain split: the others shrink in proportion, an epoch opens.
 
     Raises ExperimentationError for a draft, a completed run, or a share above 10 %.
@@ -206,10 +202,10 @@ def add_variant(
         run_store.insert_variants(connection, run_id, [variant], before.variants[-1].position + 1)
         run_store.open_epoch(connection, run_id)
         run_store.set_details(connection, before)
-        return audited(connection, before, run_id, "experiment.variant_added", actor, reason)
+        return audited(connection, before, run_id, "experiment.variant_added", change)
 
 
-def ramp_run(connection: psycopg.Connection[Any], run_id: UUID, share: Decimal, *, actor: str, reason: str) -> Run:
+def ramp_run(connection: psycopg.Connection[Any], run_id: UUID, share: Decimal, *, change: Change) -> Run:
     """Give every arm of a running file's run this share, out of the remainder; an epoch opens. A withdrawn arm keeps what it has.
 
     Raises ExperimentationError for another run, one without a remainder, and a share at which an arm shrinks or a unit would move.
@@ -234,10 +230,10 @@ def ramp_run(connection: psycopg.Connection[Any], run_id: UUID, share: Decimal, 
             run_store.set_allocation(connection, variant.id, allocation)
         run_store.open_epoch(connection, run_id)
         run_store.set_details(connection, before)
-        return audited(connection, before, run_id, "experiment.ramped", actor, reason)
+        return audited(connection, before, run_id, "experiment.ramped", change)
 
 
-def start_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, reason: str) -> Run:
+def start_run(connection: psycopg.Connection[Any], run_id: UUID, *, change: Change) -> Run:
     """Draft → active, with epoch 1. Raises ExperimentationError unless allocations sum to 1 and one variant is the control."""
     with connection.transaction():
         run = load_run(connection, run_id, hold=True)
@@ -248,25 +244,25 @@ def start_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, 
             raise ExperimentationError(f"{run.label} needs exactly one control to be started.")
         if run.status == "draft":
             run_store.open_epoch(connection, run_id)
-        return _set_status(connection, run, ("draft",), "active", None, "experiment.started", actor, reason)
+        return _set_status(connection, run, ("draft",), "active", None, "experiment.started", change)
 
 
-def pause_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, reason: str) -> Run:
+def pause_run(connection: psycopg.Connection[Any], run_id: UUID, *, change: Change) -> Run:
     """Active → paused: stored units keep their variant, new ones are skipped. Raises ExperimentationError."""
     with connection.transaction():
         run = load_run(connection, run_id, hold=True)
-        return _set_status(connection, run, ("active",), "paused", None, "experiment.paused", actor, reason)
+        return _set_status(connection, run, ("active",), "paused", None, "experiment.paused", change)
 
 
-def resume_run(connection: psycopg.Connection[Any], run_id: UUID, *, actor: str, reason: str) -> Run:
+def resume_run(connection: psycopg.Connection[Any], run_id: UUID, *, change: Change) -> Run:
     """Paused → active. Raises ExperimentationError."""
     with connection.transaction():
         run = load_run(connection, run_id, hold=True)
-        return _set_status(connection, run, ("paused",), "active", None, "experiment.resumed", actor, reason)
+        return _set_status(connection, run, ("paused",), "active", None, "experiment.resumed", change)
 
 
 def complete_run(
-    connection: psycopg.Connection[Any], run_id: UUID, *, shipped: str | None = None, actor: str, reason: str
+    connection: psycopg.Connection[Any], run_id: UUID, *, shipped: str | None = None, change: Change
 ) -> Run:
     """Active or paused → completed, for good. Every unit gets the `shipped` variant from then on; without one, none is answered.
 
@@ -279,7 +275,7 @@ def complete_run(
             raise ExperimentationError(f"{run.label} has no variant {shipped} to ship: it has {names}.")
         variant_id = None if shipped is None else run.variant(shipped).id
         return _set_status(
-            connection, run, ("active", "paused"), "completed", variant_id, "experiment.completed", actor, reason
+            connection, run, ("active", "paused"), "completed", variant_id, "experiment.completed", change
         )
 
 
@@ -290,8 +286,7 @@ def open_candidate_run(
     policy_version_id: UUID,
     treatment_name: str,
     share: Decimal = MOST_FOR_A_NEW_TREATMENT,
-    actor: str,
-    reason: str,
+    change: Change,
 ) -> CandidateRun:
     """Try a policy version: end the run before with its control shipped, and open the next run, all in one transaction.
 
@@ -322,7 +317,7 @@ def open_candidate_run(
         if latest.layer is not None:
             lock_layer(connection, latest.layer.layer)
         if latest.status != "completed":
-            complete_run(connection, latest.id, shipped=latest.control.name, actor=actor, reason=reason)
+            complete_run(connection, latest.id, shipped=latest.control.name, change=change)
         baseline, trial = (arm_config(latest, version) for version in (production, candidate))
         arms = [
             NewVariant("control", "control", shares[0], baseline, f"{production.label}, in production"),
@@ -340,10 +335,9 @@ def open_candidate_run(
             targeting=latest.targeting,
             layer=latest.layer,
             overrides=_overrides_of(latest, arms),
-            actor=actor,
-            reason=reason,
+            change=change,
         )
-        opened = start_run(connection, opened.id, actor=actor, reason=reason)
+        opened = start_run(connection, opened.id, change=change)
     percent = f"{(shares[2] * 100).normalize():f} %"
     return CandidateRun("opened", opened, f"{opened.label} gives {candidate.label} {percent} of the units.")
 
@@ -377,12 +371,11 @@ def _set_status(
     status: RunStatus,
     shipped_variant_id: UUID | None,
     action: str,
-    actor: str,
-    reason: str,
+    change: Change,
 ) -> Run:
     if run.status == status:
         raise ExperimentationError(f"{run.label} is {status} already.")
     if run.status not in allowed:
         raise ExperimentationError(f"{run.label} is {run.status}, so it can't become {status}.")
     run_store.set_status(connection, run.id, status, shipped_variant_id)
-    return audited(connection, run, run.id, action, actor, reason)
+    return audited(connection, run, run.id, action, change)

@@ -21,6 +21,7 @@ from experimentation.runs.run import (
     UnitType,
     Variant,
 )
+from foundation import locks
 
 _SELECT_RUN = (
     "SELECT e.id, e.name, e.run, e.status, e.unit_type, e.made_by, e.description, e.policy_id, e.shipped_variant_id, e.start_at, "
@@ -68,7 +69,6 @@ FROM exp.experiments e JOIN exp.variants v ON v.experiment_id = e.id WHERE e.id 
 """
 EPOCHS_OF_RUN = "SELECT epoch, started_at, allocations, targeting FROM exp.allocation_epochs WHERE experiment_id = %s ORDER BY epoch"
 ENROLLED = "SELECT variant_id, count(*) AS units FROM exp.assignments WHERE experiment_id = %s GROUP BY variant_id"
-LOCK_NAME = "SELECT pg_advisory_xact_lock(hashtextextended('exp.experiments ' || %s, 0))"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def runs_of(connection: psycopg.Connection[Any], name: str) -> list[Run]:
 
 def lock_name(connection: psycopg.Connection[Any], name: str) -> None:
     """Keep others from opening a run of this name until the transaction ends: two must not both find that there is none."""
-    connection.execute(LOCK_NAME, (name,))
+    locks.hold_named(connection, locks.EXPERIMENTS, name)
 
 
 def insert_run(

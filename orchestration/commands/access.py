@@ -1,12 +1,15 @@
-"""What commands that change the platform share: its database, and who the audit log names. Does not belong here: any command."""
+"""What commands that change the platform share: its database, and who the audit log names."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foundation.settings import Settings, settings
 from orchestration.local.databases import database, where
+
+if TYPE_CHECKING:
+    from foundation.audit import Change
 
 
 @contextmanager
@@ -37,6 +40,13 @@ def bring_up_to_date(current: Settings, *, reads: bool = False) -> None:
         require_current(current.platform_url, where(current.platform_url))
 
 
-def actor(purpose: str) -> str:
+def by_hand(purpose: str) -> str:
     """Who the audit log names: the command, and the login, or the number of a user who has none, as in a container."""
     return f"{purpose} by {os.environ.get('USER') or f'user {os.getuid()}'}"
+
+
+def change_by_hand(purpose: str, why: str) -> "Change":
+    """The change that a person makes by this command."""
+    from foundation.audit import Change
+
+    return Change(by_hand(purpose), why)

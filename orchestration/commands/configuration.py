@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foundation.settings import Settings, settings
-from orchestration.commands.access import actor, bring_up_to_date
+from orchestration.commands.access import bring_up_to_date, by_hand
 from orchestration.commands.console import say
 from orchestration.local.databases import database
 
@@ -46,7 +46,7 @@ def synchronise(current: Settings, *, check: bool = False) -> "SyncReport":
 
     files = read_config(current.config_dir)
     with psycopg.connect(current.platform_url, connect_timeout=10) as connection:
-        return apply(connection, files, model_stage=model_stage(current), actor=actor("lifecycle sync"), check=check)
+        return apply(connection, files, model_stage=model_stage(current), by=by_hand("lifecycle sync"), check=check)
 
 
 def model_stage(current: Settings) -> "ModelStage":

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from orchestration.commands.access import actor, connection_for
+from orchestration.commands.access import change_by_hand, connection_for
 from orchestration.commands.console import console, moment, say
 
 app = typer.Typer(no_args_is_help=True, help="Acknowledged events that PostgreSQL refused: list, show, replay, drop.")
@@ -109,7 +109,7 @@ def drop(
             typer.confirm(f"Remove {len(chosen):,} dead letters for good?", abort=True)
         dropped = drop_letters(connection, chosen)
         write_audit(
-            connection, actor=actor(PURPOSE), action="dead_letters.dropped", subject="events", reason="Dropped by hand.",
+            connection, change=change_by_hand(PURPOSE, "Dropped by hand."), action="dead_letters.dropped", subject="events",
             after={"numbers": dropped[:PAGE], "count": len(dropped)},
         )  # fmt: skip
         say(f"{len(dropped):,} dead letters are removed.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestration.commands.access import actor, bring_up_to_date
+from orchestration.commands.access import bring_up_to_date, by_hand
 from orchestration.commands.console import console, progress, say
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def erase_unit(
                     typer.confirm(f"{'Pseudonymise' if pseudonymise else 'Remove'} {named} for good?", abort=True)
                 with _progress() as told:
                     report = erase(
-                        connection, _platform(), unit, pseudonymise=pseudonymise, files=datasets, told=told, actor=actor(PURPOSE)
+                        connection, _platform(), unit, pseudonymise=pseudonymise, files=datasets, told=told, by=by_hand(PURPOSE)
                     )  # fmt: skip
                 _show(named, report, planned=False)
                 _tell(report, current.assignment_cache_seconds)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestration.commands.access import actor, bring_up_to_date
+from orchestration.commands.access import bring_up_to_date, by_hand
 from orchestration.commands.console import console, moment, progress, say
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def import_events(
         refused = too_many(imported.tally, max_rejects, file)
         if refused is None and not check:
             make_partitions(current.platform_url, current.lineage_start, days_ahead=7, days=imported.tally.days)
-            work.store(imported, actor=actor(PURPOSE))
+            work.store(imported, actor=by_hand(PURPOSE))
             first_day = recorded_first_day(connection) or current.lineage_start
     _show_rejects(imported.tally, rejects)
     if imported.other_content is not None:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from foundation.settings import settings
-from orchestration.commands.access import actor, connection_for
+from orchestration.commands.access import change_by_hand, connection_for
 from orchestration.commands.console import console, moment, say
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def start(name: Name, reason: Reason) -> None:
     from experimentation.runs.lifecycle import start_run
 
     with connection_for(PURPOSE) as connection:
-        run = start_run(connection, _newest(connection, name).id, actor=actor(PURPOSE), reason=_said(reason))
+        run = start_run(connection, _newest(connection, name).id, change=change_by_hand(PURPOSE, _said(reason)))
         _tell(connection, run, "active: units are assigned from now on")
 
 
@@ -41,7 +41,7 @@ def pause(name: Name, reason: Reason) -> None:
     from experimentation.runs.lifecycle import pause_run
 
     with connection_for(PURPOSE) as connection:
-        run = pause_run(connection, _newest(connection, name).id, actor=actor(PURPOSE), reason=_said(reason))
+        run = pause_run(connection, _newest(connection, name).id, change=change_by_hand(PURPOSE, _said(reason)))
         _tell(connection, run, "paused: units that have a variant keep it, new ones get none")
 
 
@@ -51,7 +51,7 @@ def resume(name: Name, reason: Reason) -> None:
     from experimentation.runs.lifecycle import resume_run
 
     with connection_for(PURPOSE) as connection:
-        run = resume_run(connection, _newest(connection, name).id, actor=actor(PURPOSE), reason=_said(reason))
+        run = resume_run(connection, _newest(connection, name).id, change=change_by_hand(PURPOSE, _said(reason)))
         _tell(connection, run, "active again: new units are assigned, too")
 
 
@@ -68,7 +68,7 @@ def complete(
 
     with connection_for(PURPOSE) as connection:
         newest = _newest(connection, name)
-        run = complete_run(connection, newest.id, shipped=ship, actor=actor(PURPOSE), reason=_said(reason))
+        run = complete_run(connection, newest.id, shipped=ship, change=change_by_hand(PURPOSE, _said(reason)))
         _tell(
             connection,
             run,
@@ -95,7 +95,7 @@ def ramp(
     except ValueError as error:
         raise ExperimentationError(f"{name} can't be ramped: {error}.") from None
     with connection_for(PURPOSE) as connection:
-        run = ramp_run(connection, _newest(connection, name).id, share, actor=actor(PURPOSE), reason=_said(reason))
+        run = ramp_run(connection, _newest(connection, name).id, share, change=change_by_hand(PURPOSE, _said(reason)))
         _tell(connection, run, f"ramped: {shares_of(run.variants)}; write these allocations into experiments.yml")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from orchestration.commands.access import actor, connection_for
+from orchestration.commands.access import change_by_hand, connection_for
 from orchestration.commands.console import console, moment, say
 
 app = typer.Typer(no_args_is_help=True, help="API keys of clients: make, list, rotate, revoke.")
@@ -27,7 +27,7 @@ def make(
 
     with connection_for(PURPOSE) as connection:
         key, plaintext = make_api_key(
-            connection, name, scope or DEFAULT_SCOPES, actor=actor(PURPOSE), reason="Made by hand."
+            connection, name, scope or DEFAULT_SCOPES, change=change_by_hand(PURPOSE, "Made by hand.")
         )
     console(stderr=True).print(
         f"Key {key.name} may {', '.join(sorted(key.scopes))}. Keep it now: it is not shown again.",
@@ -73,7 +73,7 @@ def rotate(
         raise ExperimentationError(f"--grace-minutes is {grace_minutes}: give 0 to {most}, which is a week.")
     with connection_for(PURPOSE) as connection:
         key, plaintext = rotate_api_key(
-            connection, name, timedelta(minutes=grace_minutes), actor=actor(PURPOSE), reason="Rotated by hand."
+            connection, name, timedelta(minutes=grace_minutes), change=change_by_hand(PURPOSE, "Rotated by hand.")
         )
     old = f"works until {moment(key.previous_until)}" if key.previous_until else "does not work any more"
     console(stderr=True).print(
@@ -91,7 +91,7 @@ def revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) -> None
     from foundation.api_keys import revoke_api_key
 
     with connection_for(PURPOSE) as connection:
-        was_valid = revoke_api_key(connection, name, actor=actor(PURPOSE), reason="Revoked by hand.")
+        was_valid = revoke_api_key(connection, name, change=change_by_hand(PURPOSE, "Revoked by hand."))
     if not was_valid:
         raise ExperimentationError(f"There is no valid key named {name}: `lifecycle keys list` shows them.")
     say(f"Key {name} is revoked.")

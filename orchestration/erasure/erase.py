@@ -14,7 +14,7 @@ import psycopg
 import pyarrow as pa
 
 from eventlog.archive.counting import NotAnArchiveError
-from foundation.audit import write_audit
+from foundation.audit import Change, write_audit
 from foundation.errors import LifecycleError
 from foundation.object_store import ObjectStore
 from orchestration.erasure import archive, artefacts, database, datasets, outside, spools
@@ -73,7 +73,7 @@ def erase(
     pseudonymise: bool,
     files: bool,
     told: Progress,
-    actor: str,
+    by: str,
 ) -> Report:
     """Erase the unit everywhere; with `files` in datasets and what trainings and replays left, too. Again completes what was interrupted.
 
@@ -86,7 +86,7 @@ def erase(
         erased = database.erase(connection, unit, pseudonym)
         # With the change that it tells of: a killed erasure must not hide what it did.
         write_audit(
-            connection, actor=actor, action="unit.erasing", subject=subject, reason=f"A unit is to be {how}.", after={"rows": erased.rows}
+            connection, change=Change(by, f"A unit is to be {how}."), action="unit.erasing", subject=subject, after={"rows": erased.rows}
         )  # fmt: skip
     mode = Mode(pseudonym, change=True, datasets=files)
     report = Report(_in_tables(erased.rows, mode), days=erased.days_anew)
@@ -99,7 +99,7 @@ def erase(
         if not report.left:
             database.forget_pseudonym(connection, unit)
         write_audit(
-            connection, actor=actor, action="unit.erased", subject=subject, reason=f"A unit was {how}.", after=_summary(report)
+            connection, change=Change(by, f"A unit was {how}."), action="unit.erased", subject=subject, after=_summary(report)
         )  # fmt: skip
     return report
 

@@ -51,7 +51,7 @@ def dying(*arguments, **options):
 setattr(target, name, dying)
 with psycopg.connect(url, autocommit=True) as connection:
     module.erase(
-        connection, platform_in(Path(folder)), UNITS[0], pseudonymise=pseudonymise == "yes", files=False, told=quiet, actor="a test"
+        connection, platform_in(Path(folder)), UNITS[0], pseudonymise=pseudonymise == "yes", files=False, told=quiet, by="a test"
     )
 """
 

@@ -9,7 +9,6 @@ import asyncpg
 import psycopg
 import pytest
 
-from experimentation.runs.run import ExperimentationError
 from foundation.api_keys import (
     ApiKey,
     find_api_key,
@@ -19,8 +18,10 @@ from foundation.api_keys import (
     revoke_api_key,
     rotate_api_key,
 )
+from foundation.audit import Change
+from foundation.errors import LifecycleError
 
-BY = {"actor": "test", "reason": "Because of the test."}
+BY = Change("test", "Because of the test.")
 HOUR = timedelta(hours=1)
 
 
@@ -49,8 +50,8 @@ def works(url: str, *plaintexts: str) -> list[bool]:
 
 
 def test_without_grace_the_old_key_ends_at_once(connection: psycopg.Connection[Any], database_url: str) -> None:
-    made, old = make_api_key(connection, "shop", ["assign", "read"], **BY)
-    rotated, new = rotate_api_key(connection, "shop", **BY)
+    made, old = make_api_key(connection, "shop", ["assign", "read"], change=BY)
+    rotated, new = rotate_api_key(connection, "shop", change=BY)
     assert works(database_url, old, new) == [False, True]
     assert (rotated, rotated.previous_until) == (made, None)
     assert new != old and new.rpartition("_")[0] == old.rpartition("_")[0], "the same row, so the key starts the same"
@@ -59,8 +60,8 @@ def test_without_grace_the_old_key_ends_at_once(connection: psycopg.Connection[A
 
 
 def test_with_grace_both_work_until_it_is_over(connection: psycopg.Connection[Any], database_url: str) -> None:
-    _, old = make_api_key(connection, "shop", ["assign"], **BY)
-    rotated, new = rotate_api_key(connection, "shop", HOUR, **BY)
+    _, old = make_api_key(connection, "shop", ["assign"], change=BY)
+    rotated, new = rotate_api_key(connection, "shop", HOUR, change=BY)
     by_old, by_new = found(database_url, old, new)
     assert by_old == by_new == rotated
     assert rotated.previous_until is not None
@@ -73,49 +74,49 @@ def test_with_grace_both_work_until_it_is_over(connection: psycopg.Connection[An
 
 
 def test_of_three_secrets_two_work_at_most(connection: psycopg.Connection[Any], database_url: str) -> None:
-    _, first = make_api_key(connection, "shop", ["assign"], **BY)
-    _, second = rotate_api_key(connection, "shop", HOUR, **BY)
-    _, third = rotate_api_key(connection, "shop", HOUR, **BY)
+    _, first = make_api_key(connection, "shop", ["assign"], change=BY)
+    _, second = rotate_api_key(connection, "shop", HOUR, change=BY)
+    _, third = rotate_api_key(connection, "shop", HOUR, change=BY)
     assert works(database_url, first, second, third) == [False, True, True]
-    _, fourth = rotate_api_key(connection, "shop", **BY)
+    _, fourth = rotate_api_key(connection, "shop", change=BY)
     assert works(database_url, second, third, fourth) == [False, False, True]
 
 
 def test_revoking_ends_both(connection: psycopg.Connection[Any], database_url: str) -> None:
-    _, old = make_api_key(connection, "shop", ["assign"], **BY)
-    _, new = rotate_api_key(connection, "shop", HOUR, **BY)
-    assert revoke_api_key(connection, "shop", **BY)
+    _, old = make_api_key(connection, "shop", ["assign"], change=BY)
+    _, new = rotate_api_key(connection, "shop", HOUR, change=BY)
+    assert revoke_api_key(connection, "shop", change=BY)
     assert works(database_url, old, new) == [False, False]
-    assert not revoke_api_key(connection, "shop", **BY)
+    assert not revoke_api_key(connection, "shop", change=BY)
 
 
 def test_a_key_without_an_old_secret_is_not_opened_by_nothing(
     connection: psycopg.Connection[Any], database_url: str
 ) -> None:
-    _, plaintext = make_api_key(connection, "shop", ["assign"], **BY)
+    _, plaintext = make_api_key(connection, "shop", ["assign"], change=BY)
     parsed = parse_api_key(plaintext)
     assert parsed is not None
     assert works(database_url, f"lc_{parsed[0].hex}_{'0' * 64}", f"lc_{'0' * 32}_{'0' * 64}") == [False, False]
 
 
 def test_what_can_not_be_rotated_is_refused(connection: psycopg.Connection[Any], database_url: str) -> None:
-    with pytest.raises(ExperimentationError, match="There is no API key named shop: `lifecycle keys list` shows them"):
-        rotate_api_key(connection, "shop", **BY)
-    _, old = make_api_key(connection, "shop", ["assign"], **BY)
+    with pytest.raises(LifecycleError, match="There is no API key named shop: `lifecycle keys list` shows them"):
+        rotate_api_key(connection, "shop", change=BY)
+    _, old = make_api_key(connection, "shop", ["assign"], change=BY)
     for grace in (timedelta(seconds=-1), timedelta(days=7, seconds=1)):
-        with pytest.raises(ExperimentationError, match="The old secret of shop can work for 0 to 7 days longer, not"):
-            rotate_api_key(connection, "shop", grace, **BY)
+        with pytest.raises(LifecycleError, match="The old secret of shop can work for 0 to 7 days longer, not"):
+            rotate_api_key(connection, "shop", grace, change=BY)
     assert works(database_url, old) == [True]
-    revoke_api_key(connection, "shop", **BY)
-    with pytest.raises(ExperimentationError, match=r"API key shop was revoked on 2\d{3}-\d\d-\d\d: make one with"):
-        rotate_api_key(connection, "shop", **BY)
+    revoke_api_key(connection, "shop", change=BY)
+    with pytest.raises(LifecycleError, match=r"API key shop was revoked on 2\d{3}-\d\d-\d\d: make one with"):
+        rotate_api_key(connection, "shop", change=BY)
 
 
 def test_every_change_is_audited_without_a_secret(connection: psycopg.Connection[Any]) -> None:
-    made, old = make_api_key(connection, "shop", ["read", "assign"], **BY)
-    _, new = rotate_api_key(connection, "shop", HOUR, **BY)
-    revoke_api_key(connection, "shop", **BY)
-    revoke_api_key(connection, "shop", **BY)
+    made, old = make_api_key(connection, "shop", ["read", "assign"], change=BY)
+    _, new = rotate_api_key(connection, "shop", HOUR, change=BY)
+    revoke_api_key(connection, "shop", change=BY)
+    revoke_api_key(connection, "shop", change=BY)
     rows = connection.execute("SELECT actor, action, subject, after FROM exp.audit_log ORDER BY id").fetchall()
     assert [row[:3] for row in rows] == [
         ("test", f"api_key.{what}", "API key shop") for what in ("created", "rotated", "revoked")

@@ -17,8 +17,8 @@ import pytest
 from api_support import Api, make_run, running_api
 from conftest import free_port
 
-from experimentation.runs.run import ExperimentationError
 from foundation.api_keys import list_api_keys, make_api_key, parse_api_key, revoke_api_key
+from foundation.errors import LifecycleError
 from foundation.migrate import migrate
 
 pytest_plugins = ["api_service"]
@@ -77,13 +77,13 @@ def test_a_key_is_shown_once_kept_hashed_listed_and_revoked(api: Api) -> None:
     [("", ["read"], "1 to 255"), ("x" * 256, ["read"], "1 to 255"), ("a", [], "got none"), ("a", ["root"], "got root")],
 )
 def test_a_key_that_can_not_be_made(api: Api, name: str, scopes: list[str], said: str) -> None:
-    with pytest.raises(ExperimentationError, match=said):
+    with pytest.raises(LifecycleError, match=said):
         make_api_key(api.connection, name, scopes)
 
 
 def test_a_name_is_taken_once(api: Api) -> None:
     make_api_key(api.connection, "twice", ["read"])
-    with pytest.raises(ExperimentationError, match="named twice already"):
+    with pytest.raises(LifecycleError, match="named twice already"):
         make_api_key(api.connection, "twice", ["read"])
 
 

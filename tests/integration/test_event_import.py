@@ -138,8 +138,8 @@ def test_sync_leaves_an_imported_run_alone(database_url: str, tmp_path: Path) ->
     store(database_url, written(tmp_path, "log.csv", HEADER + f"u1,a,{AT}\n"), mapping_of(tmp_path, TRIAL))
     before = rows(database_url, STATE)
     with psycopg.connect(database_url) as connection:
-        other = sync(connection, config_of(tmp_path), model_stage=every_model_exists, actor="test")
-        same_name = sync(connection, config_of(tmp_path, SYNCED), model_stage=every_model_exists, actor="test")
+        other = sync(connection, config_of(tmp_path), model_stage=every_model_exists, by="test")
+        same_name = sync(connection, config_of(tmp_path, SYNCED), model_stage=every_model_exists, by="test")
     assert (other.changes, other.notes, same_name.changes) == ((), (), ())
     assert same_name.notes == ("trial run 1 is completed for good: to try anew, give the experiment another name",)
     assert rows(database_url, STATE) == before
@@ -147,7 +147,7 @@ def test_sync_leaves_an_imported_run_alone(database_url: str, tmp_path: Path) ->
 
 def test_names_mean_runs_of_this_database(database_url: str, tmp_path: Path) -> None:
     with psycopg.connect(database_url) as connection:
-        sync(connection, config_of(tmp_path, SYNCED), model_stage=every_model_exists, actor="test")
+        sync(connection, config_of(tmp_path, SYNCED), model_stage=every_model_exists, by="test")
     path = written(tmp_path, "log.csv", HEADER + f"u1,control,{AT}\nu2,,{AT}\nu3,contrl,{AT}\n")
     named = CLICKS + "variant: {column: variant}\nexperiment: {name: trial, run: 1}\n"
     imported = store(database_url, path, mapping_of(tmp_path, named))

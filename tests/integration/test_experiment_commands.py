@@ -64,7 +64,7 @@ def lifecycle(home: Path, tmp_path: Path, database_url: str) -> Any:
 
 
 def apply(connection: psycopg.Connection[Any], folder: Path, text: str = FILE) -> None:
-    sync(connection, config_of(folder, text), model_stage=every_model_exists, actor="test")
+    sync(connection, config_of(folder, text), model_stage=every_model_exists, by="test")
 
 
 def test_a_run_is_led_through_its_life_by_hand(
@@ -148,7 +148,11 @@ def test_show_names_policy_versions_and_enrolled_units(lifecycle: Any, connectio
     sync_project_config(connection)
     version = next_planner_version(connection)
     run = open_candidate_run(
-        connection, experiment_name="weekly_planner", policy_version_id=version.id, treatment_name="candidate_v2", **BY
+        connection,
+        experiment_name="weekly_planner",
+        policy_version_id=version.id,
+        treatment_name="candidate_v2",
+        change=BY,
     ).run
     connection.execute(
         "INSERT INTO exp.assignments (experiment_id, unit_type, unit_id, variant_id, epoch, propensity) "
@@ -174,14 +178,14 @@ def test_the_outlook_is_what_the_next_sync_does(
     apply(connection, tmp_path, FILE.replace("active", "draft"))
     run = runs_of(connection, "cards")[0]
     for step in steps:
-        run = step(connection, run.id, **BY)
+        run = step(connection, run.id, change=BY)
     files = config_of(tmp_path, FILE.replace("active", says))
     before = connection.execute("SELECT count(*) FROM exp.audit_log").fetchone()
     outlook = sync_outlook(connection, files, "cards")
     assert connection.execute("SELECT count(*) FROM exp.audit_log").fetchone() == before
     place = f"{tmp_path}/experiments.yml:2"
     try:
-        sync(connection, files, model_stage=every_model_exists, actor="test")
+        sync(connection, files, model_stage=every_model_exists, by="test")
     except ConfigError as error:
         assert says == "draft" and outlook == f"The next `lifecycle sync` refuses the files: {error}"
         return
@@ -195,11 +199,11 @@ def test_the_outlook_is_silent_where_the_files_have_no_word(
     connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     apply(connection, tmp_path)
-    run = pause_run(connection, runs_of(connection, "cards")[0].id, **BY)
+    run = pause_run(connection, runs_of(connection, "cards")[0].id, change=BY)
     assert sync_outlook(connection, config_of(tmp_path), "cards") is None
     connection.execute("UPDATE exp.experiments SET made_by = 'promotion'")
     assert sync_outlook(connection, config_of(tmp_path, FILE), "cards") is None
-    complete_run(connection, run.id, **BY)
+    complete_run(connection, run.id, change=BY)
     assert sync_outlook(connection, read_config(tmp_path), "cards") is None
 
 
@@ -263,7 +267,7 @@ def test_a_split_with_a_remainder_is_ramped_and_the_file_follows(
     )
     assert audit.fetchone() == ("experiment.ramped", "It is [good].", "0.1000")
     text = GROWS.replace("0.1}", "0.25}").replace("0.8", "0.5")
-    assert sync(connection, config_of(tmp_path, text), model_stage=every_model_exists, actor="test").changes == ()
+    assert sync(connection, config_of(tmp_path, text), model_stage=every_model_exists, by="test").changes == ()
     assert lifecycle("experiment", "list").stdout == (
         "grows run 1: active (user): control 0.2500, remainder 0.5000, late 0.2500; layer page 0–5000; "
         "from 2026-01-05 00:00 UTC to its end\n"
@@ -277,9 +281,9 @@ def test_what_can_not_be_ramped_is_left_as_it_is(
     draft = runs_of(connection, "grows")[0]
     quarter = Decimal("0.25")
     with pytest.raises(ExperimentationError, match="grows run 1 is draft: only a running experiment is ramped"):
-        ramp_run(connection, draft.id, quarter, **BY)
-    start_run(connection, draft.id, **BY)
-    ramp_run(connection, pause_run(connection, draft.id, **BY).id, quarter, **BY)
+        ramp_run(connection, draft.id, quarter, change=BY)
+    start_run(connection, draft.id, change=BY)
+    ramp_run(connection, pause_run(connection, draft.id, change=BY).id, quarter, change=BY)
     before = runs_of(connection, "grows")[0]
     for to, why in (
         ("0.2", "arms only grow"),
@@ -294,12 +298,12 @@ def test_what_can_not_be_ramped_is_left_as_it_is(
     with pytest.raises(
         ExperimentationError, match="grows run 1 is promotion's: only a run of the file is ramped by hand"
     ):
-        ramp_run(connection, draft.id, Decimal("0.3"), **BY)
+        ramp_run(connection, draft.id, Decimal("0.3"), change=BY)
     apply(connection, tmp_path)
     with pytest.raises(
         ExperimentationError, match=r"cards run 1 has no remainder, so .*give the next experiment a remainder"
     ):
-        ramp_run(connection, runs_of(connection, "cards")[0].id, quarter, **BY)
+        ramp_run(connection, runs_of(connection, "cards")[0].id, quarter, change=BY)
 
 
 @pytest.mark.parametrize("state", ["missing", "behind"])

@@ -24,8 +24,9 @@ from experimentation.runs.lifecycle import (
     start_run,
 )
 from experimentation.runs.run import CandidateRun, ExperimentationError, NewVariant, Run
+from foundation.audit import Change
 
-BY = {"actor": "test", "reason": "Because of the test."}
+BY = Change("test", "Because of the test.")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 def open_for(connection: psycopg.Connection[Any], version_id: UUID, **options: Any) -> CandidateRun:
-    fields = {"experiment_name": "weekly_planner", "treatment_name": "candidate_v2", **BY, **options}
+    fields = {"experiment_name": "weekly_planner", "treatment_name": "candidate_v2", "change": BY, **options}
     return open_candidate_run(connection, policy_version_id=version_id, **fields)
 
 
@@ -71,8 +72,8 @@ def plain_split(connection: psycopg.Connection[Any], *shares: str, status: str =
         NewVariant(f"arm_{index}", "treatment" if index else "control", Decimal(share))
         for index, share in enumerate(shares)
     ]
-    run = create_run(connection, name="split", unit_type="user", variants=variants, **BY)
-    return start_run(connection, run.id, **BY) if status == "active" else run
+    run = create_run(connection, name="split", unit_type="user", variants=variants, change=BY)
+    return start_run(connection, run.id, change=BY) if status == "active" else run
 
 
 def test_a_candidate_ends_the_run_before_and_opens_the_next(connection: psycopg.Connection[Any]) -> None:
@@ -122,7 +123,7 @@ def test_asked_again_the_same_run_is_returned_whatever_became_of_it(connection: 
     assert (again.state, again.run) == ("existing", opened.run)
     assert everything(connection) == state
 
-    complete_run(connection, opened.run.id, shipped="control", **BY)
+    complete_run(connection, opened.run.id, shipped="control", change=BY)
     after_rollback = open_for(connection, candidate.id)
     assert (after_rollback.state, after_rollback.run.id, after_rollback.run.status) == (
         "existing",
@@ -142,9 +143,9 @@ def test_a_second_candidate_waits_until_the_first_ends(connection: psycopg.Conne
         assert waiting.message == "planner_policy@3 waits until weekly_planner run 2 ends."
         assert everything(connection) == state
         if status == "active":
-            pause_run(connection, running.id, **BY)
+            pause_run(connection, running.id, change=BY)
 
-    complete_run(connection, running.id, shipped="control", **BY)
+    complete_run(connection, running.id, shipped="control", change=BY)
     opened = open_for(connection, second.id, treatment_name="candidate_v3")
     assert (opened.state, opened.run.run) == ("opened", 3)
 
@@ -152,8 +153,8 @@ def test_a_second_candidate_waits_until_the_first_ends(connection: psycopg.Conne
 def test_after_a_promotion_control_is_the_version_in_production(connection: psycopg.Connection[Any]) -> None:
     first, second = next_planner_version(connection, 2), next_planner_version(connection, 3)
     run = open_for(connection, first.id).run
-    complete_run(connection, run.id, shipped="candidate_v2", **BY)
-    set_production(connection, first, **BY)
+    complete_run(connection, run.id, shipped="candidate_v2", change=BY)
+    set_production(connection, first, change=BY)
     opened = open_for(connection, second.id, treatment_name="candidate_v3").run
     served = {variant.name: variant.config["policy_version_id"] for variant in opened.variants}
     assert served == {"control": str(first.id), "remainder": str(first.id), "candidate_v3": str(second.id)}
@@ -169,7 +170,7 @@ def test_both_arms_get_the_params_that_the_experiment_had(connection: psycopg.Co
 
 def test_a_comparison_of_the_file_is_not_closed_for_a_candidate(connection: psycopg.Connection[Any]) -> None:
     (run,) = runs_of(connection, "weekly_planner")
-    add_variant(connection, run.id, NewVariant("by_hand", "treatment", Decimal("0.05")), **BY)
+    add_variant(connection, run.id, NewVariant("by_hand", "treatment", Decimal("0.05")), change=BY)
     waiting = open_for(connection, next_planner_version(connection).id)
     assert (waiting.state, waiting.run.id) == ("waits", run.id)
 
@@ -202,7 +203,7 @@ def test_what_can_not_be_a_candidate_is_refused(connection: psycopg.Connection[A
         ({"version_id": uuid4()}, "No policy version has the id"),
         ({"version_id": candidate.id, "experiment_name": "unknown"}, "No experiment is called unknown: add it to"),
     ]
-    set_version_status(connection, candidate, "deprecated", **BY)
+    set_version_status(connection, candidate, "deprecated", change=BY)
     refused.append(({"version_id": candidate.id}, "planner_policy@2 is deprecated: only an active version"))
     for fields, sentence in refused:
         with pytest.raises(ExperimentationError, match=sentence):
@@ -240,11 +241,11 @@ def test_processes_that_ask_at_once_open_one_run(connection: psycopg.Connection[
 def test_a_run_goes_through_its_life(connection: psycopg.Connection[Any]) -> None:
     run = plain_split(connection, "0.5", "0.5", status="draft")
     assert epochs(connection, run) == []
-    run = start_run(connection, run.id, **BY)
+    run = start_run(connection, run.id, change=BY)
     assert epochs(connection, run) == [(1, {"arm_0": "0.5000", "arm_1": "0.5000"})]
-    assert pause_run(connection, run.id, **BY).status == "paused"
-    assert resume_run(connection, run.id, **BY).status == "active"
-    ended = complete_run(connection, run.id, shipped="arm_1", **BY)
+    assert pause_run(connection, run.id, change=BY).status == "paused"
+    assert resume_run(connection, run.id, change=BY).status == "active"
+    ended = complete_run(connection, run.id, shipped="arm_1", change=BY)
     assert (ended.status, ended.shipped and ended.shipped.name) == ("completed", "arm_1")
     assert len(epochs(connection, run)) == 1
     actions = [action for subject, action in audited(connection) if subject == "split run 1"]
@@ -259,29 +260,29 @@ def test_steps_that_do_not_follow_are_refused(connection: psycopg.Connection[Any
         for name in names:
             state = everything(connection)
             with pytest.raises(ExperimentationError, match=r"split run 1 is (\w+, so it can't become|\w+ already)"):
-                steps[name](connection, run.id, **BY)
+                steps[name](connection, run.id, change=BY)
             assert everything(connection) == state
 
     refused("pause", "resume", "complete")
-    start_run(connection, run.id, **BY)
+    start_run(connection, run.id, change=BY)
     refused("start", "resume")
     with pytest.raises(ExperimentationError, match="split run 1 has no variant nobody to ship"):
-        complete_run(connection, run.id, shipped="nobody", **BY)
-    complete_run(connection, run.id, **BY)
+        complete_run(connection, run.id, shipped="nobody", change=BY)
+    complete_run(connection, run.id, change=BY)
     refused("start", "pause", "resume", "complete")
 
 
 def test_a_run_is_started_only_whole(connection: psycopg.Connection[Any]) -> None:
     run = plain_split(connection, "0.5", "0.4", status="draft")
     with pytest.raises(ExperimentationError, match=r"The allocations of split run 1 sum to 0\.9000, not to 1"):
-        start_run(connection, run.id, **BY)
+        start_run(connection, run.id, change=BY)
     with pytest.raises(ExperimentationError, match="split run 1 is draft: complete it before split is tried anew"):
         plain_split(connection, "1")
 
 
 def test_a_variant_added_to_a_running_split_shrinks_the_others(connection: psycopg.Connection[Any]) -> None:
     run = plain_split(connection, "0.3333", "0.3333", "0.3334")
-    grown = add_variant(connection, run.id, NewVariant("late", "treatment", Decimal("0.0700")), **BY)
+    grown = add_variant(connection, run.id, NewVariant("late", "treatment", Decimal("0.0700")), change=BY)
     allocations = [variant.allocation for variant in grown.variants]
     assert allocations == [Decimal("0.3100"), Decimal("0.3100"), Decimal("0.3100"), Decimal("0.0700")]
     assert [epoch for epoch, _ in epochs(connection, grown)] == [1, 2]
@@ -289,7 +290,7 @@ def test_a_variant_added_to_a_running_split_shrinks_the_others(connection: psyco
     with pytest.raises(
         ExperimentationError, match=r"more of split run 1 starts with 0\.11: a new treatment gets at most 0\.10"
     ):
-        add_variant(connection, run.id, NewVariant("more", "treatment", Decimal("0.11")), **BY)
+        add_variant(connection, run.id, NewVariant("more", "treatment", Decimal("0.11")), change=BY)
 
 
 def test_an_unknown_run_is_told(connection: psycopg.Connection[Any]) -> None:

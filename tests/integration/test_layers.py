@@ -25,8 +25,9 @@ from experimentation.runs.lifecycle import (
     update_run,
 )
 from experimentation.runs.run import ExperimentationError, LayerRange, NewVariant, Run
+from foundation.audit import Change
 
-BY = {"actor": "test", "reason": "Because of the test."}
+BY = Change("test", "Because of the test.")
 ARMS = [NewVariant("control", "control", Decimal("0.5")), NewVariant("blue", "treatment", Decimal("0.5"))]
 IOS, WEB = 'context.platform == "ios"', 'context.platform == "web"'
 
@@ -35,7 +36,7 @@ IOS, WEB = 'context.platform == "ios"', 'context.platform == "web"'
 def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     """A connection to a database that has the layer `page`, of which a tenth is held out."""
     with psycopg.connect(database_url, autocommit=True) as opened:
-        ensure_layer(opened, "page", holdout=Decimal("0.1"), **BY)
+        ensure_layer(opened, "page", holdout=Decimal("0.1"), change=BY)
         yield opened
 
 
@@ -44,12 +45,12 @@ def page(first: int, end: int) -> LayerRange:
 
 
 def made(connection: psycopg.Connection[Any], name: str, layer: LayerRange | None = None, **options: Any) -> Run:
-    return create_run(connection, name=name, unit_type="user", variants=ARMS, layer=layer, **{**BY, **options})
+    return create_run(connection, name=name, unit_type="user", variants=ARMS, layer=layer, **{"change": BY, **options})
 
 
 def changed(connection: psycopg.Connection[Any], run: Run, **fields: Any) -> Run:
     keys = ("description", "unit_type", "start_at", "end_at", "targeting", "layer", "overrides")
-    return update_run(connection, run.id, **{**{key: getattr(run, key) for key in keys}, **fields}, **BY)
+    return update_run(connection, run.id, **{**{key: getattr(run, key) for key in keys}, **fields}, change=BY)
 
 
 def audited(connection: psycopg.Connection[Any]) -> list[Any]:
@@ -60,10 +61,10 @@ def audited(connection: psycopg.Connection[Any]) -> list[Any]:
 
 
 def test_a_layer_is_made_once_and_every_change_is_audited(connection: psycopg.Connection[Any]) -> None:
-    again = ensure_layer(connection, "page", holdout=Decimal("0.9"), **BY)
+    again = ensure_layer(connection, "page", holdout=Decimal("0.9"), change=BY)
     assert again.holdout == Decimal("0.1")
-    described = describe_layer(connection, again, "The page.", **BY)
-    smaller = set_holdout(connection, described, Decimal("0.05"), **BY)
+    described = describe_layer(connection, again, "The page.", change=BY)
+    smaller = set_holdout(connection, described, Decimal("0.05"), change=BY)
     assert find_layer(connection, "page") == smaller and smaller.description == "The page."
     assert [row[:2] for row in audited(connection)] == [
         ("layer.created", "layer page"),
@@ -81,14 +82,14 @@ def test_a_holdout_does_not_grow_into_a_run_that_is_not_completed(connection: ps
     layer = find_layer(connection, "page")
     assert layer is not None
     with pytest.raises(LayerError) as caught:
-        set_holdout(connection, layer, Decimal("0.1001"), **BY)
+        set_holdout(connection, layer, Decimal("0.1001"), change=BY)
     assert str(caught.value) == (
         "The holdout of page can't be 0.1001, its first 1001 buckets, while one run 1 (draft) has 1000 to 2000: "
         "complete what is in the way first."
     )
-    start_run(connection, run.id, **BY)
-    complete_run(connection, run.id, **BY)
-    assert set_holdout(connection, layer, Decimal("0.1001"), **BY).holdout == Decimal("0.1001")
+    start_run(connection, run.id, change=BY)
+    complete_run(connection, run.id, change=BY)
+    assert set_holdout(connection, layer, Decimal("0.1001"), change=BY).holdout == Decimal("0.1001")
 
 
 # ranges
@@ -128,11 +129,11 @@ def test_a_range_of_an_unknown_layer_is_refused(connection: psycopg.Connection[A
 
 
 def test_a_completed_run_gives_its_range_back_and_a_paused_one_keeps_it(connection: psycopg.Connection[Any]) -> None:
-    run = start_run(connection, made(connection, "one", page(1_000, 5_000)).id, **BY)
-    pause_run(connection, run.id, **BY)
+    run = start_run(connection, made(connection, "one", page(1_000, 5_000)).id, change=BY)
+    pause_run(connection, run.id, change=BY)
     with pytest.raises(LayerError, match=r"one run 1 \(paused\) has 1000 to 5000"):
         made(connection, "late", page(1_000, 5_000))
-    complete_run(connection, run.id, **BY)
+    complete_run(connection, run.id, change=BY)
     assert made(connection, "late", page(1_000, 5_000)).layer == page(1_000, 5_000)
 
 
@@ -140,7 +141,7 @@ def test_a_draft_moves_and_a_started_run_does_not(connection: psycopg.Connection
     run = made(connection, "one", page(1_000, 5_000))
     assert changed(connection, run, layer=page(1_500, 5_500)).layer == page(1_500, 5_500)
     assert changed(connection, run, layer=None).layer is None
-    moved = start_run(connection, changed(connection, run, layer=page(1_000, 2_000)).id, **BY)
+    moved = start_run(connection, changed(connection, run, layer=page(1_000, 2_000)).id, change=BY)
     for wish in (page(1_000, 1_500), None):
         with pytest.raises(LayerError) as caught:
             changed(connection, moved, layer=wish)
@@ -209,24 +210,24 @@ def test_another_rule_of_a_running_run_opens_an_epoch(connection: psycopg.Connec
     run = made(connection, "one", targeting=IOS)
     run = changed(connection, run, targeting=WEB)
     assert epochs(connection, run) == []
-    run = start_run(connection, run.id, **BY)
+    run = start_run(connection, run.id, change=BY)
     changed(connection, run, description="Said otherwise.")
     assert epochs(connection, run) == [(1, WEB)]
     run = changed(connection, run, targeting=IOS)
-    pause_run(connection, run.id, **BY)
+    pause_run(connection, run.id, change=BY)
     run = changed(connection, run, targeting=None)
     assert epochs(connection, run) == [(1, WEB), (2, IOS), (3, None)]
     assert [epoch.allocations for epoch in run_store.epochs_of(connection, run.id)] == [
         {str(variant.id): "0.5000" for variant in run.variants}
     ] * 3
-    complete_run(connection, run.id, **BY)
+    complete_run(connection, run.id, change=BY)
     with pytest.raises(ExperimentationError, match="one run 1 is completed, so its targeting can't change any more"):
         changed(connection, run, targeting=WEB)
 
 
 def test_an_added_variants_epoch_keeps_the_rule(connection: psycopg.Connection[Any]) -> None:
-    run = start_run(connection, made(connection, "one", targeting=IOS).id, **BY)
-    run = add_variant(connection, run.id, NewVariant("late", "treatment", Decimal("0.1")), **BY)
+    run = start_run(connection, made(connection, "one", targeting=IOS).id, change=BY)
+    run = add_variant(connection, run.id, NewVariant("late", "treatment", Decimal("0.1")), change=BY)
     assert epochs(connection, run) == [(1, IOS), (2, IOS)] and run.targeting == IOS
 
 
@@ -245,7 +246,7 @@ def test_overrides_change_at_any_time_and_name_variants(connection: psycopg.Conn
         made(connection, "one", overrides={"h1": "red"})
     run = made(connection, "one", overrides={"h1": "blue"})
     for step in (start_run, pause_run, complete_run):
-        run = step(connection, run.id, **BY)
+        run = step(connection, run.id, change=BY)
         run = changed(connection, run, overrides={**run.overrides, f"h{len(run.overrides) + 1}": "control"})
     assert run.overrides == {"h1": "blue", "h2": "control", "h3": "control", "h4": "control"}
     assert len(epochs(connection, run)) == 1
@@ -256,7 +257,7 @@ def test_overrides_change_at_any_time_and_name_variants(connection: psycopg.Conn
 def test_a_drafts_overrides_go_with_the_variant_that_they_name(connection: psycopg.Connection[Any]) -> None:
     run = made(connection, "one", overrides={"h1": "blue", "h2": "control"})
     whole = [NewVariant("control", "control", Decimal(1))]
-    assert replace_variants(connection, run.id, whole, None, **BY).overrides == {"h2": "control"}
+    assert replace_variants(connection, run.id, whole, None, change=BY).overrides == {"h2": "control"}
 
 
 def test_the_audit_log_keeps_which_units_a_run_was_for(connection: psycopg.Connection[Any]) -> None:
@@ -275,7 +276,7 @@ def narrowed_planner(connection: psycopg.Connection[Any]) -> Run:
     """`weekly_planner` run 2, the file's second, with a layer, a rule and overrides, running."""
     sync_project_config(connection)
     (first,) = runs_of(connection, "weekly_planner")
-    complete_run(connection, first.id, **BY)
+    complete_run(connection, first.id, change=BY)
     control = NewVariant("control", "control", Decimal("0.9"), first.control.config)
     spare = NewVariant("remainder", "remainder", Decimal("0.1"))
     run = create_run(
@@ -287,9 +288,9 @@ def narrowed_planner(connection: psycopg.Connection[Any]) -> Run:
         layer=page(1_000, 5_000),
         overrides={"h1": "control", "h2": "remainder"},
         policy_id=first.policy_id,
-        **BY,
+        change=BY,
     )
-    return start_run(connection, run.id, **BY)
+    return start_run(connection, run.id, change=BY)
 
 
 def candidate(connection: psycopg.Connection[Any], version: int = 2) -> Run:
@@ -298,7 +299,7 @@ def candidate(connection: psycopg.Connection[Any], version: int = 2) -> Run:
         experiment_name="weekly_planner",
         policy_version_id=next_planner_version(connection, version).id,
         treatment_name=f"candidate_v{version}",
-        **BY,
+        change=BY,
     ).run
 
 
@@ -317,13 +318,13 @@ def test_overrides_to_a_variant_that_is_gone_are_not_inherited(connection: psyco
     narrowed_planner(connection)
     first = candidate(connection)
     changed(connection, first, overrides={"h1": "candidate_v2", "h2": "control"})
-    complete_run(connection, first.id, shipped="control", **BY)
+    complete_run(connection, first.id, shipped="control", change=BY)
     assert candidate(connection, 3).overrides == {"h2": "control"}
 
 
 def test_a_range_that_others_took_since_is_not_taken_from_them(connection: psycopg.Connection[Any]) -> None:
     run = narrowed_planner(connection)
-    complete_run(connection, run.id, **BY)
+    complete_run(connection, run.id, change=BY)
     made(connection, "late", page(1_000, 2_000))
     with pytest.raises(
         LayerError, match=r"weekly_planner can't take the buckets 1000 to 5000 of page while late run 1"

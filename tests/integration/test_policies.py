@@ -21,8 +21,9 @@ from experimentation.policies import (
 )
 from experimentation.runs.lifecycle import complete_run, open_candidate_run
 from experimentation.runs.run import ExperimentationError
+from foundation.audit import Change
 
-BY = {"actor": "test", "reason": "Because of the test."}
+BY = Change("test", "Because of the test.")
 
 
 @pytest.fixture
@@ -34,10 +35,10 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 def test_the_first_version_is_in_production_and_the_next_ones_are_not(connection: psycopg.Connection[Any]) -> None:
-    ensure_policy(connection, "other", "Another policy.", **BY)
+    ensure_policy(connection, "other", "Another policy.", change=BY)
     assert production_version(connection, "other") is None
     pins = [
-        add_version(connection, "other", mlflow_model_name="m", mlflow_model_version=number, **BY).version
+        add_version(connection, "other", mlflow_model_name="m", mlflow_model_version=number, change=BY).version
         for number in (7, 8)
     ]
     assert pins == [1, 2]
@@ -49,14 +50,14 @@ def test_the_first_version_is_in_production_and_the_next_ones_are_not(connection
 def test_config_defaults_come_back_as_they_were_given(connection: psycopg.Connection[Any]) -> None:
     defaults = {"temperature": 0.0, "nested": {"list": [1, None, "ü"]}, "on": True}
     made = add_version(
-        connection, "planner_policy", mlflow_model_name="m", mlflow_model_version=1, config_defaults=defaults, **BY
+        connection, "planner_policy", mlflow_model_name="m", mlflow_model_version=1, config_defaults=defaults, change=BY
     )
     assert get_version(connection, "planner_policy", made.version) == made
     assert made.config_defaults == defaults
 
 
 def test_a_policy_is_made_once(connection: psycopg.Connection[Any]) -> None:
-    before = ensure_policy(connection, "planner_policy", "Another description.", **BY)
+    before = ensure_policy(connection, "planner_policy", "Another description.", change=BY)
     assert before.description == "Makes a household's plan for the week."
     assert connection.execute("SELECT count(*) FROM exp.audit_log WHERE action = 'policy.created'").fetchone() == (1,)
 
@@ -66,7 +67,9 @@ def test_processes_that_add_versions_at_once_take_different_numbers(
 ) -> None:
     def add(number: int) -> int:
         with psycopg.connect(database_url) as own:
-            return add_version(own, "planner_policy", mlflow_model_name="m", mlflow_model_version=number, **BY).version
+            return add_version(
+                own, "planner_policy", mlflow_model_name="m", mlflow_model_version=number, change=BY
+            ).version
 
     with ThreadPoolExecutor(6) as pool:
         assert sorted(pool.map(add, range(6))) == [2, 3, 4, 5, 6, 7]
@@ -78,7 +81,7 @@ def test_one_version_is_made_for_a_model_however_often_it_is_asked_for(
     def ensure(_: int) -> int:
         with psycopg.connect(database_url) as own:
             made = ensure_version_of_model(
-                own, "planner_policy", mlflow_model_name="planner_model", mlflow_model_version=2, **BY
+                own, "planner_policy", mlflow_model_name="planner_model", mlflow_model_version=2, change=BY
             )
             return made.version
 
@@ -91,9 +94,9 @@ def test_one_version_is_made_for_a_model_however_often_it_is_asked_for(
 
 def test_a_number_is_never_used_twice(connection: psycopg.Connection[Any]) -> None:
     with pytest.raises(ExperimentationError, match="planner_policy@1 exists already: a version never changes"):
-        add_version(connection, "planner_policy", mlflow_model_name="m", mlflow_model_version=9, version=1, **BY)
+        add_version(connection, "planner_policy", mlflow_model_name="m", mlflow_model_version=9, version=1, change=BY)
     with pytest.raises(ExperimentationError, match=r"No policy is called nobody: add it to config/policies\.yml"):
-        add_version(connection, "nobody", mlflow_model_name="m", mlflow_model_version=9, **BY)
+        add_version(connection, "nobody", mlflow_model_name="m", mlflow_model_version=9, change=BY)
 
 
 def test_a_version_that_is_served_is_not_archived(connection: psycopg.Connection[Any]) -> None:
@@ -107,33 +110,33 @@ def test_a_version_that_is_served_is_not_archived(connection: psycopg.Connection
         experiment_name="weekly_planner",
         policy_version_id=candidate.id,
         treatment_name="candidate_v2",
-        **BY,
+        change=BY,
     ).run
     with pytest.raises(
         ExperimentationError,
         match=r"planner_policy@2 can't be archived while weekly_planner run 2 serves it as candidate_v2\.",
     ):
-        set_version_status(connection, candidate, "archived", **BY)
+        set_version_status(connection, candidate, "archived", change=BY)
 
-    complete_run(connection, run.id, shipped="candidate_v2", **BY)
-    set_production(connection, candidate, **BY)
+    complete_run(connection, run.id, shipped="candidate_v2", change=BY)
+    set_production(connection, candidate, change=BY)
     # Run 1 shipped version 1, but run 2 answers for the name now.
     assert version_uses(connection, first.id) == []
     assert version_uses(connection, candidate.id) == [
         "planner_policy has it in production",
         "weekly_planner run 2 serves it as candidate_v2",
     ]
-    set_version_status(connection, first, "archived", **BY)
+    set_version_status(connection, first, "archived", change=BY)
     archived = get_version(connection, "planner_policy", 1)
     assert archived is not None and archived.status == "archived"
     with pytest.raises(ExperimentationError, match="planner_policy@1 is archived, so it can't be in production"):
-        set_production(connection, archived, **BY)
+        set_production(connection, archived, change=BY)
 
 
 def test_changes_of_status_and_production_are_audited(connection: psycopg.Connection[Any]) -> None:
     candidate = next_planner_version(connection)
-    set_version_status(connection, candidate, "deprecated", **BY)
-    set_production(connection, candidate, **BY)
+    set_version_status(connection, candidate, "deprecated", change=BY)
+    set_production(connection, candidate, change=BY)
     rows = connection.execute(
         "SELECT action, subject, before, after FROM exp.audit_log ORDER BY id DESC LIMIT 2"
     ).fetchall()

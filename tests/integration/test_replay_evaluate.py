@@ -10,6 +10,7 @@ from replay_registry import BASELINE, FAIR, GOOD, NAME, POOR, SILENT, Place, reg
 from replay_support import dataset_folder, sample_rows
 
 from experimentation.policies import add_version, ensure_policy
+from foundation.audit import Change
 from foundation.settings import settings
 from replay import model_versions as versions
 from replay.command import main
@@ -194,15 +195,14 @@ def test_a_trained_model_that_lists_no_rows_cannot_be_replayed(place: Place) -> 
 def test_rows_that_the_candidates_policy_proposed_are_reported_apart(place: Place) -> None:
     version = GOOD
     with psycopg.connect(place.database_url) as connection:
-        ensure_policy(connection, "planner_policy", actor="test", reason="test")
+        ensure_policy(connection, "planner_policy", change=Change("test", "test"))
         pinned = [
             add_version(
                 connection,
                 "planner_policy",
                 mlflow_model_name=NAME,
                 mlflow_model_version=one,
-                actor="test",
-                reason="test",
+                change=Change("test", "test"),
             )
             for one in (BASELINE, version)
         ]

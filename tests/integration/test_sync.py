@@ -74,8 +74,8 @@ def test_processes_that_sync_at_once_agree(connection: psycopg.Connection[Any], 
 
 
 def test_every_change_is_audited_with_who_made_it(files: Files) -> None:
-    files.apply(actor="somebody")
-    files.apply(SPLIT.replace("status: active", "status: paused"), actor="another")
+    files.apply(by="somebody")
+    files.apply(SPLIT.replace("status: active", "status: paused"), by="another")
     rows = files.connection.execute("SELECT actor, action, subject FROM exp.audit_log ORDER BY id").fetchall()
     assert rows == [
         ("somebody", "policy.created", "planner_policy"),

@@ -122,7 +122,11 @@ def candidate_run(files: Files) -> tuple[str, Run]:
     files.apply(text)
     version = next_planner_version(files.connection)
     opened = open_candidate_run(
-        files.connection, experiment_name="cards", policy_version_id=version.id, treatment_name="candidate_v2", **BY
+        files.connection,
+        experiment_name="cards",
+        policy_version_id=version.id,
+        treatment_name="candidate_v2",
+        change=BY,
     )
     assert opened.run.overrides == {"h1": "control"}
     return text, opened.run
@@ -152,7 +156,7 @@ def test_overrides_of_a_candidates_run_are_the_files(files: Files) -> None:
 
 def test_overrides_of_a_candidates_run_stay_when_it_is_completed(files: Files) -> None:
     text, run = candidate_run(files)
-    complete_run(files.connection, run.id, shipped="control", **BY)
+    complete_run(files.connection, run.id, shipped="control", change=BY)
     report = files.apply(text.replace("h1: control", "h2: control"))
     assert report.changes == ()
     assert report.notes == ("cards run 2 (completed) is promotion's: the file's cards is left alone",)
@@ -225,7 +229,7 @@ def test_what_files_and_database_break_together_is_refused_with_file_and_line(
         variants=other,
         layer=LayerRange("page", 9_500, 10_000),
         made_by="promotion",
-        **BY,
+        change=BY,
     )
     text = TEXT if "10000" in new else TEXT.replace("to: 10000", "to: 9500")
     assert files.problems(text.replace(old, new)) == [f"experiments.yml:{expected}"]
@@ -241,7 +245,7 @@ def test_a_holdout_does_not_grow_into_an_experiment_of_the_database(files: Files
 
 
 def test_layers_that_the_files_do_not_name_are_left_alone(files: Files) -> None:
-    ensure_layer(files.connection, "older", **BY)
+    ensure_layer(files.connection, "older", change=BY)
     report = files.apply(TEXT)
     assert report.notes == ("layer older is in the database only, and is left alone",)
     assert find_layer(files.connection, "older") is not None
@@ -249,5 +253,5 @@ def test_layers_that_the_files_do_not_name_are_left_alone(files: Files) -> None:
 
 def test_a_completed_run_may_say_anything_of_its_range(files: Files) -> None:
     files.apply(TEXT)
-    complete_run(files.connection, runs_of(files.connection, "cards")[0].id, **BY)
+    complete_run(files.connection, runs_of(files.connection, "cards")[0].id, change=BY)
     assert files.apply(TEXT.replace("from: 500,", "from: 700,")).changes == ()

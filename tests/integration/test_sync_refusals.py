@@ -185,7 +185,7 @@ def test_an_experiment_is_promotions_from_its_first_candidate_on(connection: psy
         experiment_name="weekly_planner",
         policy_version_id=candidate.id,
         treatment_name="candidate_v2",
-        **BY,
+        change=BY,
     ).run
     for status in ("active", "completed"):
         state = everything(connection)
@@ -197,12 +197,12 @@ def test_an_experiment_is_promotions_from_its_first_candidate_on(connection: psy
         )
         assert everything(connection) == state
         if status == "active":
-            complete_run(connection, run.id, shipped="control", **BY)
+            complete_run(connection, run.id, shipped="control", change=BY)
 
 
 def test_a_completed_experiment_is_not_reopened(files: Files) -> None:
     files.apply()
-    complete_run(files.connection, runs_of(files.connection, "cards")[0].id, shipped="with_cards", **BY)
+    complete_run(files.connection, runs_of(files.connection, "cards")[0].id, shipped="with_cards", change=BY)
     report = files.apply()
     assert report.changes == ()
     assert report.notes == ("cards run 1 is completed for good: to try anew, give the experiment another name",)
