@@ -1,5 +1,6 @@
 """Common test data: configuration files as text, a database with the project's own configuration, event partitions."""
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ def config_of(folder: Path, experiments: str = NO_EXPERIMENTS, policies: str = N
     (folder / "experiments.yml").write_text(experiments)
     (folder / "policies.yml").write_text(policies)
     return read_config(folder)
+
+
+def assert_problem(problems: list[str], place: str, words: str) -> None:
+    """One of the problems is at this place, and its rule has these words in this order."""
+    pattern = re.escape(place) + ".*" + ".*".join(re.escape(word) for word in words.split())
+    assert any(re.match(pattern, problem) for problem in problems), problems
 
 
 def sync_project_config(connection: psycopg.Connection[Any], **options: Any) -> SyncReport:

@@ -13,8 +13,8 @@ from ground_support import (
 )
 
 from experimentation.config.sync import SyncReport, sync
-from experimentation.config.yaml_nodes import ConfigError
 from experimentation.runs.lifecycle import runs_of
+from foundation.yaml_files import ConfigError
 
 POLICIES = """\
 policies:

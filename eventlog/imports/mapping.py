@@ -2,13 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from experimentation.config.yaml_nodes import Place
-from experimentation.runs.run import NewVariant, UnitType
+from pydantic import Field, ValidationInfo, field_validator
+
+from experimentation.config.files import ExperimentName, Share
+from experimentation.runs.allocations import WHOLE
+from experimentation.runs.run import NewVariant, Role, UnitType
+from foundation.yaml_files import Moment as Instant
+from foundation.yaml_files import Name, Place, Text, YamlModel
 
 Kind = Literal["text", "number", "flag", "json", "hash"]
 EPOCHS = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1}
@@ -65,17 +70,56 @@ class NamedExperiment:
     run: int | None = None
 
 
-@dataclass(frozen=True)
-class DeclaredExperiment:
+class DeclaredVariant(YamlModel):
+    """A variant of an experiment that ran elsewhere. Its name is its key in the file."""
+
+    role: Role
+    allocation: Share
+    description: Text | None = None
+
+    @field_validator("allocation")
+    @classmethod
+    def _not_empty(cls, share: Decimal) -> Decimal:
+        if not share:
+            raise ValueError("is 0: then no unit can have been enrolled")
+        return share
+
+
+class DeclaredExperiment(YamlModel):
     """A finished experiment that ran elsewhere. Units of its remainder were not enrolled, so rows don't name it."""
 
-    name: str
+    name: ExperimentName
     unit_type: UnitType
-    variants: tuple[NewVariant, ...]
-    started: datetime
-    ended: datetime
-    description: str | None
-    place: Place
+    started: Instant
+    ended: Instant
+    split: dict[Name, DeclaredVariant] = Field(alias="variants")
+    description: Text | None = None
+
+    @field_validator("ended")
+    @classmethod
+    def _after_start(cls, ended: Any, info: ValidationInfo) -> Any:
+        if "started" in info.data and ended <= info.data["started"]:
+            raise ValueError("must be after started")
+        return ended
+
+    @field_validator("split")
+    @classmethod
+    def _a_whole_split(cls, variants: dict[str, DeclaredVariant]) -> dict[str, DeclaredVariant]:
+        if sum(variant.allocation for variant in variants.values()) != WHOLE:
+            raise ValueError(
+                "must have allocations that sum to 1: give what nobody was enrolled in as a variant with the role remainder"
+            )
+        if [variant.role for variant in variants.values()].count("control") != 1:
+            raise ValueError("need exactly one variant with the role control")
+        return variants
+
+    @property
+    def variants(self) -> tuple[NewVariant, ...]:
+        """The variants, in the order of the file."""
+        return tuple(
+            NewVariant(name, variant.role, variant.allocation, description=variant.description)
+            for name, variant in self.split.items()
+        )
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from uuid import UUID
 import psycopg
 
 from eventlog.imports.mapping import DeclaredExperiment, EventMapping, NamedExperiment, Value
-from experimentation.config.yaml_nodes import ConfigError, Problem
 from experimentation.runs.imported import imported_run
 from experimentation.runs.run import Run
 from experimentation.runs.store import names_of_runs, runs_of
 from foundation.table_files import UnusableError, shown
+from foundation.yaml_files import ConfigError, Problem
 
 Arm = Mapping[str, str]
 

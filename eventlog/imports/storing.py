@@ -18,13 +18,13 @@ from eventlog.imports.remembered import is_remembered, remember
 from eventlog.imports.rows import RowReader
 from eventlog.imports.runs import Experiments, find_experiments, of_run
 from eventlog.store import store_read_events
-from experimentation.config.yaml_nodes import ConfigError, Place, Problem
 from experimentation.runs.imported import import_run, note_units, noted_units, stage_units, store_units
 from experimentation.runs.run import Run
 from foundation import locks
 from foundation.audit import Change, write_audit
 from foundation.errors import LifecycleError
 from foundation.table_files import MissingColumnsError, TableFile, digest_of
+from foundation.yaml_files import ConfigError, Place, Problem
 
 KIND = "events"
 BEGUN, DONE = "events.import_begun", "events.imported"

@@ -6,9 +6,9 @@ from decimal import Decimal
 from typing import Any
 
 from experimentation.config.files import ExperimentEntry
-from experimentation.config.yaml_nodes import Place
 from experimentation.runs.allocations import MOST_FOR_A_NEW_TREATMENT, shrink_shares
 from experimentation.runs.run import ExperimentationError, Json, LayerRange, NewVariant, Run, Variant
+from foundation.yaml_files import Place
 
 
 class Refused(ExperimentationError):
@@ -26,7 +26,7 @@ def added_variant(entry: ExperimentEntry, run: Run, variants: Sequence[NewVarian
     new = variants[len(run.variants) :]
     if [old.name for old in run.variants] != [kept.name for kept in variants[: len(run.variants)]]:
         raise Refused(
-            entry.variants_place,
+            entry.place_of("variants"),
             f"{run.label} is {run.status} with the variants {', '.join(old.name for old in run.variants)}: "
             "they stay, in this order, and a new one comes last.",
         )

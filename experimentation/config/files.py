@@ -1,31 +1,40 @@
-"""Reading experiments.yml and policies.yml: what they say, or every rule they break with its file and line.
+"""experiments.yml and policies.yml: what they say, or every rule that they break with its file and line.
 
-A variant called `control` is the control and one called `remainder` is not enrolled; without a `control` the first variant is it.
+A variant called `control` is the control, one called `remainder` is not enrolled; without a `control` the first variant is the control.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-import yaml
+from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator
 
+from experimentation.assignments.bucketing import BUCKETS
 from experimentation.assignments.targeting import Targeting, TargetingError
-from experimentation.config.layer_entries import LayerEntry, RangeEntry, check_ranges, read_layer, read_range
-from experimentation.config.yaml_nodes import ConfigError, Place, Reader, UnusableValueError
-from experimentation.runs.allocations import WHOLE, shrink_shares
+from experimentation.runs.allocations import WHOLE, parse_share, shrink_shares
 from experimentation.runs.run import LayerRange, PolicyVersionStatus, Role, RunStatus, UnitType
+from foundation.yaml_files import (
+    ConfigError,
+    Json,
+    Moment,
+    Name,
+    Place,
+    Text,
+    Whole,
+    YamlFile,
+    YamlModel,
+    kind_of,
+    text,
+    unique,
+)
 
 EXPERIMENTS, POLICIES = "experiments.yml", "policies.yml"
-UNIT_TYPES = ("user", "household", "session")
-RUN_STATUSES = ("draft", "active", "paused", "completed")
-VERSION_STATUSES = ("active", "deprecated", "archived")
-_LONGEST_UNIT_ID = 255
+LONGEST_UNIT_ID = 255
+NO_HOLDOUT = Decimal("0.0000")
 _POLICY_VERSION = re.compile(r"(?P<policy>[^@\s]+)@(?P<version>[1-9]\d*)")
 
 
@@ -42,63 +51,215 @@ class PolicyReference:
         return f"{self.policy}@{self.version}"
 
 
-@dataclass(frozen=True)
-class VariantEntry:
-    """One variant of an experiment, in the file's order."""
-
-    name: str
-    role: Role
-    allocation: Decimal
-    config: dict[str, Any]
-    policy: PolicyReference | None
-    description: str | None
-    place: Place
+def _share(given: Any) -> Decimal:
+    """The exact share that the file states."""
+    if kind_of(given) != "a number":
+        raise ValueError(f"must be a number from 0 to 1, not {kind_of(given)}")
+    try:
+        return parse_share(given)
+    except ValueError as error:
+        raise ValueError(f"must be a number from 0 to 1 of at most 4 decimals: {error}") from None
 
 
-@dataclass(frozen=True)
-class ExperimentEntry:
-    """One experiment; `variants_place` is where its variants begin, `layer_place` where its layer does.
+def _without_slash(name: str) -> str:
+    if "/" in name:
+        raise ValueError(f"must not contain /, since it is part of URLs: {name}")
+    return name
 
-    Whether its `overrides` name variants that there are, the run knows: promotion's has others than the file.
+
+def _policy_name(name: str) -> str:
+    if _POLICY_VERSION.fullmatch(f"{name}@1") is None:
+        raise ValueError(f"must not contain blanks or @: {name}")
+    return name
+
+
+def _policy_reference(given: Any) -> PolicyReference:
+    match = _POLICY_VERSION.fullmatch(text(given))
+    if match is None:
+        raise ValueError(f"must be like planner_policy@3, not {given}")
+    return PolicyReference(match["policy"], int(match["version"]))
+
+
+def _unit_id(given: Any) -> str:
+    unit_id = text(given)
+    if len(unit_id) > LONGEST_UNIT_ID:
+        raise ValueError(f"has {len(unit_id)} characters: a unit id has at most {LONGEST_UNIT_ID}")
+    return unit_id
+
+
+def _targeting(given: Any) -> str:
+    rule = text(given).strip()
+    try:
+        Targeting(rule)
+    except TargetingError as error:
+        raise ValueError(f"can't be used: {error}") from None
+    return rule
+
+
+Share = Annotated[Decimal, PlainValidator(_share)]
+ExperimentName = Annotated[Name, AfterValidator(_without_slash)]
+Number = Annotated[Whole, Field(ge=1)]
+Bucket = Annotated[Whole, Field(ge=0, le=BUCKETS)]
+
+
+class LayerEntry(YamlModel):
+    """One layer of the file."""
+
+    name: Name
+    description: Text | None = None
+    holdout: Share = NO_HOLDOUT
+
+
+class _Range(YamlModel):
+    """`{name: plan_page, from: 500, to: 5250}`."""
+
+    name: Name
+    first: Bucket = Field(alias="from")
+    end: Bucket = Field(alias="to")
+
+    @field_validator("end")
+    @classmethod
+    def _after_first(cls, end: int, info: ValidationInfo) -> int:
+        if "first" in info.data and end <= info.data["first"]:
+            raise ValueError(f"must be greater than `from`, {info.data['first']}")
+        return end
+
+
+class _Listed(YamlModel, extra="ignore"):
+    """What a member of a list is called, usable or not."""
+
+    name: Name
+
+
+class _Occupant(YamlModel, extra="ignore"):
+    """Which buckets of a layer an experiment takes, whatever else the file says about it."""
+
+    name: ExperimentName
+    status: RunStatus = "draft"
+    buckets: _Range | None = Field(default=None, alias="layer")
+
+    @property
+    def layer(self) -> LayerRange | None:
+        """The buckets of the layer that the experiment takes."""
+        taken = self.buckets
+        return None if taken is None else LayerRange(taken.name, taken.first, taken.end)
+
+
+class VariantEntry(YamlModel):
+    """One variant of an experiment."""
+
+    name: Name
+    allocation: Share
+    description: Text | None = None
+    policy: Annotated[PolicyReference, PlainValidator(_policy_reference)] | None = None
+    config: Json = Field(default_factory=dict)
+    _stands_in_for_control: bool = False
+
+    @field_validator("config")
+    @classmethod
+    def _names_one_policy_version(cls, config: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        rules = []
+        if isinstance(config.get("policy"), str) and _POLICY_VERSION.fullmatch(config["policy"]):
+            rules.append(f"contains `policy: {config['policy']}`: put it next to `config`, not inside")
+        if not isinstance(config.get("params", {}), dict):
+            rules.append("has params that are not a mapping")
+        if "policy_version_id" in config:
+            if info.data.get("policy") is not None:
+                rules.append("names the policy version a second time: keep `policy` or `policy_version_id`")
+            try:
+                config["policy_version_id"] = str(UUID(config["policy_version_id"]))
+            except (ValueError, AttributeError, TypeError):
+                rules.append("has a policy_version_id that is not a UUID: name the version as `policy: name@1`")
+        if rules:
+            raise ValueError("; it ".join(rules))
+        return config
+
+    @property
+    def role(self) -> Role:
+        """The role that the name says, or that the first variant has where none is called control."""
+        if self.name == "remainder":
+            return "remainder"
+        return "control" if self.name == "control" or self._stands_in_for_control else "treatment"
+
+
+class ExperimentEntry(_Occupant, extra="forbid"):
+    """One experiment.
+
+    Only the run knows whether its `overrides` name variants that exist: a run that promotion opened has others than the file.
     """
 
-    name: str
     unit_type: UnitType
-    status: RunStatus
-    variants: tuple[VariantEntry, ...]
-    description: str | None
-    start_at: datetime | None
-    end_at: datetime | None
-    place: Place
-    variants_place: Place
-    targeting: str | None = None
-    layer: LayerRange | None = None
-    layer_place: Place | None = None
-    overrides: dict[str, str] = field(default_factory=dict)
-    override_places: dict[str, Place] = field(default_factory=dict)
+    description: Text | None = None
+    start_at: Moment | None = None
+    end_at: Moment | None = None
+    targeting: Annotated[str, PlainValidator(_targeting)] | None = None
+    overrides: dict[Annotated[str, PlainValidator(_unit_id)], Text] = Field(default_factory=dict)
+    variants: Annotated[tuple[VariantEntry, ...], unique("name")]
+
+    @field_validator("end_at")
+    @classmethod
+    def _after_start(cls, end_at: Any, info: ValidationInfo) -> Any:
+        start_at = info.data.get("start_at")
+        if start_at is not None and end_at is not None and end_at <= start_at:
+            raise ValueError("must be after start_at")
+        return end_at
+
+    @field_validator("variants")
+    @classmethod
+    def _have_a_control_and_share_all_units(
+        cls, variants: tuple[VariantEntry, ...], info: ValidationInfo
+    ) -> tuple[VariantEntry, ...]:
+        if not any(variant.role == "control" for variant in variants):
+            first = next((variant for variant in variants if variant.role == "treatment"), None)
+            if first is None:
+                raise ValueError("need at least one variant that is the control")
+            first._stands_in_for_control = True
+        total = sum(variant.allocation for variant in variants)
+        status = info.data.get("status")
+        if status in ("active", "paused") and total != WHOLE:
+            hint = _room_for_last(variants)
+            raise ValueError(
+                f"have allocations that sum to {total}: they must sum to 1 in an {status} experiment{hint}"
+            )
+        return variants
+
+    def override_place(self, unit_id: str) -> Place:
+        """Where the file says which variant a unit gets. Raises KeyError."""
+        place: Place = self._section["overrides"][unit_id].place
+        return place
 
 
-@dataclass(frozen=True)
-class VersionEntry:
+class VersionEntry(YamlModel):
     """One version of a policy."""
 
-    version: int
-    mlflow_model_name: str
-    mlflow_model_version: int
-    status: PolicyVersionStatus
-    config_defaults: dict[str, Any]
-    description: str | None
-    place: Place
+    version: Number
+    mlflow_model_name: Name
+    mlflow_model_version: Number
+    description: Text | None = None
+    status: PolicyVersionStatus = "active"
+    config_defaults: Json = Field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class PolicyEntry:
-    """One policy with the versions that the file names."""
+class PolicyEntry(YamlModel):
+    """One policy with its versions, the lowest first."""
 
-    name: str
-    description: str | None
-    versions: tuple[VersionEntry, ...]
-    place: Place
+    name: Annotated[Name, AfterValidator(_policy_name)]
+    description: Text | None = None
+    versions: Annotated[tuple[VersionEntry, ...], unique("version")]
+
+    @field_validator("versions")
+    @classmethod
+    def _in_order(cls, versions: tuple[VersionEntry, ...]) -> tuple[VersionEntry, ...]:
+        return tuple(sorted(versions, key=lambda entry: entry.version))
+
+
+class _ExperimentsFile(YamlModel):
+    layers: Annotated[tuple[LayerEntry, ...], unique("name")] = ()
+    experiments: Annotated[tuple[ExperimentEntry, ...], unique("name")]
+
+
+class _PoliciesFile(YamlModel):
+    policies: Annotated[tuple[PolicyEntry, ...], unique("name")]
 
 
 @dataclass(frozen=True)
@@ -111,258 +272,52 @@ class ConfigFiles:
 
 
 def read_config(folder: Path) -> ConfigFiles:
-    """Read both files of a folder; policies.yml may be missing where no variant names a policy. Raises ConfigError with every problem."""
-    experiments, policies = _Experiments(folder / EXPERIMENTS), _Policies(folder / POLICIES)
-    entries = experiments.read()
+    """Both files of a folder; policies.yml may be missing if no variant names a policy. Raises ConfigError with every problem."""
+    file = YamlFile(folder / EXPERIMENTS)
+    experiments = file.read(_ExperimentsFile, file.root)
+    _check_ranges(file)
+    problems, policies = file.problems, None
+    variants = [variant for entry in file.usable(ExperimentEntry, "experiments") for variant in entry.variants]
     # Flags need no policies, nor a file of them.
-    needed = any(variant.policy for entry in entries for variant in entry.variants) or not experiments.path.exists()
-    versions = policies.read() if needed or policies.path.exists() else ()
-    read = ConfigFiles(entries, versions, tuple(experiments.layers))
-    if problems := [*policies.problems, *experiments.problems]:
+    if (folder / POLICIES).exists() or not file.path.exists() or any(variant.policy for variant in variants):
+        policies_file = YamlFile(folder / POLICIES)
+        policies = policies_file.read(_PoliciesFile, policies_file.root)
+        problems = policies_file.problems + problems
+    if problems or experiments is None:
         raise ConfigError(problems)
-    return read
+    return ConfigFiles(experiments.experiments, policies.policies if policies else (), experiments.layers)
 
 
-class _File(Reader):
-    """What both files have in common: lists of named entries."""
+def _check_ranges(file: YamlFile) -> None:
+    """Note ranges of layers that are not listed, and ranges that overlap a holdout or that of another experiment.
 
-    def lists(self, key: str, optional: Collection[str] = ()) -> dict[str, list[yaml.Node]]:
-        """The members of the file's lists."""
-        root = self.document()
-        if root is None:
-            if not self.problems:
-                self._note(1, f"The file is empty: it needs a list `{key}`.")
-            return {}
-        found = {}
-        with self.going_on():
-            for name, node in self.mapping(root, self.path.name, [key], optional).items():
-                with self.going_on():
-                    found[name] = self.sequence(node, f"`{name}`")
-        return found
-
-    @contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Leave out what can't be used, of which the problem is noted, and go on with the rest."""
-        try:
-            yield
-        except UnusableValueError:
-            return
-
-    def once(self, names: set[str], node: yaml.Node, name: str, what: str) -> None:
-        """Refuse a name that was there before."""
-        if name in names:
-            raise self.refuse(node, f"{what} {name} stands here twice.")
-        names.add(name)
-
-
-class _Experiments(_File):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.layers: list[LayerEntry] = []
-        self.ranges: list[RangeEntry] = []
-
-    def read(self) -> tuple[ExperimentEntry, ...]:
-        lists = self.lists("experiments", ["layers"])
-        listed: set[str] = set()
-        for node in lists.get("layers", ()):
-            with self.going_on():
-                self.layers.append(read_layer(self, node, listed))
-        names: set[str] = set()
-        found = []
-        for node in lists.get("experiments", ()):
-            with self.going_on():
-                found.append(self._experiment(node, names))
-        check_ranges(self, listed, self.layers, self.ranges)
-        return tuple(found)
-
-    def _experiment(self, node: yaml.Node, names: set[str]) -> ExperimentEntry:
-        optional = ("description", "status", "start_at", "end_at", "layer", "targeting", "overrides")
-        values = self.mapping(node, "An experiment", ("name", "unit_type", "variants"), optional)
-        name = self.name(values["name"], "The name of an experiment")
-        if "/" in name:
-            raise self.refuse(values["name"], f"The name of experiment {name} must have no /: it stands in URLs.")
-        self.once(names, values["name"], name, "Experiment")
-        status: RunStatus = "draft"
-        if "status" in values:
-            status = self.choice(values["status"], f"The status of {name}", RUN_STATUSES)
-        times = {key: self.moment(values[key], f"{key} of {name}") for key in ("start_at", "end_at") if key in values}
-        start_at, end_at = times.get("start_at"), times.get("end_at")
-        if start_at is not None and end_at is not None and end_at <= start_at:
-            raise self.refuse(values["end_at"], f"end_at of {name} must be after its start_at.")
-        layer = None
-        if "layer" in values:
-            layer = read_range(self, values["layer"], name)
-            self.ranges.append(RangeEntry(name, status, layer, values["layer"]))
-        variants = self._variants(values["variants"], name)
-        overrides, override_places = self._overrides(values["overrides"], name) if "overrides" in values else ({}, {})
-        entry = ExperimentEntry(
-            name=name,
-            unit_type=self.choice(values["unit_type"], f"The unit_type of {name}", UNIT_TYPES),
-            status=status,
-            variants=variants,
-            description=self.text(values["description"], f"The description of {name}")
-            if "description" in values
-            else None,
-            start_at=start_at,
-            end_at=end_at,
-            place=self.place(node),
-            variants_place=self.place(values["variants"]),
-            targeting=self._targeting(values["targeting"], name) if "targeting" in values else None,
-            layer=layer,
-            layer_place=self.place(values["layer"]) if "layer" in values else None,
-            overrides=overrides,
-            override_places=override_places,
-        )
-        total = sum(variant.allocation for variant in entry.variants)
-        if status in ("active", "paused") and total != WHOLE:
-            self.refuse(
-                values["variants"],
-                f"The allocations of {name} sum to {total}: they must sum to 1 when it is {status}{_room_for_last(variants)}.",
+    Completed experiments have given their range back. Unusable layers count as listed, their problems are noted already.
+    """
+    listed = {layer.name for layer in file.usable(_Listed, "layers")}
+    holdouts = {layer.name: int(layer.holdout * BUCKETS) for layer in file.usable(LayerEntry, "layers")}
+    earlier: list[tuple[str, LayerRange]] = []
+    for occupant in file.usable(_Occupant, "experiments"):
+        if (taken := occupant.layer) is None:
+            continue
+        place = occupant.place_of("layer")
+        wish = f"{occupant.name} takes the buckets {taken.first} to {taken.end} of {taken.layer}"
+        if taken.layer not in listed:
+            file.refuse(
+                place, f"{occupant.name} is in the layer {taken.layer}, which `layers` of this file does not list."
             )
-        return entry
-
-    def _targeting(self, node: yaml.Node, experiment: str) -> str:
-        rule = self.text(node, f"The targeting of {experiment}").strip()
-        try:
-            Targeting(rule)
-        except TargetingError as error:
-            raise self.refuse(node, f"The targeting of {experiment} can't be used: {error}.") from None
-        return rule
-
-    def _overrides(self, node: yaml.Node, experiment: str) -> tuple[dict[str, str], dict[str, Place]]:
-        """Units whose variant is said, and where it is. What is wrong with one of them does not hide what is wrong with the next."""
-        overrides: dict[str, str] = {}
-        places: dict[str, Place] = {}
-        for unit, variant in self.pairs(node, f"The overrides of {experiment}"):
-            with self.going_on():
-                unit_id = self._unit_id(unit, experiment)
-                if unit_id in overrides:
-                    raise self.refuse(unit, f"The overrides of {experiment} have the unit {unit_id} twice.")
-                overrides[unit_id] = self.text(variant, f"The variant of {unit_id} in the overrides of {experiment}")
-                places[unit_id] = self.place(variant)
-        return overrides, places
-
-    def _unit_id(self, node: yaml.Node, experiment: str) -> str:
-        unit_id = self.text(node, f"A unit in the overrides of {experiment}")
-        if len(unit_id) > _LONGEST_UNIT_ID:
-            raise self.refuse(
-                node,
-                f"A unit in the overrides of {experiment} has {len(unit_id)} characters, of at most {_LONGEST_UNIT_ID}.",
-            )
-        return unit_id
-
-    def _variants(self, node: yaml.Node, experiment: str) -> tuple[VariantEntry, ...]:
-        members = self.sequence(node, f"The variants of {experiment}")
-        names: set[str] = set()
-        before = len(self.problems)
-        found = []
-        for member in members:
-            with self.going_on():
-                found.append(self._variant(member, experiment, names))
-        if len(self.problems) > before:
-            raise UnusableValueError(f"Variants of {experiment} are noted.")
-        if not any(variant.role == "control" for variant in found):
-            first = next((index for index, variant in enumerate(found) if variant.role == "treatment"), None)
-            if first is None:
-                raise self.refuse(node, f"{experiment} needs at least one variant that is its control.")
-            found[first] = _as_control(found[first])
-        return tuple(found)
-
-    def _variant(self, node: yaml.Node, experiment: str, names: set[str]) -> VariantEntry:
-        values = self.mapping(
-            node, f"A variant of {experiment}", ("name", "allocation"), ("description", "policy", "config")
-        )
-        name = self.name(values["name"], f"The name of a variant of {experiment}")
-        label = f"{experiment}'s variant {name}"
-        self.once(names, values["name"], name, f"In {experiment}, the variant")
-        config = self.json(values["config"], f"The config of {label}") if "config" in values else {}
-        role: Role = "control" if name == "control" else "remainder" if name == "remainder" else "treatment"
-        entry = VariantEntry(
-            name=name,
-            role=role,
-            allocation=self.share(values["allocation"], f"The allocation of {label}"),
-            config=config,
-            policy=self._policy(values["policy"], label) if "policy" in values else None,
-            description=self.text(values["description"], f"The description of {label}")
-            if "description" in values
-            else None,
-            place=self.place(node),
-        )
-        if "config" in values:
-            self._check_config(values["config"], entry, label)
-        return entry
-
-    def _policy(self, node: yaml.Node, label: str) -> PolicyReference:
-        found = _POLICY_VERSION.fullmatch(self.text(node, f"The policy of {label}"))
-        if found is None:
-            raise self.refuse(node, f"The policy of {label} must be like planner_policy@3, not {node.value}.")
-        return PolicyReference(found["policy"], int(found["version"]))
-
-    def _check_config(self, node: yaml.Node, entry: VariantEntry, label: str) -> None:
-        config = entry.config
-        if isinstance(config.get("policy"), str) and _POLICY_VERSION.fullmatch(config["policy"]):
-            self.refuse(node, f"`policy: {config['policy']}` of {label} stands beside its config, not in it.")
-        if not isinstance(config.get("params", {}), dict):
-            self.refuse(node, f"The params of {label} must be a mapping.")
-        if "policy_version_id" in config:
-            if entry.policy is not None:
-                self.refuse(node, f"{label} names its policy version twice: keep `policy` or `policy_version_id`.")
-            try:
-                config["policy_version_id"] = str(UUID(config["policy_version_id"]))
-            except (ValueError, AttributeError, TypeError):
-                self.refuse(
-                    node, f"The policy_version_id of {label} must be a UUID: name the version as `policy: name@1`."
+        if occupant.status == "completed":
+            continue
+        holdout = holdouts.get(taken.layer, 0)
+        if taken.first < holdout:
+            file.refuse(place, f"{wish}, but the first {holdout} are its holdout: take a range after them.")
+        for other, range_ in earlier:
+            if range_.layer == taken.layer and range_.first < taken.end and taken.first < range_.end:
+                file.refuse(
+                    place,
+                    f"{wish}, but {other} takes {range_.first} to {range_.end}: ranges of experiments that are not completed must "
+                    "not overlap.",
                 )
-
-
-class _Policies(_File):
-    def read(self) -> tuple[PolicyEntry, ...]:
-        names: set[str] = set()
-        found = []
-        for node in self.lists("policies").get("policies", ()):
-            with self.going_on():
-                found.append(self._policy(node, names))
-        return tuple(found)
-
-    def _policy(self, node: yaml.Node, names: set[str]) -> PolicyEntry:
-        values = self.mapping(node, "A policy", ("name", "versions"), ("description",))
-        name = self.name(values["name"], "The name of a policy")
-        if _POLICY_VERSION.fullmatch(f"{name}@1") is None:
-            raise self.refuse(values["name"], f"The name of policy {name} must have no blanks and no @.")
-        self.once(names, values["name"], name, "Policy")
-        numbers: set[str] = set()
-        versions = []
-        for member in self.sequence(values["versions"], f"The versions of {name}"):
-            with self.going_on():
-                versions.append(self._version(member, name, numbers))
-        return PolicyEntry(
-            name=name,
-            description=self.text(values["description"], f"The description of {name}")
-            if "description" in values
-            else None,
-            versions=tuple(sorted(versions, key=lambda version: version.version)),
-            place=self.place(node),
-        )
-
-    def _version(self, node: yaml.Node, policy: str, numbers: set[str]) -> VersionEntry:
-        required = ("version", "mlflow_model_name", "mlflow_model_version")
-        values = self.mapping(node, f"A version of {policy}", required, ("description", "status", "config_defaults"))
-        number = self.number(values["version"], f"A version of {policy}")
-        label = f"{policy}@{number}"
-        self.once(numbers, values["version"], str(number), f"In {policy}, version")
-        defaults = values.get("config_defaults")
-        status = values.get("status")
-        return VersionEntry(
-            version=number,
-            mlflow_model_name=self.name(values["mlflow_model_name"], f"The mlflow_model_name of {label}"),
-            mlflow_model_version=self.number(values["mlflow_model_version"], f"The mlflow_model_version of {label}"),
-            status="active" if status is None else self.choice(status, f"The status of {label}", VERSION_STATUSES),
-            config_defaults={} if defaults is None else self.json(defaults, f"The config_defaults of {label}"),
-            description=self.text(values["description"], f"The description of {label}")
-            if "description" in values
-            else None,
-            place=self.place(node),
-        )
+        earlier.append((occupant.name, taken))
 
 
 def _room_for_last(variants: Sequence[VariantEntry]) -> str:
@@ -371,9 +326,5 @@ def _room_for_last(variants: Sequence[VariantEntry]) -> str:
     if sum(other.allocation for other in others) != WHOLE or not last.allocation:
         return ""
     shares = shrink_shares([other.allocation for other in others], last.allocation)
-    told = ", ".join(f"{other.name} to {share}" for other, share in zip(others, shares, strict=True))
-    return f"; to make room for {last.name}, shrink {told}"
-
-
-def _as_control(entry: VariantEntry) -> VariantEntry:
-    return VariantEntry(**{**vars(entry), "role": "control"})
+    targets = ", ".join(f"{other.name} to {share}" for other, share in zip(others, shares, strict=True))
+    return f"; to make room for {last.name}, shrink {targets}"

@@ -6,8 +6,8 @@ import psycopg
 
 from experimentation.config.files import ConfigFiles
 from experimentation.config.sync import sync
-from experimentation.config.yaml_nodes import ConfigError
 from experimentation.runs.lifecycle import runs_of
+from foundation.yaml_files import ConfigError
 
 
 def sync_outlook(connection: psycopg.Connection[Any], files: ConfigFiles, name: str) -> str | None:

@@ -6,7 +6,7 @@ but for the overrides of that run.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -26,18 +26,18 @@ from experimentation.config.differences import (
 from experimentation.config.files import (
     ConfigFiles,
     ExperimentEntry,
+    LayerEntry,
     PolicyEntry,
     VariantEntry,
     VersionEntry,
 )
-from experimentation.config.layer_entries import LayerEntry
-from experimentation.config.yaml_nodes import ConfigError, Place, Problem
 from experimentation.runs import layers
 from experimentation.runs import lifecycle as experiments
 from experimentation.runs import store as run_store
 from experimentation.runs.run import ExperimentationError, NewVariant, PolicyVersion, Run, RunStatus
 from foundation import locks
 from foundation.audit import Change
+from foundation.yaml_files import ConfigError, Place, Problem
 
 ModelStage = Callable[[str, int], str | None]
 """The stage of a registered model version (`none`, `candidate`, `production`, `archived`); None where MLflow has no such version."""
@@ -223,7 +223,7 @@ class _Sync:
             self.notes.append(f"{entry.name} is completed and never ran here: nothing is made for it")
         else:
             entry = self.with_known_overrides(entry)
-            with self.attempt(entry.place, entry.layer_place):
+            with self.attempt(entry.place, entry.place_of("layer") if entry.layer else None):
                 variants, control = self.resolved(entry)
                 if not runs:
                     self.new_run(entry, variants, control)
@@ -236,8 +236,10 @@ class _Sync:
         for unit_id, name in entry.overrides.items():
             if name not in known:
                 rule = f"The overrides of {entry.name} give {unit_id} the variant {name}, which {entry.name} does not have."
-                self.problems.append(Problem(entry.override_places[unit_id], rule))
-        return replace(entry, overrides={unit: name for unit, name in entry.overrides.items() if name in known})
+                self.problems.append(Problem(entry.override_place(unit_id), rule))
+        return entry.model_copy(
+            update={"overrides": {unit: name for unit, name in entry.overrides.items() if name in known}}
+        )
 
     def override_promoted(self, entry: ExperimentEntry, run: Run) -> None:
         """The file's overrides for a run of promotion's, which has other variants: those that it does not have are left out."""

@@ -183,7 +183,7 @@ def _tell(connection: Any, run: "Run", became: str) -> None:
     """Commit, and say what was done, and what the files make of it."""
     from experimentation.config.files import read_config
     from experimentation.config.outlook import sync_outlook
-    from experimentation.config.yaml_nodes import ConfigError
+    from foundation.yaml_files import ConfigError
 
     connection.commit()
     try:

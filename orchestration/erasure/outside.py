@@ -28,7 +28,7 @@ def configuration(folder: Path, unit: Unit) -> Iterator[Found]:
     """Overrides in experiments.yml: the next `lifecycle sync` would bring them back. Raises ConfigError."""
     for entry in read_config(folder).experiments:
         if entry.unit_type == unit.unit_type and unit.unit_id in entry.overrides:
-            place = entry.override_places[unit.unit_id]
+            place = entry.override_place(unit.unit_id)
             yield Found(
                 f"{place.file}:{place.line}, overrides of {entry.name}",
                 1,

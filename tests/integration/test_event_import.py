@@ -21,8 +21,8 @@ from eventlog.imports.storing import ImportRefusedError
 from eventlog.store import store_read_events
 from eventlog.validation import Event
 from experimentation.config.sync import sync
-from experimentation.config.yaml_nodes import ConfigError
 from experimentation.runs.imported import ImportedRunError
+from foundation.yaml_files import ConfigError
 
 HEADER = "user,variant,at\n"
 AT = "2020-01-02T00:00:00Z"

@@ -15,7 +15,6 @@ from ground_support import BY, config_of, every_model_exists, next_planner_versi
 from experimentation.config.files import read_config
 from experimentation.config.outlook import sync_outlook
 from experimentation.config.sync import sync
-from experimentation.config.yaml_nodes import ConfigError
 from experimentation.runs.lifecycle import (
     complete_run,
     open_candidate_run,
@@ -28,6 +27,7 @@ from experimentation.runs.lifecycle import (
 from experimentation.runs.run import ExperimentationError
 from experimentation.runs.store import epochs_of
 from foundation.migrate import schema_state
+from foundation.yaml_files import ConfigError
 
 FILE = """\
 experiments:

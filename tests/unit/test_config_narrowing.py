@@ -4,10 +4,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from ground_support import NO_POLICIES, config_of
+from ground_support import NO_POLICIES, assert_problem, config_of
 
-from experimentation.config.yaml_nodes import ConfigError
 from experimentation.runs.run import LayerRange
+from foundation.yaml_files import ConfigError
 
 FILE = """\
 layers:
@@ -39,7 +39,7 @@ def problems(folder: Path, text: str) -> list[str]:
     return str(caught.value).replace(f"{folder}/", "").splitlines()
 
 
-def test_what_the_file_says_is_read(tmp_path: Path) -> None:
+def test_layers_targeting_and_overrides_are_read(tmp_path: Path) -> None:
     read = config_of(tmp_path, FILE, NO_POLICIES)
     (layer,) = read.layers
     assert (layer.name, layer.holdout, layer.description, layer.place.line) == (
@@ -50,12 +50,12 @@ def test_what_the_file_says_is_read(tmp_path: Path) -> None:
     )
     cards, colours = read.experiments
     assert (cards.layer, colours.layer) == (LayerRange("plan_page", 500, 5250), LayerRange("plan_page", 5250, 10_000))
-    assert cards.layer_place is not None and cards.layer_place.line == 9
+    assert cards.place_of("layer").line == 9
     assert (cards.targeting, cards.overrides) == ('context.platform == "ios"', {"h0001": "with_cards"})
     assert (colours.targeting, colours.overrides) == (None, {})
 
 
-def test_layers_may_stand_behind_experiments_and_need_no_holdout(tmp_path: Path) -> None:
+def test_layers_may_follow_experiments_and_need_no_holdout(tmp_path: Path) -> None:
     layers, _, experiments = FILE.partition("experiments:")
     layers = layers.replace("    holdout: 0.05\n", "")
     behind = f"experiments:{experiments}{layers}"
@@ -64,7 +64,7 @@ def test_layers_may_stand_behind_experiments_and_need_no_holdout(tmp_path: Path)
     assert [entry.name for entry in read.experiments] == ["cards", "colours"]
 
 
-def test_a_rule_may_take_several_lines(tmp_path: Path) -> None:
+def test_rule_may_span_several_lines(tmp_path: Path) -> None:
     text = FILE.replace(
         'context.platform == "ios"\n', '>-\n      context.platform == "ios"\n      && context.weeks >= 4\n'
     )
@@ -74,56 +74,47 @@ def test_a_rule_may_take_several_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "expected"),
+    ("old", "new", "line", "words"),
     [
-        ("holdout: 0.05", "holdout: 0.00001", "4: The holdout of layer plan_page must be a number from 0 to 1 of at most 4 decimals: "
-         "0.00001 has more than 4 decimals."),
-        ("holdout: 0.05", "share: 0.05", "4: A layer has no key 'share': it may have name, description, holdout."),
-        ("    holdout: 0.05", "    holdout: 0.05\n  - name: plan_page", "5: Layer plan_page stands here twice."),
-        ("from: 500,", "from: -1,", "9: `from` in the layer of cards must be a whole number from 0 to 10000, not -1."),
-        ("from: 500,", "from: 5e2,", "9: `from` in the layer of cards must be a whole number from 0 to 10000, not 5e2."),
-        ("to: 10000", "to: 10001", "17: `to` in the layer of colours must be a whole number from 0 to 10000, not 10001."),
-        ("to: 5250", "to: 500", "9: `to` in the layer of cards must be above its `from`, 500."),
-        ("from: 500, ", "", "9: The layer of cards needs from."),
-        ("layer: {name: plan_page, from: 500, to: 5250}", "layer: plan_page", "9: The layer of cards must be a mapping, not text."),
-        ("from: 500", "from: 499", "9: cards takes the buckets 499 to 5250 of plan_page, whose first 500 are its holdout: "
-         "take a range behind them."),
-        ("from: 5250", "from: 5249", "17: colours takes the buckets 5249 to 10000 of plan_page, and cards takes 500 to 5250: ranges of "
-         "experiments that are not completed must not overlap."),
-        ("name: plan_page, from: 500", "name: plan_pages, from: 500", "9: cards is in the layer plan_pages, which `layers` of this file "
-         "does not list."),
-        ('context.platform == "ios"', "context.platform ==", "10: The targeting of cards can't be used: it is not a valid CEL expression "
-         "(1:20: Syntax error: mismatched input '<EOF>')."),
-        ('context.platform == "ios"', 'platform == "ios"', "10: The targeting of cards can't be used: it uses platform; a rule can "
-         "only use unit_type and context."),
-        ('context.platform == "ios"', "lower(context.platform)", "10: The targeting of cards can't be used: it calls lower, which is "
-         "not a CEL function."),
-        ('context.platform == "ios"', "yes", "10: The targeting of cards must be text, not yes or no: put it in quotes."),
-        ('context.platform == "ios"', '"context.a == \\"\\0\\""', "10: The targeting of cards holds a character that PostgreSQL "
-         "can't keep: NUL, or half of one."),
-        ("h0001: with_cards", "1: with_cards", "11: A unit in the overrides of cards must be text, not a number: put it in quotes."),
-        ("h0001: with_cards", "a: control, a: control", "11: The overrides of cards have the unit a twice."),
-        ("h0001: with_cards", "u" * 256 + ": control", "11: A unit in the overrides of cards has 256 characters, of at most 255."),
-        ("h0001: with_cards", '"a\\0": control', "11: A unit in the overrides of cards holds a character that PostgreSQL can't keep: NUL, "
-         "or half of one."),
-        ("{h0001: with_cards}", "[h0001]", "11: The overrides of cards must be a mapping, not a list."),
-        ("layers:\n", "layers: 3\nlayer:\n", "2: experiments.yml has no key 'layer': it may have experiments, layers."),
+        ("holdout: 0.05", "holdout: 0.00001", 4, "plan_page holdout at most 4 decimals 0.00001"),
+        ("holdout: 0.05", "share: 0.05", 4, "Unknown key share: use name, description, holdout"),
+        ("    holdout: 0.05", "    holdout: 0.05\n  - name: plan_page", 5, "name plan_page is repeated"),
+        ("from: 500,", "from: -1,", 9, "cards layer.from must be greater than or equal to 0, not -1"),
+        ("from: 500,", "from: 5e2,", 9, "cards layer.from must be a whole number, not 5e2"),
+        ("to: 10000", "to: 10001", 17, "colours layer.to less than or equal to 10000, not 10001"),
+        ("to: 5250", "to: 500", 9, "cards layer.to greater than `from`, 500"),
+        ("from: 500, ", "", 9, "cards layer needs from"),
+        ("layer: {name: plan_page, from: 500, to: 5250}", "layer: plan_page", 9, "cards layer mapping, not text"),
+        ("from: 500", "from: 499", 9, "cards 499 to 5250 of plan_page first 500 holdout"),
+        ("from: 5250", "from: 5249", 17, "colours 5249 to 10000 of plan_page cards 500 to 5250 overlap"),
+        ("name: plan_page, from: 500", "name: plan_pages, from: 500", 9, "cards layer plan_pages `layers` not list"),
+        ('context.platform == "ios"', "context.platform ==", 10, "cards targeting can't be used CEL"),
+        ('context.platform == "ios"', 'platform == "ios"', 10, "cards targeting can't be used platform context"),
+        ('context.platform == "ios"', "lower(context.platform)", 10, "cards targeting can't be used lower"),
+        ('context.platform == "ios"', "yes", 10, "cards targeting must be text, not yes or no quotes"),
+        ('context.platform == "ios"', '"context.a == \\"\\0\\""', 10, "cards targeting character PostgreSQL NUL"),
+        ("h0001: with_cards", "1: with_cards", 11, "key of cards overrides must be text, not a number quotes"),
+        ("h0001: with_cards", "a: control, a: control", 11, "key a is repeated"),
+        ("h0001: with_cards", "u" * 256 + ": control", 11, "key of cards overrides 256 at most 255"),
+        ("h0001: with_cards", '"a\\0": control', 11, "key of cards overrides character PostgreSQL NUL"),
+        ("{h0001: with_cards}", "[h0001]", 11, "cards overrides must be a mapping, not a list"),
+        ("layers:\n", "layers: 3\nlayer:\n", 2, "Unknown key layer. Did you mean layers?"),
     ],
 )  # fmt: skip
-def test_a_broken_rule_is_told_with_file_and_line(tmp_path: Path, old: str, new: str, expected: str) -> None:
+def test_file_is_refused_with_line_and_rule(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:
     assert old in FILE
-    assert problems(tmp_path, FILE.replace(old, new, 1))[0] == f"experiments.yml:{expected}"
+    assert_problem(problems(tmp_path, FILE.replace(old, new, 1)), f"experiments.yml:{line}: ", words)
 
 
-def test_every_override_that_is_wrong_is_told(tmp_path: Path) -> None:
+def test_every_wrong_override_is_reported(tmp_path: Path) -> None:
     text = FILE.replace("{h0001: with_cards}", "{1: control, b: control, c: yes}")
     assert problems(tmp_path, text) == [
-        "experiments.yml:11: A unit in the overrides of cards must be text, not a number: put it in quotes.",
-        "experiments.yml:11: The variant of c in the overrides of cards must be text, not yes or no: put it in quotes.",
+        "experiments.yml:11: A key of experiments[cards].overrides must be text, not a number: put it in quotes.",
+        "experiments.yml:11: experiments[cards].overrides.c must be text, not yes or no: put it in quotes.",
     ]
 
 
-def test_a_completed_experiment_has_given_its_range_back(tmp_path: Path) -> None:
+def test_range_of_a_completed_experiment_is_free(tmp_path: Path) -> None:
     text = (
         FILE.replace("status: active", "status: completed")
         .replace("from: 5250", "from: 500")
@@ -132,13 +123,13 @@ def test_a_completed_experiment_has_given_its_range_back(tmp_path: Path) -> None
     assert [entry.status for entry in config_of(tmp_path, text, NO_POLICIES).experiments] == ["completed", "draft"]
 
 
-def test_a_layer_that_is_wrong_is_told_once_and_not_as_missing(tmp_path: Path) -> None:
+def test_wrong_layer_is_reported_once_and_not_as_missing(tmp_path: Path) -> None:
     assert problems(tmp_path, FILE.replace("holdout: 0.05", "holdout: most")) == [
-        "experiments.yml:4: The holdout of layer plan_page must be a number from 0 to 1, not text."
+        "experiments.yml:4: layers[plan_page].holdout must be a number from 0 to 1, not text."
     ]
 
 
-def test_ranges_of_other_layers_are_no_matter(tmp_path: Path) -> None:
+def test_ranges_of_different_layers_may_overlap(tmp_path: Path) -> None:
     text = FILE.replace("experiments:", "  - name: other\nexperiments:").replace(
         "{name: plan_page, from: 5250", "{name: other, from: 0"
     )

@@ -1,62 +1,67 @@
-"""A mapping says what it says, and every rule that it breaks is told with file and line, all at once."""
+"""Mapping files: what they say, and every rule that they break with file and line, all at once."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ground_support import assert_problem
 from import_support import CLICKS, TRIAL, mapping_of, written
 
 from eventlog.imports.mapping import Value
 from eventlog.imports.mapping_file import MappingMissingError, read_mapping
-from experimentation.config.yaml_nodes import ConfigError
+from foundation.yaml_files import ConfigError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 
-def complaints(folder: Path, text: str) -> list[str]:
+def problems(folder: Path, text: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         mapping_of(folder, text)
     return [f"{problem.place.line}: {problem.rule}" for problem in caught.value.problems]
 
 
 @pytest.mark.parametrize(
-    ("instead_of", "given", "complaint"),
+    ("old", "new", "line", "words"),
     [
-        ("user}", "user", "5: This is not YAML"),
-        ("unit_id:", "unit:", "4: A mapping has no key 'unit'"),
-        ("event_type: custom.click", "", "3: An event needs event_type."),
-        ("custom.click", "click", "2: There is no event type click: use edit_applied, exposure,"),
-        ("unit_type: user", "unit_type: person", "3: unit_type must be one of household, session, user, not person."),
-        ("{column: user}", "{colum: user}", "4: unit_id has no key 'colum'"),
-        ("{column: user}", "{columns: []}", "4: The columns of unit_id are none."),
-        ("{column: user}", "{default: x}", "4: unit_id must be a constant, or name its `column`"),
-        ("{column: user}", "{column: yes}", "4: The column of unit_id must be text, not yes or no: put it in quotes."),
-        ("{column: user}", "{column: user, as: hash}", "4: `as: hash` makes an event_id of a text"),
-        ("{column: at}", "yesterday", "5: timestamp must be a time like 2025-01-31T08:00:00Z."),
-        ("{column: at}", "2020-01-01T00:00:00", "5: timestamp must name its offset from UTC"),
-        ("{column: at}", "{column: at, format: epoch}", "5: The format of timestamp must be iso, epoch_s,"),
-        ("{column: at}", "{column: at, format: '%d.%m.%Y'}", "5: timestamp has a format without an offset (%z)"),
-        ("{column: at}", "{column: at, zone: Europe/Berlni}", "5: The zone of timestamp must be like Europe/Berlin"),
-        ("{column: at}", "{column: at}\nmetrics: {ms: fast}", "6: metrics.ms must be a number, yes or no, not fast."),
-        ("{column: at}", "{column: at}\npayload: {'*': 1}", "6: payload.* must name the one column"),
-        ("{column: at}", "{column: at}\nexperiment: trial", "6: `experiment` and `variant` go together"),
-        ("{column: at}", "{column: at}\nheader: [a, a]", "6: `header` names a column twice."),
-        ("{column: at}", "{column: at}\nevents: []", "6: `events` is empty"),
-        ("{column: at}", "{column: at}\nwhere: {kind: {a: 1}}", "6: `where` of kind must be single values."),
+        ("user}", "user", 5, "not YAML"),
+        ("unit_id:", "unit:", 4, "Unknown key unit. Did you mean unit_id?"),
+        ("event_type: custom.click", "", 3, "needs event_type"),
+        ("custom.click", "click", 2, "event_type edit_applied, exposure, not click"),
+        ("unit_type: user", "unit_type: person", 3, "unit_type household, session, user, not person"),
+        ("{column: user}", "{colum: user}", 4, "Unknown key colum. Did you mean column?"),
+        ("{column: user}", "{columns: []}", 4, "unit_id.columns is empty"),
+        ("{column: user}", "{default: x}", 4, "unit_id must be a constant `column`"),
+        ("{column: user}", "{column: yes}", 4, "unit_id.column must be text, not yes or no quotes"),
+        ("{column: user}", "{column: user, as: hash}", 4, "unit_id.as text number flag json not hash"),
+        ("{column: at}", "{column: at}\nevent_id: {column: id, as: text}", 6, "event_id.as hash not text"),
+        ("{column: at}", "yesterday", 5, "timestamp time like 2025-01-31T08:00:00Z"),
+        ("{column: at}", "2020-01-01T00:00:00", 5, "timestamp offset from UTC"),
+        ("{column: at}", "{column: at, format: epoch}", 5, "timestamp.format iso, epoch_s, not epoch"),
+        ("{column: at}", "{column: at, format: '%d.%m.%Y'}", 5, "timestamp format without an offset (%z) zone"),
+        ("{column: at}", "{column: at, zone: Europe/Berlni}", 5, "timestamp.zone Europe/Berlin Europe/Berlni unknown"),
+        ("{column: at}", "{column: at, as: text}", 5, "Unknown key as"),
+        ("{column: at}", "{column: at}\nmetrics: {ms: fast}", 6, "metrics.ms number, yes or no, not fast"),
+        ("{column: at}", "{column: at}\npayload: {'*': 1}", 6, "payload one column *"),
+        ("{column: at}", "{column: at}\nexperiment: trial", 6, "`experiment` and `variant` go together"),
+        ("{column: at}", "{column: at}\nassigned_at: {column: b}", 6, "`assigned_at` declares"),
+        ("{column: at}", "{column: at}\nheader: [a, a]", 6, "header names a column twice"),
+        ("{column: at}", "{column: at}\nevents: []", 6, "events is empty"),
+        ("{column: at}", "{column: at}\nevents: [exposure]", 6, "events[0] mapping, not text"),
+        ("{column: at}", "{column: at}\nwhere: {kind: {a: 1}}", 6, "where.kind single value"),
         (
             "{column: at}",
             "{column: at}\nevent_id: {column: id}\nevents: [{metrics: [a]}, {metrics: [b]}]",
-            "7: The events of a row would share one event_id",
+            7,
+            "events of a row share event_id `as: hash`",
         ),
     ],
 )
-def test_complaints_name_their_line(tmp_path: Path, instead_of: str, given: str, complaint: str) -> None:
-    text = CLICKS.lstrip("\n").replace(instead_of, given)
-    text = "# where from\n" + text
-    assert any(said.startswith(complaint) for said in complaints(tmp_path, text)), complaints(tmp_path, text)
+def test_mapping_is_refused_with_line_and_rule(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:
+    text = "# a comment\n" + CLICKS.lstrip("\n").replace(old, new)
+    assert_problem(problems(tmp_path, text), f"{line}: ", words)
 
 
-def test_what_is_wrong_in_several_places_is_told_at_once(tmp_path: Path) -> None:
+def test_problems_in_several_places_are_reported_at_once(tmp_path: Path) -> None:
     text = """event_type: plan_acepted
 unit_type: person
 unit_id: {colum: user}
@@ -64,49 +69,46 @@ timestamp: yesterday
 metrics: {ms: fast}
 where: {kind: {a: 1}}
 """
-    told = complaints(tmp_path, text)
-    assert sorted({one.partition(":")[0] for one in told}) == ["1", "2", "3", "4", "5", "6"]
-    assert told[0].endswith("Did you mean plan_accepted?")
+    reported = problems(tmp_path, text)
+    assert sorted({problem.partition(":")[0] for problem in reported}) == ["1", "2", "3", "4", "5", "6"]
+    assert reported[0].endswith("Did you mean plan_accepted?")
 
 
 @pytest.mark.parametrize(
-    ("instead_of", "given", "complaint"),
+    ("old", "new", "line", "words"),
     [
-        ("allocation: 0.5}\n    b", "allocation: 0.4}\n    b", "7: The allocations of trial must sum to 1"),
-        ("treatment", "control", "7: trial needs exactly one variant with the role control."),
-        (
-            "{role: treatment, allocation: 0.5}",
-            "{role: treatment, allocation: 0}",
-            "8: The allocation of trial's variant b is 0",
-        ),
-        ("ended: 2020-02-01", "ended: 2019-02-01", "5: trial must end after it started."),
-        ("ended: 2020-02-01T00:00:00Z", "ended: 2020-02-01", "5: The end of trial must name its offset"),
-        ("name: trial", "name: a/b", "2: The name of experiment a/b must have no /"),
-        ("{column: variant}", "c", "9: trial has no variant c that units are in: it has a, b."),
-        ("unit_id:", "unit_type: session\nunit_id:", "11: The units of trial are of the type user"),
+        ("allocation: 0.5}\n    b", "allocation: 0.4}\n    b", 7, "variants allocations sum to 1"),
+        ("treatment", "control", 7, "variants exactly one variant with the role control"),
+        ("{role: treatment, allocation: 0.5}", "{role: treatment, allocation: 0}", 8, "variants.b.allocation is 0"),
+        ("ended: 2020-02-01", "ended: 2019-02-01", 5, "ended must be after started"),
+        ("ended: 2020-02-01T00:00:00Z", "ended: 2020-02-01", 5, "ended offset"),
+        ("name: trial", "name: a/b", 2, "name must not contain / a/b"),
+        ("{column: variant}", "c", 9, "trial has no variant c a, b"),
+        ("unit_id:", "unit_type: session\nunit_id:", 11, "units of trial user"),
     ],
 )
-def test_complaints_about_an_experiment(tmp_path: Path, instead_of: str, given: str, complaint: str) -> None:
-    text = TRIAL.lstrip("\n").replace(instead_of, given, 1)
-    assert any(said.startswith(complaint) for said in complaints(tmp_path, text)), complaints(tmp_path, text)
+def test_declared_experiment_is_refused_with_line_and_rule(
+    tmp_path: Path, old: str, new: str, line: int, words: str
+) -> None:
+    assert_problem(problems(tmp_path, TRIAL.lstrip("\n").replace(old, new, 1)), f"{line}: ", words)
 
 
-def test_all_complaints_come_at_once(tmp_path: Path) -> None:
+def test_several_problems_of_one_event_are_reported_at_once(tmp_path: Path) -> None:
     text = CLICKS.replace("custom.click", "click").replace("{column: at}", "{column: at}\nmetrics: {a: x, b: y}")
-    assert len(complaints(tmp_path, text)) == 3
+    assert len(problems(tmp_path, text)) == 3
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a", "&x {event_type: *x}", "event_type: [a]", "\x00", "{? {a: 1} : 2}"])
-def test_what_is_no_mapping_is_a_complaint(tmp_path: Path, text: str) -> None:
-    assert complaints(tmp_path, text)
+def test_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    assert problems(tmp_path, text)
 
 
-def test_a_mapping_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+def test_missing_mapping_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MappingMissingError, match="does not exist"):
         read_mapping(tmp_path / "none.yml")
 
 
-def test_events_take_over_what_is_shared(tmp_path: Path) -> None:
+def test_events_inherit_shared_fields(tmp_path: Path) -> None:
     text = CLICKS + "metrics: [ms]\nevents:\n  - {event_type: exposure, metrics: {}}\n  - unit_id: {column: buyer}\n"
     first, second = mapping_of(tmp_path, text).events
     assert (first.event_type.constant, dict(first.metrics), first.unit_id.columns) == ("exposure", {}, ("user",))
@@ -117,7 +119,7 @@ def test_events_take_over_what_is_shared(tmp_path: Path) -> None:
     )
 
 
-def test_the_digest_is_of_what_is_said(tmp_path: Path) -> None:
+def test_digest_ignores_comments_and_layout(tmp_path: Path) -> None:
     plain = mapping_of(tmp_path, CLICKS).digest
     assert (
         mapping_of(tmp_path, "# of the web shop\n" + CLICKS.replace("{column: at}", "\n  column: at")).digest == plain
@@ -132,7 +134,7 @@ def test_the_examples_can_be_read(name: str) -> None:
     assert mapping.declared is not None and mapping.declared.name == name
 
 
-def test_columns_are_found_wherever_they_stand(tmp_path: Path) -> None:
+def test_columns_are_collected_from_all_fields(tmp_path: Path) -> None:
     text = (
         TRIAL
         + "assigned_at: {columns: [day, hour], format: '%d %H', zone: UTC}\nwhere: {kind: [x]}\npayload: ['p']\nevent_id: {column: i}\n"
@@ -153,6 +155,6 @@ def test_constants_keep_their_text(tmp_path: Path) -> None:
     )
 
 
-def test_bytes_that_are_no_text_are_a_complaint(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no text"):
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not text"):
         read_mapping(written(tmp_path, "mapping.yml", b"\xff\xfe"))
