@@ -174,7 +174,8 @@ def test_next_process_sends_what_a_killed_one_left(api: Api, url: str, key: str,
 def test_processes_killed_at_random_lose_no_flushed_event(api: Api, url: str, key: str, tmp_path: Path) -> None:
     """Each process sends what earlier ones left, every other one with a wrong key; each is killed in the middle of it."""
     chance = random.Random(7)
-    code = "while True:\n    ids = [client.log('custom.x', unit_type='user', unit_id='u') for _ in range(40)]\n"
+    # Different units: a fast child would otherwise reach the limit of events for one unit.
+    code = "while True:\n    ids = [client.log('custom.x', unit_type='user', unit_id=f'u{n}') for n in range(40)]\n"
     code += "    client.flush(20)\n    print(*ids, flush=True)"
     flushed: set[str] = set()
     for number in range(6):
