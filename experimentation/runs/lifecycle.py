@@ -134,7 +134,7 @@ def update_run(
             raise ExperimentationError(f"{before.label} is {before.status}: only a draft's unit_type can be changed.")
         if layer != before.layer and before.status != "draft":
             raise LayerError(
-                f"{before.label} is {before.status}: only a draft's layer and range can be changed; otherwise units would be in two "
+                f"{before.label} is {before.status}: only a draft's layer and range can be changed, or units would be in two "
                 "experiments of the layer."
             )
         if layer is not None and layer != before.layer:
