@@ -89,5 +89,5 @@ def test_the_policy_version_is_filled_in_once_known_and_kept(connection: psycopg
 
 
 def test_a_score_without_a_column_is_refused(connection: psycopg.Connection[Any]) -> None:
-    with pytest.raises(ValueError, match="has no column luck_score: put it into the details"):
+    with pytest.raises(ValueError, match="has no column luck_score: put it into `details`"):
         save_replay(connection, replace(RESULT, scores={"luck_score": 1.0}))
