@@ -189,7 +189,7 @@ def test_a_replay_killed_before_storing_ends_the_same_when_repeated(
 
 
 def test_a_trained_model_that_lists_no_rows_cannot_be_replayed(place: Place) -> None:
-    with pytest.raises(ReplayError, match="lists no row that it was trained on"):
+    with pytest.raises(ReplayError, match="lists no training rows"):
         place.replay(SILENT)
 
 

@@ -89,5 +89,5 @@ def test_policy_version_is_linked_to_existing_and_later_results(connection: psyc
 
 
 def test_result_is_rejected_when_a_score_has_no_column(connection: psycopg.Connection[Any]) -> None:
-    with pytest.raises(ValueError, match="has no column luck_score: put it into the details"):
+    with pytest.raises(ValueError, match="has no column luck_score: put it into `details`"):
         save_replay(connection, replace(RESULT, scores={"luck_score": 1.0}))
