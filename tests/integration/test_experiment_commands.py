@@ -286,7 +286,7 @@ def test_what_can_not_be_ramped_is_left_as_it_is(
     before = runs_of(connection, "grows")[0]
     for to, why in (
         ("0.2", "arms only grow"),
-        ("0.25", "what the arms have"),
+        ("0.25", "the arms have that share already"),
         ("0.51", "1.0200 of the units"),
         ("2", "between"),
     ):
