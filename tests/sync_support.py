@@ -1,4 +1,4 @@
-"""For tests of `lifecycle sync`: two texts as the two files, applied to a database of the test's own. Does not belong here: tests."""
+"""For tests of `lifecycle sync`: two texts as the two files, applied to a database of the test's own."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -53,7 +53,7 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 class Files:
-    """Applies texts as the two files, and tells problems without the folder's name."""
+    """Applies texts as the two files, and reports problems without the folder's name."""
 
     def __init__(self, connection: psycopg.Connection[Any], folder: Path) -> None:
         self.connection, self.folder = connection, folder

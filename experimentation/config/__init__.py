@@ -1,1 +1,1 @@
-"""experiments.yml and policies.yml: reading them with line numbers, comparing them with the database, applying the difference."""
+"""experiments.yml and policies.yml: what they say, how the database differs from it, and the steps that make both agree."""

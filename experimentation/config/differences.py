@@ -1,27 +1,27 @@
-"""What differs between an experiment in the file and its run, in words that a person reads before it is applied."""
+"""How an experiment in the file differs from its run, in words for the person who applies it."""
 
 import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from experimentation.config.files import ExperimentEntry
+from experimentation.config.files import ExperimentEntry, VariantEntry
 from experimentation.runs.allocations import MOST_FOR_A_NEW_TREATMENT, shrink_shares
-from experimentation.runs.run import ExperimentationError, Json, LayerRange, NewVariant, Run, Variant
+from experimentation.runs.run import ExperimentationError, Json, LayerRange, NewVariant, Run
 from foundation.yaml_files import Place
 
 
 class Refused(ExperimentationError):
-    """A broken rule, with the line that breaks it."""
+    """A broken rule, and the line of the file that breaks it."""
 
     def __init__(self, place: Place, rule: str) -> None:
-        """`place`: where the file says so."""
+        """`place`: where the file breaks the rule."""
         super().__init__(rule)
         self.place = place
 
 
 def added_variant(entry: ExperimentEntry, run: Run, variants: Sequence[NewVariant]) -> NewVariant | None:
-    """The one variant that the file adds to a running experiment; any other change of its variants raises Refused."""
+    """The variant that the file adds to a running experiment, if any. Raises Refused for any other change of its variants."""
     places = {variant.name: variant.place for variant in entry.variants}
     new = variants[len(run.variants) :]
     if [old.name for old in run.variants] != [kept.name for kept in variants[: len(run.variants)]]:
@@ -63,30 +63,30 @@ def added_variant(entry: ExperimentEntry, run: Run, variants: Sequence[NewVarian
     return new[0] if new else None
 
 
-def narrowing_of(run: Run) -> list[str]:
-    """Which units a run is for, where that is not all of them: `layer plan_page 500–5250`, `targeting …`, `overrides …`."""
-    found = []
+def narrowing_of(run: Run | ExperimentEntry) -> list[str]:
+    """Which units a run is for, if not for all: `layer plan_page 500–5250`, `targeting …`, `overrides …`."""
+    parts = []
     if run.layer is not None:
-        found.append(f"layer {_range(run.layer)}")
+        parts.append(f"layer {_range(run.layer)}")
     if run.targeting is not None:
-        found.append(f"targeting {_one_line(run.targeting)}")
+        parts.append(f"targeting {_one_line(run.targeting)}")
     if run.overrides:
-        found.append("overrides " + ", ".join(f"{unit_id}: {name}" for unit_id, name in sorted(run.overrides.items())))
-    return found
+        parts.append("overrides " + ", ".join(f"{unit_id}: {name}" for unit_id, name in sorted(run.overrides.items())))
+    return parts
 
 
 def narrowing_lines(run: Run, entry: ExperimentEntry) -> list[str]:
-    """What the file changes of a run's layer and targeting, a line each."""
-    found = []
+    """What the file changes in a run's layer and targeting, one line each."""
+    lines = []
     if run.layer != entry.layer:
-        found.append(f"~ experiment {run.label}: layer {_range(run.layer)} → {_range(entry.layer)}")
+        lines.append(f"~ experiment {run.label}: layer {_range(run.layer)} → {_range(entry.layer)}")
     if run.targeting != entry.targeting:
-        found.append(f"~ experiment {run.label}: targeting {_one_line(run.targeting)} → {_one_line(entry.targeting)}")
-    return found
+        lines.append(f"~ experiment {run.label}: targeting {_one_line(run.targeting)} → {_one_line(entry.targeting)}")
+    return lines
 
 
 def override_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """`h0001: none → with_cards`, one for each unit whose override changes; empty when none does."""
+    """`h0001: none → with_cards`, one for each unit whose override changes; empty if none does."""
     units = sorted(unit_id for unit_id in {*old, *new} if old.get(unit_id) != new.get(unit_id))
     return ", ".join(f"{unit_id}: {old.get(unit_id, 'none')} → {new.get(unit_id, 'none')}" for unit_id in units)
 
@@ -99,18 +99,18 @@ def _one_line(rule: str | None) -> str:
     return "none" if rule is None else " ".join(rule.split())
 
 
-def shares_of(variants: Sequence[Variant]) -> str:
+def shares_of(variants: Sequence[NewVariant | VariantEntry]) -> str:
     """`control 0.5000, with_cards 0.5000`."""
     return ", ".join(f"{variant.name} {variant.allocation}" for variant in variants)
 
 
 def substance(variant: NewVariant) -> tuple[str, str, Decimal, str]:
-    """What makes two variants the same, whatever is said about them."""
+    """What must be equal for two variants to be the same; descriptions don't matter."""
     return variant.name, variant.role, variant.allocation, _canonical(variant.config)
 
 
 def _canonical(config: Json) -> str:
-    """Text that is equal for equal JSON. Python takes True for 1, and PostgreSQL gives some floats back as integers."""
+    """Equal text for equal JSON. In Python True equals 1, and PostgreSQL returns some floats as integers."""
     return json.dumps(_plain_numbers(config), sort_keys=True)
 
 
@@ -122,6 +122,6 @@ def _plain_numbers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def same(one: Json, other: Json) -> bool:
-    """Whether a client would see no difference."""
-    return _canonical(one) == _canonical(other)
+def same(left: Json, right: Json) -> bool:
+    """Whether the two look the same to a client."""
+    return _canonical(left) == _canonical(right)

@@ -11,7 +11,8 @@ from orchestration.commands.console import say
 from orchestration.local.databases import database
 
 if TYPE_CHECKING:
-    from experimentation.config.sync import ModelStage, SyncReport
+    from experimentation.config.steps import ModelStage
+    from experimentation.config.sync import SyncReport
 
 
 def sync(

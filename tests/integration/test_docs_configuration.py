@@ -18,7 +18,7 @@ CONTEXT = {
 }  # fmt: skip
 
 
-def test_files_of_the_page_are_applied(files: Files) -> None:
+def test_files_on_the_page_are_applied(files: Files) -> None:
     policies, experiments = snippets(PAGE, "yaml")
     report = files.apply(experiments, policies)
     assert [line.partition(":")[0] for line in report.changes] == [
@@ -33,7 +33,7 @@ def test_files_of_the_page_are_applied(files: Files) -> None:
 
 
 @pytest.mark.parametrize("rule", snippets(PAGE, "cel")[0].splitlines())
-def test_rules_of_the_page_are_true_and_false(rule: str) -> None:
+def test_rules_on_the_page_accept_and_reject(rule: str) -> None:
     targeting = Targeting(rule)
     assert targeting.holds(TargetingInput("user", CONTEXT)) is True
     other: dict[str, Any] = {
@@ -48,7 +48,7 @@ def test_rules_of_the_page_are_true_and_false(rule: str) -> None:
     assert targeting.holds(TargetingInput("user", {})) is False
 
 
-def test_first_buckets_are_the_holdout_of_the_page(files: Files) -> None:
+def test_first_buckets_are_the_holdout(files: Files) -> None:
     policies, experiments = snippets(PAGE, "yaml")
     files.apply(experiments, policies)
     layer = find_layer(files.connection, "plan_page")

@@ -171,7 +171,7 @@ def test_show_names_policy_versions_and_enrolled_units(lifecycle: Any, connectio
 
 @pytest.mark.parametrize("says", ["draft", "active", "paused", "completed"])
 @pytest.mark.parametrize("steps", [[start_run], [start_run, pause_run], [start_run, pause_run, resume_run]])
-def test_the_outlook_is_what_the_next_sync_does(
+def test_outlook_predicts_the_next_sync(
     connection: psycopg.Connection[Any], tmp_path: Path, says: str, steps: list[Any]
 ) -> None:
     apply(connection, tmp_path, FILE.replace("active", "draft"))
@@ -194,9 +194,7 @@ def test_the_outlook_is_what_the_next_sync_does(
     assert outlook == (None if after == run.status else expected)
 
 
-def test_the_outlook_is_silent_where_the_files_have_no_word(
-    connection: psycopg.Connection[Any], tmp_path: Path
-) -> None:
+def test_outlook_is_empty_when_the_files_do_not_decide(connection: psycopg.Connection[Any], tmp_path: Path) -> None:
     apply(connection, tmp_path)
     run = pause_run(connection, runs_of(connection, "cards")[0].id, change=BY)
     assert sync_outlook(connection, config_of(tmp_path), "cards") is None

@@ -1,4 +1,4 @@
-"""Configuration files applied to a real database: the difference in lines, followed, audited, and applied once."""
+"""Configuration files applied to a real database: reported, audited, and applied once."""
 
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -18,7 +18,7 @@ from experimentation.runs.lifecycle import runs_of
 pytest_plugins = ["sync_support"]
 
 
-def test_the_projects_own_files_make_a_fresh_installation(connection: psycopg.Connection[Any]) -> None:
+def test_own_files_set_up_a_fresh_installation(connection: psycopg.Connection[Any]) -> None:
     report = sync_project_config(connection)
     assert report.changes == (
         "+ policy planner_policy",
@@ -40,7 +40,7 @@ def test_the_projects_own_files_make_a_fresh_installation(connection: psycopg.Co
     assert epochs == (2, 1)
 
 
-def test_again_changes_nothing_at_all(connection: psycopg.Connection[Any]) -> None:
+def test_second_sync_changes_nothing(connection: psycopg.Connection[Any]) -> None:
     sync_project_config(connection)
     state = everything(connection)
     report = sync_project_config(connection)
@@ -48,7 +48,7 @@ def test_again_changes_nothing_at_all(connection: psycopg.Connection[Any]) -> No
     assert everything(connection) == state
 
 
-def test_a_check_tells_the_same_and_changes_nothing(connection: psycopg.Connection[Any]) -> None:
+def test_check_reports_the_same_and_changes_nothing(connection: psycopg.Connection[Any]) -> None:
     state = everything(connection)
     checked = sync_project_config(connection, check=True)
     assert everything(connection) == state
@@ -57,14 +57,14 @@ def test_a_check_tells_the_same_and_changes_nothing(connection: psycopg.Connecti
     assert sync_project_config(connection, check=True).changes == ()
 
 
-def test_a_check_does_not_commit_in_a_callers_transaction_either(database_url: str) -> None:
+def test_check_does_not_commit_in_the_transaction_of_the_caller(database_url: str) -> None:
     with psycopg.connect(database_url) as own:
         sync_project_config(own, check=True)
     with psycopg.connect(database_url) as own:
         assert find_policy(own, "planner_policy") is None
 
 
-def test_processes_that_sync_at_once_agree(connection: psycopg.Connection[Any], database_url: str) -> None:
+def test_concurrent_syncs_apply_the_files_once(connection: psycopg.Connection[Any], database_url: str) -> None:
     def apply(_: int) -> int:
         with psycopg.connect(database_url) as own:
             return len(sync_project_config(own).changes)
@@ -73,7 +73,7 @@ def test_processes_that_sync_at_once_agree(connection: psycopg.Connection[Any], 
         assert sorted(pool.map(apply, range(3))) == [0, 0, 4]
 
 
-def test_every_change_is_audited_with_who_made_it(files: Files) -> None:
+def test_every_change_is_audited_with_its_author(files: Files) -> None:
     files.apply(by="somebody")
     files.apply(SPLIT.replace("status: active", "status: paused"), by="another")
     rows = files.connection.execute("SELECT actor, action, subject FROM exp.audit_log ORDER BY id").fetchall()
@@ -90,7 +90,7 @@ def test_every_change_is_audited_with_who_made_it(files: Files) -> None:
 # what a file may change
 
 
-def test_a_draft_may_change_in_everything(files: Files) -> None:
+def test_draft_may_change_entirely(files: Files) -> None:
     draft = SPLIT.replace("status: active", "status: draft").replace("allocation: 0.5", "allocation: 0.2")
     files.apply(draft)
     changed = draft.replace("user", "session").replace("name: with_cards", "name: other").replace("true", "1")
@@ -105,7 +105,7 @@ def test_a_draft_may_change_in_everything(files: Files) -> None:
     )
 
 
-def test_a_status_is_followed(files: Files) -> None:
+def test_status_of_the_run_follows_the_file(files: Files) -> None:
     lines: list[str] = []
     for status in ("draft", "active", "paused", "active", "completed"):
         lines += files.apply(SPLIT.replace("active", status)).changes[-1:]
@@ -119,7 +119,7 @@ def test_a_status_is_followed(files: Files) -> None:
     assert files.apply(SPLIT.replace("active", "completed")).lines() == ["Files and database agree."]
 
 
-def test_descriptions_and_times_of_a_running_experiment_may_change(files: Files) -> None:
+def test_descriptions_and_times_may_change_while_an_experiment_runs(files: Files) -> None:
     files.apply()
     text = SPLIT.replace("    variants:", "    description: Cards.\n    end_at: 2030-01-01T00:00:00Z\n    variants:")
     text = text.replace("      - name: with_cards\n", "      - name: with_cards\n        description: Shown.\n")
@@ -133,7 +133,7 @@ def test_descriptions_and_times_of_a_running_experiment_may_change(files: Files)
     )
 
 
-def test_a_further_policy_version_is_added_and_not_put_into_production(files: Files) -> None:
+def test_second_policy_version_is_added_but_not_put_into_production(files: Files) -> None:
     files.apply()
     assert files.apply(policies=POLICIES + SECOND_VERSION).changes == (
         "+ policy version planner_policy@2 (active): models:/planner_model/2",
@@ -142,21 +142,21 @@ def test_a_further_policy_version_is_added_and_not_put_into_production(files: Fi
     assert served is not None and served.version == 1
 
 
-def test_a_policy_version_may_be_deprecated_and_archived(files: Files) -> None:
+def test_policy_version_may_be_deprecated_and_archived(files: Files) -> None:
     files.apply(policies=POLICIES + SECOND_VERSION)
     for status, before in (("deprecated", "active"), ("archived", "deprecated"), ("active", "archived")):
         text = POLICIES + SECOND_VERSION + f"        status: {status}\n"
         assert files.apply(policies=text).changes == (f"~ policy version planner_policy@2: status {before} → {status}",)
 
 
-def test_what_the_files_do_not_name_is_left_alone(files: Files) -> None:
+def test_sync_leaves_alone_what_the_files_do_not_name(files: Files) -> None:
     files.apply()
     report = files.apply(NO_EXPERIMENTS, "policies: []\n")
     assert report.lines() == ["Files and database agree.", "  (cards is in the database only, and is left alone)"]
     assert get_version(files.connection, "planner_policy", 1) is not None
 
 
-def test_a_small_variant_may_join_a_running_split(files: Files) -> None:
+def test_small_variant_may_join_a_running_split(files: Files) -> None:
     files.apply()
     joined = SPLIT.replace("0.5", "0.45") + "      - {name: late, allocation: 0.1, config: {feature_enabled: maybe}}\n"
     assert files.apply(joined).changes == (

@@ -38,7 +38,7 @@ experiments:
 DRAFTS = TEXT.replace("status: active", "status: draft")
 
 
-def test_what_is_new_is_told_and_made(files: Files) -> None:
+def test_new_layers_and_experiments_are_reported_and_created(files: Files) -> None:
     would = files.apply(TEXT, check=True).changes
     assert find_layer(files.connection, "page") is None
     assert files.apply(TEXT).changes == would
@@ -57,7 +57,7 @@ def test_what_is_new_is_told_and_made(files: Files) -> None:
     assert files.apply(TEXT).lines() == ["Files and database agree."]
 
 
-def test_what_differs_is_told_line_by_line(files: Files) -> None:
+def test_differences_are_reported_line_by_line(files: Files) -> None:
     files.apply(TEXT)
     text = TEXT.replace("holdout: 0.05", "holdout: 0\n    description: The page.").replace('"ios"', '"web"')
     text = text.replace("{h1: with_cards}", "{h2: control, h1: control}").replace("from: 5000", "from: 6000")
@@ -81,7 +81,7 @@ def test_what_differs_is_told_line_by_line(files: Files) -> None:
     assert files.apply(text).changes == ()
 
 
-def test_what_the_file_does_not_say_any_more_is_taken_away(files: Files) -> None:
+def test_targeting_overrides_and_layer_are_removed_when_the_file_drops_them(files: Files) -> None:
     files.apply(TEXT)
     text = TEXT.replace('    targeting: context.platform == "ios"\n    overrides: {h1: with_cards}\n', "")
     text = text.replace("    layer: {name: page, from: 5000, to: 10000}\n", "")
@@ -93,7 +93,7 @@ def test_what_the_file_does_not_say_any_more_is_taken_away(files: Files) -> None
     assert files.apply(text).changes == ()
 
 
-def test_an_override_may_name_the_variant_that_joins_with_it(files: Files) -> None:
+def test_override_may_name_a_variant_added_by_the_same_sync(files: Files) -> None:
     files.apply(TEXT)
     text = TEXT.replace("0.5}", "0.45}").replace(
         "  - name: colours", "      - {name: late, allocation: 0.1}\n  - name: colours"
@@ -103,15 +103,15 @@ def test_an_override_may_name_the_variant_that_joins_with_it(files: Files) -> No
     assert allocations(files.connection)["late"] == Decimal("0.1")
 
 
-def test_overrides_to_variants_that_are_not_there_are_each_told(files: Files) -> None:
+def test_each_override_to_a_missing_variant_is_reported(files: Files) -> None:
     text = TEXT.replace("{h1: with_cards}", "{a: one, b: control, c: two}")
-    told = [
+    expected = [
         f"experiments.yml:10: The overrides of cards give {unit} the variant {name}, which cards does not have."
         for unit, name in (("a", "one"), ("c", "two"))
     ]
-    assert files.problems(text) == told
+    assert files.problems(text) == expected
     files.apply(TEXT)
-    assert files.problems(text) == told
+    assert files.problems(text) == expected
 
 
 def candidate_run(files: Files) -> tuple[str, Run]:
@@ -132,7 +132,7 @@ def candidate_run(files: Files) -> tuple[str, Run]:
     return text, opened.run
 
 
-def test_overrides_of_a_candidates_run_are_the_files(files: Files) -> None:
+def test_overrides_of_a_candidate_run_follow_the_file(files: Files) -> None:
     text, before = candidate_run(files)
     text = text.replace("{h1: control}", "{h2: candidate_v2, h3: gone}").replace("The file's.", "Another.")
     would = files.apply(text, check=True).changes
@@ -154,7 +154,7 @@ def test_overrides_of_a_candidates_run_are_the_files(files: Files) -> None:
     assert files.apply(text).changes == ()
 
 
-def test_overrides_of_a_candidates_run_stay_when_it_is_completed(files: Files) -> None:
+def test_overrides_of_a_completed_candidate_run_stay(files: Files) -> None:
     text, run = candidate_run(files)
     complete_run(files.connection, run.id, shipped="control", change=BY)
     report = files.apply(text.replace("h1: control", "h2: control"))
@@ -174,7 +174,7 @@ def test_drafts_may_swap_their_ranges(files: Files) -> None:
     )
 
 
-def test_a_range_may_change_hands_whatever_the_order_in_the_file(files: Files) -> None:
+def test_range_may_change_hands_in_any_order_of_the_file(files: Files) -> None:
     files.apply(TEXT)
     heir = (
         "  - name: heir\n    unit_type: user\n    layer: {name: page, from: 500, to: 5000}\n"
@@ -187,7 +187,7 @@ def test_a_range_may_change_hands_whatever_the_order_in_the_file(files: Files) -
     )
 
 
-def test_a_draft_may_make_room_for_a_holdout_that_grows(files: Files) -> None:
+def test_draft_may_make_room_for_a_growing_holdout(files: Files) -> None:
     files.apply(DRAFTS)
     text = DRAFTS.replace("holdout: 0.05", "holdout: 0.06").replace("from: 500,", "from: 600,")
     assert files.apply(text).changes == (
@@ -217,7 +217,7 @@ def test_a_draft_may_make_room_for_a_holdout_that_grows(files: Files) -> None:
         ),
     ],
 )
-def test_what_files_and_database_break_together_is_refused_with_file_and_line(
+def test_range_conflict_with_the_database_is_refused_with_file_and_line(
     files: Files, old: str, new: str, expected: str
 ) -> None:
     files.apply(TEXT.replace("to: 10000", "to: 9500"))
@@ -235,7 +235,7 @@ def test_what_files_and_database_break_together_is_refused_with_file_and_line(
     assert files.problems(text.replace(old, new)) == [f"experiments.yml:{expected}"]
 
 
-def test_a_holdout_does_not_grow_into_an_experiment_of_the_database(files: Files) -> None:
+def test_holdout_that_grows_into_a_stored_experiment_is_refused(files: Files) -> None:
     files.apply(TEXT)
     text = TEXT[: TEXT.index("  - name: cards")].replace("experiments:\n", "experiments: []\n")
     assert files.problems(text.replace("0.05", "0.0501")) == [
@@ -244,14 +244,14 @@ def test_a_holdout_does_not_grow_into_an_experiment_of_the_database(files: Files
     ]
 
 
-def test_layers_that_the_files_do_not_name_are_left_alone(files: Files) -> None:
+def test_unnamed_layers_are_left_alone(files: Files) -> None:
     ensure_layer(files.connection, "older", change=BY)
     report = files.apply(TEXT)
     assert report.notes == ("layer older is in the database only, and is left alone",)
     assert find_layer(files.connection, "older") is not None
 
 
-def test_a_completed_run_may_say_anything_of_its_range(files: Files) -> None:
+def test_range_of_a_completed_run_is_ignored(files: Files) -> None:
     files.apply(TEXT)
     complete_run(files.connection, runs_of(files.connection, "cards")[0].id, change=BY)
     assert files.apply(TEXT.replace("from: 500,", "from: 700,")).changes == ()

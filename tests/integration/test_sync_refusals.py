@@ -50,12 +50,12 @@ pytest_plugins = ["sync_support"]
         ),
     ],
 )
-def test_a_running_experiment_keeps_its_variants(files: Files, old: str, new: str, expected: str) -> None:
+def test_change_of_a_running_variant_is_refused(files: Files, old: str, new: str, expected: str) -> None:
     files.apply()
     assert files.problems(SPLIT.replace(old, new)) == [expected]
 
 
-def test_allocations_of_a_running_experiment_do_not_change_by_the_file(files: Files) -> None:
+def test_change_of_running_allocations_is_refused(files: Files) -> None:
     files.apply()
     for status in ("active", "paused"):
         files.apply(SPLIT.replace("active", status))
@@ -67,7 +67,7 @@ def test_allocations_of_a_running_experiment_do_not_change_by_the_file(files: Fi
         ]
 
 
-def test_a_variant_that_joins_gets_a_tenth_at_most_and_the_others_shrink_in_proportion(files: Files) -> None:
+def test_joining_variant_is_refused_unless_it_is_small_and_the_others_shrink_in_proportion(files: Files) -> None:
     files.apply()
     large = SPLIT.replace("0.5", "0.4") + "      - {name: late, allocation: 0.2}\n"
     assert files.problems(large) == [
@@ -81,7 +81,7 @@ def test_a_variant_that_joins_gets_a_tenth_at_most_and_the_others_shrink_in_prop
     assert files.problems(two) == ["experiments.yml:13: cards run 1 is active: add one variant at a time."]
 
 
-def test_a_version_needs_a_model_that_mlflow_has_and_did_not_archive(files: Files) -> None:
+def test_version_is_refused_when_mlflow_lacks_or_archived_its_model(files: Files) -> None:
     stages: dict[tuple[str, int], str] = {("planner_model", 1): "production"}
     ask: dict[str, Any] = {"model_stage": lambda name, version: stages.get((name, version))}
     assert files.problems(policies=POLICIES + SECOND_VERSION, **ask) == [
@@ -98,7 +98,7 @@ def test_a_version_needs_a_model_that_mlflow_has_and_did_not_archive(files: File
     assert files.apply(policies=POLICIES + SECOND_VERSION, **ask).changes == ()
 
 
-def test_a_version_never_changes(files: Files) -> None:
+def test_change_of_a_version_is_refused(files: Files) -> None:
     files.apply()
     other_model = POLICIES.replace("mlflow_model_version: 1", "mlflow_model_version: 2")
     other_defaults = POLICIES.replace("0.05", "0.1")
@@ -113,7 +113,7 @@ def test_a_version_never_changes(files: Files) -> None:
     ]
 
 
-def test_a_number_that_promotion_took_is_promotions(files: Files) -> None:
+def test_version_number_that_promotion_took_is_refused(files: Files) -> None:
     files.apply()
     next_planner_version(files.connection, model_version=5)
     assert files.problems(policies=POLICIES + SECOND_VERSION) == [
@@ -121,7 +121,7 @@ def test_a_number_that_promotion_took_is_promotions(files: Files) -> None:
     ]
 
 
-def test_a_variant_names_a_version_that_can_be_served(files: Files) -> None:
+def test_variant_is_refused_when_its_version_can_not_be_served(files: Files) -> None:
     def naming(line: str) -> str:
         return SPLIT.replace("config: {feature_enabled: true}", line)
 
@@ -149,7 +149,7 @@ def test_a_variant_names_a_version_that_can_be_served(files: Files) -> None:
     )
 
 
-def test_an_experiment_with_a_refused_version_is_not_told_that_there_is_none(files: Files) -> None:
+def test_refused_version_is_not_reported_again_as_missing(files: Files) -> None:
     naming = SPLIT.replace("config: {feature_enabled: true}", "policy: planner_policy@2")
     policies = POLICIES + SECOND_VERSION
     assert files.problems(naming, policies, model_stage=lambda name, version: "none" if version == 1 else None) == [
@@ -162,7 +162,7 @@ def test_an_experiment_with_a_refused_version_is_not_told_that_there_is_none(fil
     ]
 
 
-def test_all_problems_are_told_and_nothing_of_the_files_is_applied(files: Files) -> None:
+def test_all_problems_are_reported_and_nothing_is_applied(files: Files) -> None:
     text = SPLIT + SPLIT.removeprefix("experiments:\n").replace("name: cards", "name: others").replace(
         "config: {feature_enabled: true}", "policy: planner_policy@7"
     )
@@ -178,7 +178,7 @@ def test_all_problems_are_told_and_nothing_of_the_files_is_applied(files: Files)
 # what promotion made
 
 
-def test_an_experiment_is_promotions_from_its_first_candidate_on(connection: psycopg.Connection[Any]) -> None:
+def test_experiment_is_left_alone_once_promotion_opened_a_candidate_run(connection: psycopg.Connection[Any]) -> None:
     sync_project_config(connection)
     candidate = next_planner_version(connection)
     run = open_candidate_run(
@@ -201,7 +201,7 @@ def test_an_experiment_is_promotions_from_its_first_candidate_on(connection: psy
             complete_run(connection, run.id, shipped="control", change=BY)
 
 
-def test_a_completed_experiment_is_not_reopened(files: Files) -> None:
+def test_completed_experiment_is_not_reopened(files: Files) -> None:
     files.apply()
     complete_run(files.connection, runs_of(files.connection, "cards")[0].id, shipped="with_cards", change=BY)
     report = files.apply()
@@ -209,7 +209,7 @@ def test_a_completed_experiment_is_not_reopened(files: Files) -> None:
     assert report.notes == ("cards run 1 is completed for good: to try anew, give the experiment another name",)
 
 
-def test_an_experiment_that_never_ran_here_is_not_made_completed(files: Files) -> None:
+def test_completed_experiment_is_not_created_when_it_never_ran_here(files: Files) -> None:
     report = files.apply(SPLIT.replace("active", "completed"))
     assert report.notes == ("cards is completed and never ran here: nothing is made for it",)
     assert runs_of(files.connection, "cards") == []
