@@ -2,21 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import polars as pl
-import psycopg
 
 from planner import constraints, scores
 from planner.catalogue import Catalogue, sample_catalogue
 from planner.constraints import LegalRecipes
 from planner.offsets import PantryOffsets
 from planner.prompt import item_text, prompt_text
-from planner.rows import NULLABLE as NULLABLE_FIELDS
-from planner.rows import build_rows, planner_rows
 from planner.tasters import synthetic_rows
-from product.installed import DatasetRows
-from product.protocol import Plan, Row, RowInput, RowWindow, Violation
+from product.protocol import DatasetRows, Plan, Row, RowInput, RowWindow, Violation
+
+if TYPE_CHECKING:  # a packaged model needs no database driver
+    import psycopg
 
 DEFAULT_MEALS = 5
 """Dinners of a weekly plan: a household cooks on the days 0 to 4."""
@@ -35,7 +34,6 @@ class MealPlanner:
     policy_name: ClassVar[str] = "planner_policy"
     experiment_name: ClassVar[str] = "weekly_planner"
     baseline_planner: ClassVar[str] = "planner.planners:HeuristicPlanner"
-    nullable_fields: ClassVar[frozenset[str]] = NULLABLE_FIELDS
 
     def __init__(self, catalogue: Catalogue | None = None, *, meals: int = DEFAULT_MEALS) -> None:
         if not 1 <= meals <= MAX_MEALS:
@@ -53,6 +51,8 @@ class MealPlanner:
 
     def rows(self, events: pl.DataFrame, domain: Mapping[str, pl.DataFrame], window: RowWindow) -> pl.DataFrame:
         """Point-in-time rows of the plans accepted in the window (see `rows.py`)."""
+        from planner.rows import planner_rows  # reads events, which a packaged model never does
+
         return planner_rows(events, domain, window)
 
     def prompt(self, row_input: RowInput) -> str:
@@ -117,7 +117,14 @@ class MealPlanner:
         return HeuristicPlanner().plan(self, row_input)
 
     @classmethod
-    def domain_tables(cls, connection: psycopg.Connection[Any]) -> dict[str, pl.DataFrame]:
+    def nullable_fields(cls) -> frozenset[str]:
+        """Dotted paths of row fields that may be null (see `rows.py`)."""
+        from planner.rows import NULLABLE
+
+        return NULLABLE
+
+    @classmethod
+    def domain_tables(cls, connection: "psycopg.Connection[Any]") -> dict[str, pl.DataFrame]:
         """Recipes, households, their constraints and pantry snapshots, as the schema `planner` holds them."""
         from planner.store import domain_frames
 
@@ -133,6 +140,8 @@ class MealPlanner:
         cls, events: pl.DataFrame, domain: Mapping[str, pl.DataFrame], window: RowWindow, replay_from: date | None
     ) -> DatasetRows:
         """Point-in-time rows with their split, and what was left out (see `rows.py`)."""
+        from planner.rows import build_rows
+
         return build_rows(events, domain, window, replay_from=replay_from)
 
     def reference(self) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import polars as pl
 
 from planner.sessions import EDITS, MEALS, REMEMBERED_MEALS, UTC_TIME, read_sessions
 from planner.tables import DOMAIN_SCHEMAS, PANTRY_ITEMS
-from product.installed import DatasetRows
-from product.protocol import RowWindow
+from product.protocol import DatasetRows, RowWindow
 
 SPLIT_SALT = "planner-split"
 HELD_OUT = 0.2

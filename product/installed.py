@@ -1,24 +1,17 @@
 """The product that this installation serves: the class that the setting `LIFECYCLE_PRODUCT` names."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import polars as pl
-import psycopg
 
 from foundation.settings import settings
 from product.loading import class_named
-from product.protocol import Product, RowWindow
+from product.protocol import DatasetRows, Product, RowWindow
 
-
-@dataclass(frozen=True)
-class DatasetRows:
-    """The rows of a window, and how many of its accepted plans were left out, by reason."""
-
-    frame: pl.DataFrame
-    excluded: dict[str, int]
+if TYPE_CHECKING:  # a packaged model needs no database driver
+    import psycopg
 
 
 class InstalledProduct(Product, Protocol):
@@ -32,11 +25,14 @@ class InstalledProduct(Product, Protocol):
     """Experiment that tries candidates, such as `weekly_planner`."""
     baseline_planner: ClassVar[str]
     """`package.module:Class` of the planner that is registered before any training."""
-    nullable_fields: ClassVar[frozenset[str]]
-    """Dotted paths of row fields that may be null."""
 
     @classmethod
-    def domain_tables(cls, connection: psycopg.Connection[Any]) -> dict[str, pl.DataFrame]:
+    def nullable_fields(cls) -> frozenset[str]:
+        """Dotted paths of row fields that may be null."""
+        ...
+
+    @classmethod
+    def domain_tables(cls, connection: "psycopg.Connection[Any]") -> dict[str, pl.DataFrame]:
         """The product's own tables by name, as `Product.rows` takes them."""
         ...
 
@@ -59,7 +55,7 @@ def installed_product() -> type[InstalledProduct]:
     return product
 
 
-def current_product(connection: psycopg.Connection[Any]) -> InstalledProduct:
+def current_product(connection: "psycopg.Connection[Any]") -> InstalledProduct:
     """The installed product with the reference data that the database holds now."""
     product = installed_product()
     return product.from_tables(product.domain_tables(connection))

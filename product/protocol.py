@@ -42,6 +42,14 @@ class RowWindow:
     lookback_days: int
 
 
+@dataclass(frozen=True)
+class DatasetRows:
+    """The rows of a window, and how many of its accepted plans were left out, by reason."""
+
+    frame: pl.DataFrame
+    excluded: dict[str, int]
+
+
 @runtime_checkable
 class Product(Protocol):
     """The product as the platform sees it. An instance is bound to its reference data (the recipe catalogue)."""

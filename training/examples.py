@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from product.protocol import HasOffsets, Product, Row, RowInput
-from training.config import PreprocessingSection
 from training.errors import TrainingError
 from training.items import ItemTrie
+
+if TYPE_CHECKING:  # a packaged planner of rules needs no pydantic-settings
+    from training.config import PreprocessingSection
 
 PROMPT_FROM = "prompt_from"
 """Optional field of an input: another row's input, whose prompt the model is shown instead. What is legal stays the row's own. It is a
@@ -38,7 +40,7 @@ class Codec:
         self,
         product: Product,
         tokenizer: Any,
-        templates: PreprocessingSection,
+        templates: "PreprocessingSection",
         max_length: int,
         offset_weight: float = 1.0,
     ) -> None:

@@ -23,7 +23,6 @@ from mlflow.types.schema import AnyType, Array, Object, Property
 
 from product.loading import code_paths, load_product
 from product.protocol import Product, RowInput
-from training.config import PreprocessingSection
 from training.errors import TrainingError
 from training.examples import PROMPT_FROM
 from training.versions import ERROR, MEALS, OUTPUT_COLUMNS, TOKENS
@@ -38,7 +37,16 @@ ADAPTER_PARAM = "adapter"
 
 ROW_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 RULES_PACKAGES = ("mlflow", "numpy", "pandas", "polars", "pyarrow", "pydantic", "PyYAML", "fsspec")
-MODEL_PACKAGES = (*RULES_PACKAGES, "torch", "transformers", "tokenizers", "safetensors", "peft", "rich")
+MODEL_PACKAGES = (
+    *RULES_PACKAGES,
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "peft",
+    "pydantic-settings",
+    "rich",
+)
 
 
 def signature(input_fields: Sequence[str] = INPUT_FIELDS, *, language_model: bool = True) -> ModelSignature:
@@ -124,6 +132,7 @@ def load_decoder(folder: Path, settings: Mapping[str, Any], product: Product, ad
     """The decoder of a package: fine-tuned, or its untuned base with the same prior."""
     import torch
 
+    from training.config import PreprocessingSection
     from training.decoding import Decoder
     from training.examples import Codec
     from training.loading import load_model

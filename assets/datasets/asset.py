@@ -84,7 +84,7 @@ def planner_dataset(
             published=before.fields if before else None,
             before=before.rows if before else None,
             by_time=current.replay_from is not None,
-            nullable=installed.nullable_fields,
+            nullable=installed.nullable_fields(),
         )
     for check in checks:
         yield _check(check)
@@ -97,7 +97,7 @@ def planner_dataset(
             window=window,
             checks=checks,
             excluded=built.excluded,
-            nullable=installed.nullable_fields,
+            nullable=installed.nullable_fields(),
             revision=config.revision,
         )
     page = _log(mlflow, context, version, datasets, built.frame)

@@ -22,7 +22,7 @@ from local_support import wait_until
 from foundation.api_keys import make_api_key
 from foundation.settings import PROJECT_ROOT
 
-OTHER_ROOMS = re.compile(r"torch|transformers|peft|dagster|dbt|mlflow|pandas|pyarrow")
+OTHER_ROOMS = re.compile(r"torch|transformers|peft|dagster|dbt|mlflow|numpy|pandas|polars|pyarrow")
 NO_INDEX = "connection broken by"
 
 
