@@ -247,7 +247,7 @@ class YamlFile:
         if node.tag not in _KINDS:
             self.refuse(place, f"The tag {node.tag} is not supported: leave it out.")
         scalar = placed(Scalar(node.value), place)
-        scalar.tag = node.tag
+        scalar.tag = node.tag if node.tag in _KINDS else STR
         return scalar
 
 
