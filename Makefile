@@ -17,8 +17,9 @@ endif
 STAMP := $(VENV)/.installed
 MANIFEST := dbt_project/target/manifest.json
 DBT_SOURCES = $(shell find dbt_project -name target -prune -o -name logs -prune -o \( -name '*.sql' -o -name '*.yml' -o -name '*.csv' -o -name '*.md' \) -print 2>/dev/null)
-# Kinds of tests that run side by side, a file at a time, each process with a PostgreSQL of its own; the last kind has the machine to itself.
-TESTS := model data integration faults
+# Kinds of tests that share the two processes, a file at a time, each process with a PostgreSQL of its own. Long files come first, so that
+# both end together. End-to-end tests have the machine to themselves.
+TESTS := faults model data integration
 TEST_JOBS ?= 2
 PYTEST_PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile --durations 10
 K ?=
@@ -80,10 +81,7 @@ else
 test: check ## Everything that must hold: the check, dbt, then integration, model, data, fault and end-to-end tests; K=, FILE= choose
 	@echo "== dbt";              rm -f $(MANIFEST)
 	@$(MAKE) --no-print-directory $(MANIFEST)
-	@for kind in $(TESTS); do \
-	  echo "== tests: $$kind"; \
-	  $(PYTEST_PARALLEL) tests/$$kind || exit 1; \
-	done
+	@echo "== tests: $(TESTS)"; $(PYTEST_PARALLEL) $(TESTS:%=tests/%)
 	@echo "== tests: end_to_end"; $(BIN)/python -m pytest -q --durations 10 tests/end_to_end
 	@echo "== all of it holds"
 endif
