@@ -18,7 +18,7 @@ from eventlog.spool import SpoolWriter, read_segment
 from eventlog.validation import Event
 from foundation.object_store import ObjectStore
 from orchestration.erasure.erase import Platform, Report, erase, look
-from orchestration.erasure.records import Unit
+from orchestration.erasure.findings import Unit
 
 CONTROL, TREATMENT, RUN = ("00000000-0000-0000-0000-00000000000" + digit for digit in "234")
 UNITS = (Unit("user", "1"), Unit("user", "12"), Unit("household", "1"), Unit("session", "s:%_'\"\\ ünï😀"))

@@ -25,7 +25,7 @@ from eventlog.archive.period_file import ArchiveError
 from eventlog.archive.reader import EventReadError
 from eventlog.archive.rewrite import rewrite_period
 from foundation.object_store import FileFacts, ObjectStore, StoreError
-from orchestration.erasure.records import ErasureError, Found, Mode, Progress, Unit
+from orchestration.erasure.findings import ErasureError, Found, Mode, Progress, Unit
 
 CLEANED = "cleaned"
 _LATE = "SELECT key FROM exp.archived_hours WHERE late ORDER BY hour"

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from foundation.object_store import ObjectStore
 from orchestration.erasure.contents import UNREADABLE, Contents, Trace, look_into, readable
-from orchestration.erasure.records import ErasureError, Found, Mode, Progress
+from orchestration.erasure.findings import ErasureError, Found, Mode, Progress
 from training import registry
 from training.versions import DatasetVersion
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orchestration.erasure.records import Unit
+from orchestration.erasure.findings import Unit
 
 UNREADABLE = (pa.ArrowInvalid, UnicodeDecodeError, ValueError, RecursionError, csv.Error)
 

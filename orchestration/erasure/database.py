@@ -13,7 +13,7 @@ from psycopg.rows import scalar_row, tuple_row
 from eventlog.archive.hours import hold_archive
 from eventlog.erased_units import record_erased_unit
 from eventlog.partitions import LEAVING, LeavingDay, leaving_days
-from orchestration.erasure.records import Unit
+from orchestration.erasure.findings import Unit
 
 PSEUDONYM = "erased-{}"
 

@@ -20,7 +20,7 @@ from assets.datasets.row_files import fields, parquet_bytes, read_parquet
 from assets.datasets.summary import summary_markdown
 from foundation.object_store import MissingObjectError, ObjectStore
 from orchestration.erasure.contents import Trace, UncomparableError, event_ids, mask
-from orchestration.erasure.records import ErasureError
+from orchestration.erasure.findings import ErasureError
 from product.protocol import RowWindow
 from training.dataset import ROWS_FILE, SCHEMA_FILE
 from training.versions import DatasetVersion

@@ -19,7 +19,7 @@ from foundation.errors import LifecycleError
 from foundation.object_store import ObjectStore
 from orchestration.erasure import archive, artefacts, database, datasets, outside, spools
 from orchestration.erasure.contents import Trace
-from orchestration.erasure.records import ErasureError, Found, Mode, Progress, Unit
+from orchestration.erasure.findings import ErasureError, Found, Mode, Progress, Unit
 from training import registry
 from training.errors import TrainingError
 from training.tracking import storage_errors

@@ -9,7 +9,7 @@ import psycopg
 
 from experimentation.config.files import read_config
 from orchestration.erasure.database import audited
-from orchestration.erasure.records import Found, Unit
+from orchestration.erasure.findings import Found, Unit
 from product.installed import installed_product
 
 

@@ -13,7 +13,7 @@ import psycopg
 
 from eventlog.dead_letters import delete_dead_letters, list_dead_letters
 from eventlog.spool import read_segment, rewrite_segment, take_over, writer_folders
-from orchestration.erasure.records import ErasureError, Found, Unit
+from orchestration.erasure.findings import ErasureError, Found, Unit
 
 WAIT_SECONDS = 15.0
 """How long a running API is given to drain its spool, which it does twice a second while PostgreSQL answers."""

@@ -21,7 +21,7 @@ from eventlog.erased_units import erased_units
 from eventlog.partitions import LeavingDay, detach_day, leaving_days
 from eventlog.spool import SpoolWriter, read_segment, remove_segment
 from orchestration.erasure import spools
-from orchestration.erasure.records import ErasureError, Unit
+from orchestration.erasure.findings import ErasureError, Unit
 
 USER, LONGER, HOUSEHOLD, HOSTILE = UNITS
 # 30 events, of which 16 are of the first day, which PostgreSQL no longer holds; one of history; one that is not archived.

@@ -7,7 +7,7 @@ import pytest
 from dbt_support import FIRST_DAY, Warehouse, assert_numbers, expected, fill, new_warehouse, ordinary_events
 
 from orchestration.erasure import database
-from orchestration.erasure.records import Unit
+from orchestration.erasure.findings import Unit
 
 UNIT = Unit("household", "h-7")
 DAY = timedelta(days=1)

@@ -17,7 +17,7 @@ from replay_support import PRODUCT, START, sample_rows
 from assets.datasets.build import build_dataset, read_version, versions
 from orchestration.erasure import artefacts, datasets
 from orchestration.erasure.contents import Trace, look_into, mask
-from orchestration.erasure.records import Unit
+from orchestration.erasure.findings import Unit
 from planner.rows import ROW_SCHEMA
 from product.protocol import Row, RowWindow
 from replay.rows import read_rows

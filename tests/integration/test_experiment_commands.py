@@ -66,7 +66,7 @@ def apply(connection: psycopg.Connection[Any], folder: Path, text: str = FILE) -
     sync(connection, config_of(folder, text), model_stage=every_model_exists, by="test")
 
 
-def test_a_run_is_led_through_its_life_by_hand(
+def test_commands_take_a_run_through_all_its_states(
     lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     apply(connection, tmp_path, FILE.replace("active", "draft"))
@@ -109,7 +109,7 @@ def test_a_run_is_led_through_its_life_by_hand(
     )
 
 
-def test_what_can_not_be_done_is_one_sentence(
+def test_a_refused_command_is_a_one_line_error(
     lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     assert lifecycle("experiment", "list").stdout == (
@@ -132,7 +132,7 @@ def test_what_can_not_be_done_is_one_sentence(
     assert runs_of(connection, "cards")[0].status == "active"
 
 
-def test_files_that_can_not_be_read_do_not_keep_anybody_from_pausing(
+def test_pause_works_when_the_configuration_files_cannot_be_read(
     lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     apply(connection, tmp_path)
@@ -171,7 +171,7 @@ def test_show_names_policy_versions_and_enrolled_units(lifecycle: Any, connectio
 
 @pytest.mark.parametrize("says", ["draft", "active", "paused", "completed"])
 @pytest.mark.parametrize("steps", [[start_run], [start_run, pause_run], [start_run, pause_run, resume_run]])
-def test_the_outlook_is_what_the_next_sync_does(
+def test_the_outlook_predicts_the_next_sync(
     connection: psycopg.Connection[Any], tmp_path: Path, says: str, steps: list[Any]
 ) -> None:
     apply(connection, tmp_path, FILE.replace("active", "draft"))
@@ -194,9 +194,7 @@ def test_the_outlook_is_what_the_next_sync_does(
     assert outlook == (None if after == run.status else expected)
 
 
-def test_the_outlook_is_silent_where_the_files_have_no_word(
-    connection: psycopg.Connection[Any], tmp_path: Path
-) -> None:
+def test_there_is_no_outlook_when_the_files_do_not_decide(connection: psycopg.Connection[Any], tmp_path: Path) -> None:
     apply(connection, tmp_path)
     run = pause_run(connection, runs_of(connection, "cards")[0].id, change=BY)
     assert sync_outlook(connection, config_of(tmp_path), "cards") is None
@@ -217,11 +215,11 @@ def test_a_key_is_rotated_and_listed(lifecycle: Any) -> None:
     assert until and f"{until} UTC" in listed and new not in listed
 
     at_once = lifecycle("keys", "rotate", "shop")
-    assert "the old one does not work any more" in at_once.stderr
+    assert "the old one no longer works" in at_once.stderr
     assert f"{until} UTC" not in lifecycle("keys", "list").stdout
     refused = lifecycle("keys", "rotate", "shop", "--grace-minutes", "10081")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "lifecycle: --grace-minutes is 10081: give 0 to 10080, which is a week.\n"
+    assert refused.stderr == "lifecycle: --grace-minutes is 10081: give 0 to 10080 (a week).\n"
     unknown = lifecycle("keys", "rotate", "shops")
     assert unknown.returncode == 1 and unknown.stderr.count("\n") == 1 and "no API key named shops" in unknown.stderr
 
@@ -273,9 +271,7 @@ def test_a_split_with_a_remainder_is_ramped_and_the_file_follows(
     )
 
 
-def test_what_can_not_be_ramped_is_left_as_it_is(
-    lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
-) -> None:
+def test_a_refused_ramp_changes_nothing(lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path) -> None:
     apply(connection, tmp_path, GROWS.replace("active", "draft"))
     draft = runs_of(connection, "grows")[0]
     quarter = Decimal("0.25")
@@ -307,7 +303,7 @@ def test_what_can_not_be_ramped_is_left_as_it_is(
 
 
 @pytest.mark.parametrize("state", ["missing", "behind"])
-def test_a_database_that_is_not_migrated_is_told_and_left_as_it_is(
+def test_commands_report_an_unmigrated_database_and_do_not_migrate_it(
     lifecycle: Any, connection: psycopg.Connection[Any], state: str
 ) -> None:
     connection.execute(

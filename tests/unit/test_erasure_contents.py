@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestration.erasure.contents import Trace, UncomparableError, event_ids, look_into, mask
-from orchestration.erasure.records import Unit
+from orchestration.erasure.findings import Unit
 
 ONE = Trace(Unit("household", "1"))
 

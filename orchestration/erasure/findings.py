@@ -27,7 +27,7 @@ class Unit:
         unit_type, colon, unit_id = text.partition(":")
         if not colon or unit_type not in UNIT_TYPES:
             raise ErasureError(
-                f"{text!r} names no unit: write its type ({', '.join(sorted(UNIT_TYPES))}), a colon and its id, such as user:123."
+                f"{text!r} is not a unit: write its type ({', '.join(sorted(UNIT_TYPES))}), a colon and its id, such as user:123."
             )
         if not 1 <= len(unit_id) <= MAX_UNIT_ID or "\0" in unit_id or not _is_unicode(unit_id):
             raise ErasureError(
