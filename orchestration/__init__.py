@@ -1,1 +1,1 @@
-"""The roof: Dagster definitions, schedules, sensors, the command line and the local services."""
+"""The top layer: Dagster definitions, schedules, sensors, the command line and the local services."""

@@ -1,6 +1,6 @@
-"""The command line `lifecycle`: its verbs, and what a failure looks like.
+"""The command line `lifecycle`: its verbs and its exit codes.
 
-Modules of commands import what they need when they run, so that `lifecycle --help` answers at once.
+Command modules import what they need when they run, so that `lifecycle --help` answers at once.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from orchestration.commands.failures import run
 
 app = typer.Typer(
     name="lifecycle",
-    help="From a raw event to a promoted model: one lineage graph, its services, and its configuration.",
+    help="From a raw event to a promoted model: one lineage graph, its services and its configuration.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,29 +56,29 @@ app.add_typer(keys.app, name="keys", rich_help_panel=CONFIGURATION)
 @app.callback()
 def options(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error, not only its sentence.")
+        bool, typer.Option("--debug", help="Show the traceback of an error, not only its message.")
     ] = False,
 ) -> None:
     """Options before the verb."""
     if debug:
         os.environ["LIFECYCLE_DEBUG"] = "1"
-    _tell_of_unknown_settings()
+    _warn_about_unknown_settings()
 
 
-def _tell_of_unknown_settings() -> None:
-    """A misspelt variable would be read by nobody, and its default taken."""
+def _warn_about_unknown_settings() -> None:
+    """Without a warning, a misspelt variable would be ignored and its default used."""
     from foundation.settings import home_folder, unknown_names
     from orchestration.local.home import recorded_settings
 
     recorded: dict[str, str] = {}
-    with contextlib.suppress(OSError, UnicodeDecodeError):  # told by whoever needs the home
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # reported by the commands that need the home
         recorded = recorded_settings(home_folder())
-    for said in unknown_names({**recorded, **os.environ}):
-        console(stderr=True).print(said, markup=False, soft_wrap=True)
+    for warning in unknown_names({**recorded, **os.environ}):
+        console(stderr=True).print(warning, markup=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0, 1 for an error told in one sentence, 2 for wrong usage, 130 when interrupted."""
+    """Run the command line. Exit codes: 0, 1 for an error with a message, 2 for wrong usage, 130 when interrupted."""
     run(app, "lifecycle")
 
 

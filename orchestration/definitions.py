@@ -1,6 +1,6 @@
-"""The code location: every asset, check, job, schedule and sensor, put together.
+"""The code location: every asset, check, job, schedule and sensor.
 
-Tests swap a resource through `resource_overrides`.
+Tests replace resources through `resource_overrides`.
 """
 
 import sys
@@ -11,9 +11,9 @@ from typing import Any
 
 import dagster as dg
 
-# Backfill policies and open-ended windows are marked beta, partitioned checks preview; our versions are pinned, and a test holds the graph.
-for marked in (dg.BetaWarning, dg.PreviewWarning):
-    warnings.filterwarnings("ignore", category=marked)
+# Backfill policies and open-ended windows are marked beta, partitioned checks preview; our versions are pinned, and a test pins the graph.
+for category in (dg.BetaWarning, dg.PreviewWarning):
+    warnings.filterwarnings("ignore", category=category)
 from dagster_aws.s3 import S3Resource
 from dagster_dbt import DbtCliResource
 
@@ -43,7 +43,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         "dbt": DbtCliResource(
             project_dir=str(analytics.DBT_FOLDER),
             profiles_dir=str(analytics.DBT_FOLDER),
-            # This environment's dbt, whatever PATH says.
+            # The dbt of this environment, not the first one on PATH.
             dbt_executable=str(Path(sys.executable).with_name("dbt")),
         ),
         "io_manager": RecordIOManager(store=store),
@@ -54,7 +54,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         jobs=all_jobs,
         schedules=all_schedules,
         sensors=all_sensors,
-        # One process a run: a multiprocess step costs about 4 s of start-up, and heavy work has processes of its own anyway.
+        # One process per run: each step of a multiprocess run takes about 4 s to start, and heavy work runs in its own process anyway.
         executor=dg.in_process_executor,
         resources={**resources, **(resource_overrides or {})},
     )

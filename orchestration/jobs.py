@@ -1,4 +1,4 @@
-"""Named jobs: which assets run together, and with which limits."""
+"""Named jobs: which assets run together, and how often a failed run is retried."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from assets.analytics.asset import analytics_models
 archive_job = dg.define_asset_job(
     "archive_events",
     selection=["raw_events"],
-    description="Archive an hour of events as Parquet, read it back and count it.",
+    description="Archive an hour of events as Parquet, then read it back and count the rows.",
 )
 retention_job = dg.define_asset_job(
     "retire_events",
     selection=["event_retention"],
-    description="Drop the days of events from PostgreSQL that are old enough and wholly archived.",
+    description="Drop days of events from PostgreSQL that are old enough and completely archived.",
 )
 cleaning_job = dg.define_asset_job(
     "clean_events",
@@ -25,48 +25,48 @@ cleaning_job = dg.define_asset_job(
 dataset_job = dg.define_asset_job(
     "build_dataset",
     selection=["planner_dataset"],
-    description="Build the training dataset of a day, with its checks.",
+    description="Build and check the training dataset of a day.",
 )
 training_job = dg.define_asset_job(
     "train_planner",
     selection=["planner_checkpoint"],
-    description="Fine-tune a planner on the dataset of a day, in a process of its own, and register it.",
+    description="Fine-tune a planner on the dataset of a day, in a separate process, and register it.",
 )
 replay_job = dg.define_asset_job(
     "replay_and_gate",
     selection=["replay_metrics", "candidate_policy"],
-    # A refused gate is a result: starting the run again would only score the same rows again.
+    # A model that fails the gate is a result: a retry would only score the same rows again.
     tags={"dagster/max_retries": "0"},
-    description="Replay a model version, hold it against the gate, and open its experiment run if it passes.",
+    description="Replay a model version, judge it by the gate, and create its experiment run if it passes.",
 )
 analytics_job = dg.define_asset_job(
     "build_analytics",
     selection=build_dbt_asset_selection([analytics_models]),
-    description="dbt build: metric aggregates, marts and views, with their tests as checks.",
+    description="dbt build: metric aggregates, marts and views; dbt tests run as asset checks.",
 )
 
 
 class SilenceConfig(dg.Config):
-    """What the alert tells."""
+    """Since when no event arrived, as text for the alert."""
 
     since: str
 
 
 @dg.op
 def tell_of_silence(config: SilenceConfig) -> None:
-    """Fail, with the sentence for whoever is called by a failed run."""
+    """Fail with a message for the person who gets the alert."""
     raise dg.Failure(
-        f"No event came since {config.since}: look whether the API answers (`lifecycle status`) and whether products send.",
+        f"No event came since {config.since}: check that the API answers (`lifecycle status`) and that products send events.",
         allow_retries=False,
     )
 
 
 @dg.job(
     name="alert_no_events",
-    description="Fails, once for each time that no event came for an hour, so that alerts on failed runs tell of it.",
+    description="Fails once each time that no event came for an hour, so that alerts on failed runs report it.",
 )
 def silence_job() -> None:
-    """One op that fails."""
+    """A single op, which fails."""
     tell_of_silence()
 
 

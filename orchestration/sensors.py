@@ -1,6 +1,6 @@
-"""What starts when something happened.
+"""Sensors: runs that start when something happens.
 
-A sensor that ticks twice asks for the same run key, so one run starts.
+A sensor that ticks twice requests the same run key, so only one run starts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from foundation.settings import settings
 from orchestration.jobs import archive_job, replay_job, silence_job
 from product.installed import installed_product
 
-# A run that was killed left no result; it is asked for again, but a model that breaks its replay every time is not replayed for ever.
+# A killed run leaves no result, so it is requested again, but a model that breaks its replay every time is not replayed for ever.
 MOST_ATTEMPTS = 3
-# What schedules begin, these go on with; where they are off, so are these.
+# Sensors follow up on what schedules start, so they are off where schedules are off.
 _STATUS = dg.DefaultSensorStatus.RUNNING if settings().schedules else dg.DefaultSensorStatus.STOPPED
-# The schedule archives the hour before at :05; only what it left out is asked for here.
+# The schedule archives the previous hour at :05. The sensor requests only what the schedule missed.
 GRACE = timedelta(minutes=20)
 MOST_RANGES = 10
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=5), timedelta(hours=6)
@@ -33,25 +33,25 @@ RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_p
     job=replay_job,
     minimum_interval_seconds=10,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Each new version of the product's model is replayed and judged by the gate, whoever registered it.",
+    description="Each new version of the product's model is replayed and judged by the gate, no matter who registered it.",
 )
 def new_model_version(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Ask for one replay run of each registered version that has no replay result yet."""
+    """Request one replay run for each registered version that has no replay result yet."""
     settled = _settled_versions()
     waiting = [key for key in _registered_versions() if key not in settled]
     if not waiting:
         return dg.SkipReason(f"Every version of {installed_product().model_name} has its replay result.")
-    requests, held = [], []
+    requests, skipped = [], []
     for key in waiting:
         attempts = _attempts(context.instance, key)
         if attempts is None:
-            held.append(f"{key} is being replayed")
+            skipped.append(f"{key} is being replayed")
         elif attempts >= MOST_ATTEMPTS:
-            held.append(f"{key} broke its replay {attempts} times: fix the cause and launch the job by hand")
+            skipped.append(f"{key} broke its replay {attempts} times: fix the cause and launch the job by hand")
         else:
             requests.append(dg.RunRequest(run_key=f"{key}#{attempts + 1}", partition_key=key))
     if not requests:
-        return dg.SkipReason("; ".join(held) + ".")
+        return dg.SkipReason("; ".join(skipped) + ".")
     return dg.SensorResult(
         run_requests=requests,
         dynamic_partitions_requests=[
@@ -75,7 +75,7 @@ def _settled_versions() -> set[str]:
 
 
 def _attempts(instance: dg.DagsterInstance, key: str) -> int | None:
-    """How many replay runs of this version ended without a result; None while one is under way."""
+    """How many replay runs of this version ended without a result; None while a run is under way."""
     runs = instance.get_runs(dg.RunsFilter(job_name=replay_job.name, tags={"dagster/partition": key}))
     return None if any(not run.is_finished for run in runs) else len(runs)
 
@@ -84,21 +84,21 @@ def _attempts(instance: dg.DagsterInstance, key: str) -> int | None:
     job=archive_job,
     minimum_interval_seconds=120,
     default_status=_STATUS,
-    description="Hours that got events after they were archived, or that the schedule left out, are archived: one run a range.",
+    description="Archives hours that got late events or that the schedule missed, in one run per range of hours.",
 )
 def late_events(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Ask for the waiting hours, unless the archive is at work; after a failure only after a while."""
+    """Request the waiting hours, unless an archive run is under way. A range that failed waits before its next run."""
     first_day, now = settings().lineage_start, datetime.now(UTC)
     with psycopg.connect(settings().platform_url, connect_timeout=10) as connection:
         if not anything_archived(connection):
-            return dg.SkipReason("Nothing was archived yet: archive_hourly or a backfill begins.")
+            return dg.SkipReason("Nothing was archived yet: archive_hourly or a backfill has to start.")
         mark_late_hours(connection, first_day)
         waiting = waiting_hours(connection, first_day, now - GRACE)
     if not waiting:
         return dg.SkipReason("Every full hour of events is archived.")
     if any(_archives(run) for run in context.instance.get_runs(dg.RunsFilter(statuses=UNDER_WAY))):
-        return dg.SkipReason(f"{len(waiting)} hours wait, and the archive is at work.")
-    requests, held = [], []
+        return dg.SkipReason(f"{len(waiting)} hours wait for the archive run that is under way.")
+    requests, skipped = [], []
     for first, last in hour_ranges(waiting)[:MOST_RANGES]:
         tags = {
             RANGE_START: first.strftime(HOUR_KEY),
@@ -107,11 +107,13 @@ def late_events(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Ski
         runs = context.instance.get_run_records(dg.RunsFilter(job_name=archive_job.name, tags=tags))
         ready = _ready_after(runs)
         if ready is not None and now < ready:
-            held.append(f"{first:%Y-%m-%d %H}:00 broke its archive run, the next one comes at {ready:%H:%M} UTC")
+            skipped.append(
+                f"the archive run of {first:%Y-%m-%d %H}:00 failed, the next one starts at {ready:%H:%M} UTC"
+            )
         else:
             key = f"{tags[RANGE_START]}..{tags[RANGE_END]}#{len(runs) + 1}"
             requests.append(dg.RunRequest(run_key=key, tags=tags))
-    return dg.SensorResult(run_requests=requests) if requests else dg.SkipReason("; ".join(held) + ".")
+    return dg.SensorResult(run_requests=requests) if requests else dg.SkipReason("; ".join(skipped) + ".")
 
 
 UNDER_WAY = [
@@ -128,7 +130,7 @@ def _archives(run: dg.DagsterRun) -> bool:
 
 
 def hour_ranges(hours: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
-    """First and last hour of each range, in order. Hours less than a day apart share one: what lies between is only looked at."""
+    """First and last hour of each range, in order. Hours less than a day apart share a range: the hours between cost little to check."""
     ranges: list[tuple[datetime, datetime]] = []
     for hour in sorted(hours):
         if ranges and hour - ranges[-1][1] < timedelta(days=1):
@@ -139,7 +141,7 @@ def hour_ranges(hours: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
 
 
 def _ready_after(runs: Sequence[dg.RunRecord]) -> datetime | None:
-    """When a range whose latest runs failed may be tried again: twice as long after each."""
+    """When a range whose latest runs failed may run again, None for now. The wait doubles with each failure."""
     failures = 0
     for record in runs:  # the latest first
         if record.dagster_run.is_success:
@@ -155,10 +157,10 @@ def _ready_after(runs: Sequence[dg.RunRecord]) -> datetime | None:
     job=silence_job,
     minimum_interval_seconds=60,
     default_status=_STATUS,
-    description="No event for an hour: the check events_arrive of exp/events fails, and so does one run, once for each silence.",
+    description="After an hour without events, the check events_arrive of exp/events fails, and a run of alert_no_events fails once.",
 )
 def no_events_for_an_hour(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Tell of a silence when it begins to be too long, and when it ends. The cursor is the last event before the silence told of."""
+    """Report a silence once it is too long, and again when it ends. The cursor is the last event before the reported silence."""
     now = datetime.now(UTC)
     with psycopg.connect(settings().platform_url, connect_timeout=10) as connection:
         latest = last_arrival(connection)
@@ -170,12 +172,12 @@ def no_events_for_an_hour(context: dg.SensorEvaluationContext) -> dg.SensorResul
         if not context.cursor:
             return dg.SkipReason(reason)
         return dg.SensorResult(
-            skip_reason=f"Events come again. {reason}",
+            skip_reason=f"Events arrive again. {reason}",
             cursor="",
             asset_events=[_arrival_check(passed=True, latest=since)],
         )
     if context.cursor == since:
-        return dg.SkipReason(f"No event came since {since}; that was told.")
+        return dg.SkipReason(f"No event came since {since}; this was reported.")
     context.log.error(f"No event came since {since}.")
     return dg.SensorResult(
         run_requests=[

@@ -1,4 +1,4 @@
-"""What tests of erasure stand on: a platform in which several units are everywhere, and pictures of all that is not one unit's."""
+"""For erasure tests: a platform that stores several units everywhere, and snapshots of all data that is not one unit's."""
 
 import io
 import json
@@ -18,11 +18,11 @@ from eventlog.spool import SpoolWriter, read_segment
 from eventlog.validation import Event
 from foundation.object_store import ObjectStore
 from orchestration.erasure.erase import Platform, Report, erase, look
-from orchestration.erasure.records import Unit
+from orchestration.erasure.findings import Unit
 
 CONTROL, TREATMENT, RUN = ("00000000-0000-0000-0000-00000000000" + digit for digit in "234")
 UNITS = (Unit("user", "1"), Unit("user", "12"), Unit("household", "1"), Unit("session", "s:%_'\"\\ ünï😀"))
-"""Ids that are prefixes of each other, the same id of another type, and what quoting and patterns stumble over."""
+"""Ids that are prefixes of each other, the same id with another type, and an id that breaks quoting and patterns."""
 CONFIG = """experiments:
   - name: cards
     unit_type: user
@@ -35,7 +35,7 @@ HISTORY = FIRST - 40 * DAY
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    """Progress that nobody sees."""
+    """A progress callback that shows nothing."""
 
 
 def empty_registry(folder: Path) -> str:
@@ -65,12 +65,12 @@ class World:
     def erase(self, unit: Unit, *, pseudonymise: bool = False, files: bool = False) -> Report:
         with self.connect() as connection:
             return erase(
-                connection, self.platform, unit, pseudonymise=pseudonymise, files=files, told=quiet, by="a test"
+                connection, self.platform, unit, pseudonymise=pseudonymise, files=files, on_progress=quiet, by="a test"
             )  # fmt: skip
 
     def look(self, unit: Unit, *, pseudonymise: bool = False, files: bool = False) -> Report:
         with self.connect() as connection:
-            return look(connection, self.platform, unit, pseudonymise=pseudonymise, files=files, told=quiet)
+            return look(connection, self.platform, unit, pseudonymise=pseudonymise, files=files, on_progress=quiet)
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self.connect() as connection:
@@ -85,7 +85,7 @@ class World:
         return {key: pl.read_parquet(io.BytesIO(data)) for key, data in read.items()}
 
     def of_others(self, unit: Unit) -> dict[str, Any]:
-        """All that is not the unit's: rows of every table as text, rows of every file, spooled records, in their order."""
+        """All data of other units: rows of every table as text, rows of every file, spooled records, in their order."""
         mine = (unit.unit_type, unit.unit_id)
         queries = {
             "events": "SELECT unit_type, unit_id, e::text FROM exp.events e",
@@ -105,34 +105,34 @@ class World:
         return picture
 
     def spooled(self) -> list[bytes]:
-        return [one for path in sorted(self.platform.spool.glob("*/*.events")) for one in read_segment(path).records]
+        segments = (read_segment(path) for path in sorted(self.platform.spool.glob("*/*.events")))
+        return [record for segment in segments for record in segment.records]
 
     def places(self, unit: Unit) -> dict[str, int]:
-        """How often the unit stands where."""
-        found = self.look(unit).found
-        return {one.place.replace(str(self.folder), ""): one.rows for one in found}
+        """How many rows of the unit each place has."""
+        return {item.place.replace(str(self.folder), ""): item.rows for item in self.look(unit).found}
 
 
 def unit_of(record: bytes) -> tuple[str, str]:
-    named = msgspec.json.decode(record)
-    return named["unit_type"], named["unit_id"]
+    fields = msgspec.json.decode(record)
+    return fields["unit_type"], fields["unit_id"]
 
 
 def row(unit: Unit, moment: datetime, number: int, **fields: Any) -> tuple[Any, ...]:
     """A row of exp.events of this unit."""
-    made = list(event(moment, number, unit=unit.unit_id, **fields))
-    made[2] = unit.unit_type
-    return tuple(made)
+    values = list(event(moment, number, unit=unit.unit_id, **fields))
+    values[2] = unit.unit_type
+    return tuple(values)
 
 
 def record(unit: Unit, number: int) -> Event:
-    """An event that is on its way."""
+    """An event that is not stored yet."""
     values = row(unit, FIRST, number)
     return Event(values[0], "exposure", unit.unit_type, unit.unit_id, [], {"name": "Ann"}, {}, None, FIRST, [], FIRST)
 
 
 def platform_in(folder: Path) -> Platform:
-    """Where everything of a world lies."""
+    """Where a world stores everything."""
     return Platform(
         ObjectStore(str(folder / "store")),
         ObjectStore(str(folder / "datasets")),
@@ -144,7 +144,7 @@ def platform_in(folder: Path) -> Platform:
 
 
 def new_world(url: str, folder: Path) -> World:
-    """Partitions and a configuration, and nothing else."""
+    """A world with partitions and a configuration, but no data."""
     (folder / "config").mkdir()
     (folder / "config" / "experiments.yml").write_text(CONFIG)
     world = World(url, folder, platform_in(folder))
@@ -154,8 +154,8 @@ def new_world(url: str, folder: Path) -> World:
 
 
 def fill(world: World) -> None:
-    """Every unit: 30 events in two archived and cleaned days and one that is not archived, one in history, an assignment, an override, a
-    dead letter, two spooled events of a dead writer. The first day is only in the archive any more."""
+    """Give every unit 30 events in two archived and cleaned days, one event that is not archived, one in history, an assignment,
+    an override, a dead letter, and two spooled events of a dead writer. The first day is only in the archive."""
     moments = [FIRST + timedelta(minutes=90 * step) for step in range(30)]
     payloads = [{"plan_id": "p", "reconstructed": True}, {"plan_id": "p", "name": "Ann"}]
     rows = [

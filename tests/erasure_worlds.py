@@ -1,4 +1,4 @@
-"""Fixtures: a filled platform of a test's own, copied from one that is made once a module."""
+"""Fixtures: a filled platform for each test, copied from one that is built once per module."""
 
 import shutil
 import uuid
@@ -28,7 +28,7 @@ def original(postgres_server: str, migrated_template: str, tmp_path_factory: pyt
 
 @pytest.fixture
 def make_world(original: World, postgres_server: str, tmp_path: Path) -> Iterator[Callable[[], World]]:
-    """Gives a copy each time."""
+    """A function that returns a new copy with each call."""
     names = []
 
     def make() -> World:
@@ -47,5 +47,5 @@ def make_world(original: World, postgres_server: str, tmp_path: Path) -> Iterato
 
 @pytest.fixture
 def world(make_world: Callable[[], World]) -> World:
-    """One copy."""
+    """A copy for this test."""
     return make_world()

@@ -17,7 +17,7 @@ from planner.catalogue import Catalogue, sample_catalogue
 from planner.meal_planner import MealPlanner
 from product.loading import class_path
 from product.protocol import Product, Row
-from training.base_model import BuiltInSettings, build
+from training.builtin_base_model import BuiltInSettings, build
 from training.versions import BaseModelVersion, ModelVersion
 
 SMALL_BASE = BuiltInSettings(hidden_size=32, intermediate_size=64, layers=1, heads=2, tasters=200, epochs=1)

@@ -132,10 +132,10 @@ def load_decoder(folder: Path, settings: Mapping[str, Any], product: Product, ad
     """The decoder of a package: fine-tuned, or its untuned base with the same prior."""
     import torch
 
+    from training.base_and_adapters import load_model
     from training.config import PreprocessingSection
     from training.decoding import Decoder
     from training.examples import Codec
-    from training.loading import load_model
 
     device = "cuda" if torch.cuda.is_available() and settings["use_cuda"] else "cpu"
     base = str(folder / "base") if (folder / "base").is_dir() else settings["base"]

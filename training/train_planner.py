@@ -27,8 +27,8 @@ from training.reporting import Reporter, reporter
 from training.versions import ModelVersion
 
 if TYPE_CHECKING:
+    from training.base_and_adapters import LoadedBase
     from training.examples import Codec
-    from training.loading import LoadedBase
     from training.loop import Outcome
 
 RECORD_FILE = "model_version.json"
@@ -62,7 +62,7 @@ def train(config: TrainingConfig, progress: Reporter) -> Trained | None:
 
     import torch
 
-    from training.loading import device_of, load_base
+    from training.base_and_adapters import device_of, load_base
     from training.loop import start_ranks
 
     torch.set_num_threads(config.hardware.num_threads)
@@ -119,7 +119,7 @@ def _built_in(dataset: Dataset, output: Path, config: TrainingConfig, progress: 
     """Folder of the built-in base for this product; the first process builds it, the others wait."""
     import torch
 
-    from training.base_model import BuiltInSettings, build
+    from training.builtin_base_model import BuiltInSettings, build
 
     folder = output / "base_model"
     if rank == 0:
@@ -145,9 +145,9 @@ def _fit(
     run: tracking.TrackedRun | None,
 ) -> tuple["Outcome", "Codec", Any, Any]:
     """Adapters on the base, trained on the dataset. Returns the outcome, the codec, the tuned model and the prior."""
+    from training.base_and_adapters import effective_precision, with_adapters
     from training.examples import Codec
     from training.items import popularity_prior, uniform_prior
-    from training.loading import effective_precision, with_adapters
     from training.loop import Task, fit
 
     product, objective = dataset.product, config.objective

@@ -74,7 +74,13 @@ def base_model(
             pipes,
             context,
             _module(
-                "training.base_model", "--reference", reference_file, "--output-dir", output, "--seed", config.seed
+                "training.builtin_base_model",
+                "--reference",
+                reference_file,
+                "--output-dir",
+                output,
+                "--seed",
+                config.seed,
             ),
         )
         built = BaseModelVersion.from_dict(_message(done, "base_model"))

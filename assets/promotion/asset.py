@@ -11,7 +11,7 @@ from assets.groups import EXPERIMENTS_TABLE, PRODUCT_TEAM, PROMOTION
 from assets.partitions import MODEL_VERSIONS, parse_model_version_key
 from assets.resources import MlflowTracking, PlatformDatabase
 from experimentation.policies import ensure_version_of_model, production_version
-from experimentation.runs.lifecycle import open_candidate_run
+from experimentation.promotion.candidates import open_candidate_run
 from experimentation.runs.run import CandidateRun, PolicyVersion
 from foundation.audit import Change
 from product.installed import installed_product

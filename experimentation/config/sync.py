@@ -1,6 +1,6 @@
 """Bringing the database to what the configuration files say, in one transaction or not at all.
 
-Files → difference to the database → steps → applied, or only shown. The difference is in steps.py; reading the database and applying
+Files → difference to the database → steps → applied, or only shown. The difference is in difference.py; reading the database and applying
 the steps is here.
 """
 
@@ -15,8 +15,8 @@ import psycopg
 
 from experimentation import policies
 from experimentation.config import steps
+from experimentation.config.difference import Difference, ModelStage, State, difference
 from experimentation.config.files import ConfigFiles, ExperimentEntry
-from experimentation.config.steps import Difference, ModelStage, State, Step, difference
 from experimentation.runs import layers, lifecycle
 from experimentation.runs import store as run_store
 from experimentation.runs.run import (
@@ -129,7 +129,7 @@ def _apply(connection: psycopg.Connection[Any], files: ConfigFiles, found: Diffe
 
 
 @contextmanager
-def _noting(connection: psycopg.Connection[Any], members: list[Step], problems: list[Problem]) -> Iterator[None]:
+def _noting(connection: psycopg.Connection[Any], members: list[steps.Step], problems: list[Problem]) -> Iterator[None]:
     try:
         with connection.transaction():
             yield
@@ -141,7 +141,7 @@ def _noting(connection: psycopg.Connection[Any], members: list[Step], problems: 
         problems.append(Problem(place, str(error)))
 
 
-def _take(connection: psycopg.Connection[Any], step: Step, change: Change, leaving: set[UUID]) -> None:  # noqa: PLR0912
+def _take(connection: psycopg.Connection[Any], step: steps.Step, change: Change, leaving: set[UUID]) -> None:  # noqa: PLR0912
     match step:
         case steps.AddPolicy(entry=entry):
             policies.ensure_policy(connection, entry.name, entry.description, change=change)

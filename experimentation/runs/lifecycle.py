@@ -1,4 +1,4 @@
-"""The lifecycle of runs: creating, changing, starting, pausing and completing them, and opening a candidate's run."""
+"""The lifecycle of runs: creating, changing, starting, pausing and completing them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -10,26 +10,16 @@ from uuid import UUID
 import psycopg
 
 from experimentation.assignments.targeting import Targeting, TargetingError
-from experimentation.policies import version_by_id
-from experimentation.promotion.candidates import (
-    arm_config,
-    find_baseline,
-    has_treatment,
-    is_comparison,
-    require_started,
-)
 from experimentation.runs import store as run_store
 from experimentation.runs.allocations import (
     MOST_FOR_A_NEW_TREATMENT,
     WHOLE,
-    candidate_split,
     ramp_shares,
     shrink_shares,
 )
 from experimentation.runs.audit_trail import audit_run_change
 from experimentation.runs.layers import LayerError, check_range, lock_layer
 from experimentation.runs.run import (
-    CandidateRun,
     ExperimentationError,
     LayerRange,
     MadeBy,
@@ -46,7 +36,6 @@ __all__ = [
     "complete_run",
     "create_run",
     "load_run",
-    "open_candidate_run",
     "pause_run",
     "ramp_run",
     "replace_variants",
@@ -187,7 +176,7 @@ def replace_variants(
             raise ExperimentationError(f"{before.label} is {before.status}: only a draft's variants can be replaced.")
         run_store.delete_variants(connection, run_id)
         run_store.insert_variants(connection, run_id, variants)
-        kept = _overrides_of(before, variants)
+        kept = overrides_for(before, variants)
         run_store.set_details(connection, replace(before, policy_id=policy_id, overrides=kept))
         return audit_run_change(connection, before, run_id, "experiment.variants_replaced", change)
 
@@ -294,68 +283,6 @@ def complete_run(
         )
 
 
-def open_candidate_run(
-    connection: psycopg.Connection[Any],
-    *,
-    experiment_name: str,
-    policy_version_id: UUID,
-    treatment_name: str,
-    share: Decimal = MOST_FOR_A_NEW_TREATMENT,
-    change: Change,
-) -> CandidateRun:
-    """Try a policy version: complete the last run with its control shipped, and open the next run, in one transaction.
-
-    The new run has two equal arms of `share` (the control, which is the version in production, and the treatment) and a remainder that is
-    not enrolled. It is for the same units: it keeps the last run's targeting, range of the layer, and overrides to variants that it has
-    too. Called again for the same version, it returns the run opened for it, whatever its status. While another run of the experiment
-    compares anything, nothing is changed and the candidate waits. Raises ExperimentationError for a share above 10 %, an experiment that
-    does not exist or was never started, a version that can't be a candidate, and (LayerError) a range that another run has taken since.
-    """
-    try:
-        shares = candidate_split(share)
-    except ValueError as error:
-        raise ExperimentationError(f"{treatment_name} of {experiment_name} can't start: {error}.") from None
-    with connection.transaction():
-        run_store.lock_name(connection, experiment_name)
-        runs = runs_of(connection, experiment_name)
-        candidate = version_by_id(connection, policy_version_id)
-        for run in runs:
-            if run.made_by == "promotion" and has_treatment(run, candidate):
-                return CandidateRun(
-                    "existing", run, f"{run.label} was opened for {candidate.label} and is {run.status}."
-                )
-        latest = require_started(runs, experiment_name)
-        production = find_baseline(connection, candidate)
-        if latest.status != "completed" and is_comparison(latest):
-            return CandidateRun("waits", latest, f"{candidate.label} waits until {latest.label} ends.")
-        if latest.layer is not None:
-            lock_layer(connection, latest.layer.layer)
-        if latest.status != "completed":
-            complete_run(connection, latest.id, shipped=latest.control.name, change=change)
-        baseline, trial = (arm_config(latest, version) for version in (production, candidate))
-        arms = [
-            NewVariant("control", "control", shares[0], baseline, f"{production.label}, in production"),
-            NewVariant("remainder", "remainder", shares[1], baseline, "Not enrolled: served the baseline"),
-            NewVariant(treatment_name, "treatment", shares[2], trial, f"{candidate.label}, the candidate"),
-        ]
-        opened = create_run(
-            connection,
-            name=experiment_name,
-            unit_type=latest.unit_type,
-            description=f"{candidate.label} against {production.label}.",
-            made_by="promotion",
-            policy_id=candidate.policy_id,
-            variants=arms,
-            targeting=latest.targeting,
-            layer=latest.layer,
-            overrides=_overrides_of(latest, arms),
-            change=change,
-        )
-        opened = start_run(connection, opened.id, change=change)
-    percent = f"{(shares[2] * 100).normalize():f} %"
-    return CandidateRun("opened", opened, f"{opened.label} gives {candidate.label} {percent} of the units.")
-
-
 def _check_targeting(name: str, rule: str | None) -> None:
     try:
         if rule is not None:
@@ -372,7 +299,7 @@ def _check_overrides(name: str, overrides: Mapping[str, str], variants: Sequence
             )
 
 
-def _overrides_of(run: Run, variants: Sequence[NewVariant]) -> dict[str, str]:
+def overrides_for(run: Run, variants: Sequence[NewVariant]) -> dict[str, str]:
     """The run's overrides to these variants."""
     names = {variant.name for variant in variants}
     return {unit_id: name for unit_id, name in run.overrides.items() if name in names}

@@ -1,4 +1,4 @@
-"""What commands that change the platform share: its database, and who the audit log names."""
+"""Shared by commands that change the platform: its database, and the actor that the audit log records."""
 
 import os
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def connection_for(purpose: str, *, reads: bool = False) -> Iterator[Any]:
-    """A connection to a migrated database, in one transaction. `purpose` names the command, like `lifecycle keys`.
+    """A connection to a migrated database, in one transaction. `purpose` names the command, such as `lifecycle keys`.
 
-    Who only `reads` changes nothing, not even a schema. Raises MigrationError as `bring_up_to_date` does.
+    With `reads`, the database is not migrated. Raises MigrationError as `bring_up_to_date` does.
     """
     import psycopg
 
@@ -28,9 +28,9 @@ def connection_for(purpose: str, *, reads: bool = False) -> Iterator[Any]:
 
 
 def bring_up_to_date(current: Settings, *, reads: bool = False) -> None:
-    """Migrate the embedded database; another one is migrated by `lifecycle db migrate` alone, and nothing is by who only `reads`.
+    """Migrate the embedded database, unless the command only `reads`. Only `lifecycle db migrate` migrates any other database.
 
-    Raises MigrationError when the schema is not the one that this code knows.
+    Raises MigrationError if the schema is not the version that this code expects.
     """
     from foundation.migrate import migrate, require_current
 
@@ -41,12 +41,12 @@ def bring_up_to_date(current: Settings, *, reads: bool = False) -> None:
 
 
 def by_hand(purpose: str) -> str:
-    """Who the audit log names: the command, and the login, or the number of a user who has none, as in a container."""
+    """The actor for the audit log: the command, and the login name, or the user's number where there is no name, as in a container."""
     return f"{purpose} by {os.environ.get('USER') or f'user {os.getuid()}'}"
 
 
 def change_by_hand(purpose: str, why: str) -> "Change":
-    """The change that a person makes by this command."""
+    """A change that a person makes with this command, for the audit log."""
     from foundation.audit import Change
 
     return Change(by_hand(purpose), why)

@@ -11,7 +11,7 @@ from orchestration.commands.console import say
 from orchestration.local.databases import database
 
 if TYPE_CHECKING:
-    from experimentation.config.steps import ModelStage
+    from experimentation.config.difference import ModelStage
     from experimentation.config.sync import SyncReport
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: consoles, bars, sizes and times for people."""
+"""Shared by all commands: consoles, progress bars, and sizes and times for people."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,18 +10,18 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# Where nobody looks (a pipe, a log), lines are not folded at 80 columns.
+# Lines are not folded at 80 columns when the output is a pipe or a log file.
 _PIPED_WIDTH = 160
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that finds out anew whether it writes to a terminal."""
-    made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPED_WIDTH)
+    """A new console, which detects whether it writes to a terminal."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPED_WIDTH)
 
 
 def say(sentence: str) -> None:
-    """Print a sentence as it is: brackets and long paths untouched."""
+    """Print a sentence unchanged: without rich markup and without folding long paths."""
     console().print(sentence, markup=False, soft_wrap=True)
 
 
@@ -31,13 +31,13 @@ def human_size(size: int) -> str:
 
 
 def moment(at: datetime | None) -> str:
-    """A point in time to the minute, in UTC; empty when there is none."""
+    """A point in time to the minute, in UTC; empty for None."""
     return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 @contextmanager
 def progress() -> Iterator["Progress"]:
-    """Bars with the time that is left, on a terminal; nothing where nobody looks."""
+    """Progress bars with the time left, on a terminal; nothing elsewhere."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     out = console(stderr=True)

@@ -13,36 +13,38 @@ app = typer.Typer(no_args_is_help=True, help="The platform's PostgreSQL: start, 
 
 @app.command()
 def start() -> None:
-    """Start the embedded PostgreSQL and leave it running, for psql and for commands of your own."""
+    """Start the embedded PostgreSQL and leave it running, for psql and your own programs."""
     current = _require_embedded(settings())
     server = embedded_server(current)
     if server.running_port() == current.pg_port:
-        say(f"PostgreSQL runs already on {where(current.platform_url)}.")
+        say(f"PostgreSQL is already running on {where(current.platform_url)}.")
         return
     current = prepare(current)
     with locked(current.home, "lifecycle db start"):
         server.start()
-    say(f"PostgreSQL runs on {where(current.platform_url)}; `lifecycle db url` prints its address with the password.")
+    say(
+        f"PostgreSQL is running on {where(current.platform_url)}; `lifecycle db url` prints its address with the password."
+    )
 
 
 @app.command()
 def stop() -> None:
-    """Stop the embedded PostgreSQL; data is kept."""
+    """Stop the embedded PostgreSQL. Its data is kept."""
     current = _require_embedded(settings())
-    held = holder(current.home)
-    if held is not None:
-        raise LifecycleError(f"PostgreSQL is needed by {held}: `lifecycle down` ends both.")
+    user = holder(current.home)
+    if user is not None:
+        raise LifecycleError(f"PostgreSQL is in use by {user}: `lifecycle down` stops both.")
     server = embedded_server(current)
     if server.process() is None:
-        say("PostgreSQL does not run.")
+        say("PostgreSQL is not running.")
         return
     server.stop()
-    say(f"PostgreSQL is stopped. Data stays in {current.postgres_dir}.")
+    say(f"PostgreSQL is stopped. Its data is kept in {current.postgres_dir}.")
 
 
 @app.command()
 def migrate() -> None:
-    """Bring the schemas to this version. Again changes nothing."""
+    """Migrate the schemas to this version. Running it again changes nothing."""
     from foundation.migrate import migrate as migrate_schemas
 
     current = settings()
@@ -60,7 +62,7 @@ def url() -> None:
 def _require_embedded(current: Settings) -> Settings:
     if not current.embedded:
         raise LifecycleError(
-            f"DATABASE_URL names {where(current.platform_url)}, which lifecycle neither starts nor stops: "
-            "unset it for the embedded PostgreSQL."
+            f"DATABASE_URL points to {where(current.platform_url)}, which lifecycle neither starts nor stops: "
+            "unset it to use the embedded PostgreSQL."
         )
     return current

@@ -16,14 +16,14 @@ PURPOSE = "lifecycle events dead-letters"
 PAGE = 1_000
 
 Ids = Annotated[list[int] | None, typer.Argument(help="Numbers that `list` shows.")]
-All = Annotated[bool, typer.Option("--all", help="Every one that there is.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 
 @app.command("list")
 def list_letters(
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most that are shown, oldest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many to show at most, oldest first.")] = 50,
 ) -> None:
-    """List them, oldest first."""
+    """List dead letters, oldest first."""
     from eventlog.dead_letters import count_dead_letters, list_dead_letters
 
     with connection_for(PURPOSE, reads=True) as connection:
@@ -53,7 +53,7 @@ def list_letters(
 
 @app.command()
 def show(ids: Annotated[list[int], typer.Argument(help="Numbers that `list` shows.")]) -> None:
-    """Print events whole, a JSON object a line, with what was wrong."""
+    """Print complete events with their errors, one JSON object per line."""
     import msgspec
 
     from eventlog.dead_letters import list_dead_letters
@@ -68,26 +68,26 @@ def show(ids: Annotated[list[int], typer.Argument(help="Numbers that `list` show
 
 @app.command()
 def replay(ids: Ids = None, every: All = False) -> None:
-    """Store them once more; what is stored is no dead letter any more, what is refused again stays."""
+    """Try to store the events again. Those that are stored leave the dead letters; those refused again stay."""
     from eventlog.dead_letters import replay_dead_letter
 
     outcomes: Counter[str] = Counter()
     with connection_for(PURPOSE) as connection:
         for letter in _chosen(connection, ids, every):
             done = replay_dead_letter(connection, letter)
-            # Each for itself: making a day's partition keeps others from making theirs until it is committed.
+            # One transaction each: creating a day's partition blocks other sessions from creating theirs until the commit.
             connection.commit()
             outcomes[done.outcome or "refused"] += 1
             if done.outcome is None:
                 say(f"{letter.id}: refused again: {done.error}")
-    words = {
+    labels = {
         "stored": "stored",
         "known": "stored before",
         "erased": "dropped, since their unit was erased",
         "refused": "refused again",
     }
-    told = [f"{outcomes[name]:,} {said}" for name, said in words.items() if outcomes[name]]
-    say(f"{'; '.join(told)}." if told else "There are no dead letters.")
+    counts = [f"{outcomes[name]:,} {label}" for name, label in labels.items() if outcomes[name]]
+    say(f"{'; '.join(counts)}." if counts else "There are no dead letters.")
     if outcomes["refused"]:
         raise typer.Exit(1)
 
@@ -96,7 +96,7 @@ def replay(ids: Ids = None, every: All = False) -> None:
 def drop(
     ids: Ids = None, every: All = False, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
 ) -> None:
-    """Remove them for good: these events are lost then."""
+    """Remove dead letters for good: their events are lost."""
     from eventlog.dead_letters import delete_dead_letters
     from foundation.audit import write_audit
 
@@ -116,7 +116,7 @@ def drop(
 
 
 def _chosen(connection: Any, ids: list[int] | None, every: bool) -> Iterator[Any]:
-    """Those with `ids`, or every one, a page at a time. Raises LifecycleError for an id that there is not."""
+    """The dead letters with these `ids`, or all of them, read a page at a time. Raises LifecycleError for an unknown id."""
     from eventlog.dead_letters import list_dead_letters
     from foundation.errors import LifecycleError
 
@@ -135,11 +135,11 @@ def _chosen(connection: Any, ids: list[int] | None, every: bool) -> Iterator[Any
         last = page[-1].id
 
 
-def _require(ids: list[int], found: list[int]) -> None:
+def _require(ids: list[int], existing: list[int]) -> None:
     from foundation.errors import LifecycleError
 
-    missing = sorted(set(ids) - set(found))
+    missing = sorted(set(ids) - set(existing))
     if missing:
         raise LifecycleError(
-            f"There is no dead letter {', '.join(map(str, missing))}: `lifecycle events dead-letters list` shows those that there are."
+            f"There is no dead letter {', '.join(map(str, missing))}: `lifecycle events dead-letters list` shows the existing ones."
         )

@@ -13,18 +13,18 @@ TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 
 
 class HistoryFolderError(LifecycleError):
-    """The folder of a cooking history does not hold what it should; the message says what is missing."""
+    """The folder of a cooking history does not contain the expected files; the message says what is missing."""
 
 
 def demo(
     history: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with a recipe catalogue and a cooking diary (CSV or Parquet), instead of the sample."
+            help="Folder with a recipe catalogue and a cooking diary (CSV or Parquet), to use instead of the sample."
         ),
     ] = None,
 ) -> None:
-    """The whole graph once, from events to a variant that is served. Run again, it does only what is missing."""
+    """Run the whole graph once, from events to a served variant. Running it again does only what is missing."""
     from foundation.settings import settings
     from orchestration.demo.progress import Progress
     from orchestration.demo.report import show
@@ -39,7 +39,7 @@ def demo(
     scenario: Scenario = (
         SampleScenario(settings()) if history is None else DiaryScenario(settings(), *history_files(history))
     )
-    # Schedules stay off here: at five past the hour they would start runs between the demo's own.
+    # Schedules stay off here: at five past the hour they would start runs in between those of the demo.
     prepared = scenario.prepare().model_copy(update={"schedules": False})
     out.print(f"The whole graph on {scenario.title}; state in {prepared.home}", highlight=False)
     with Stack(prepared, "lifecycle demo", (CODE, WEBSERVER, DAEMON, API), say=out.print) as stack:
@@ -48,7 +48,7 @@ def demo(
         try:
             facts = walk.run()
         except Exception:
-            out.print("What is done stays done: the same command goes on from here.")
+            out.print("Finished stages are kept: run the same command again to continue from here.")
             raise
         with walk.connect() as connection:
             show(out, stack.settings, connection, walk.dagster, facts, progress.stages)
@@ -60,18 +60,20 @@ def import_history(
     interactions: Annotated[Path, typer.Option(help="Dated cooking records: CSV or Parquet.")],
     column: Annotated[
         list[str] | None,
-        typer.Option("--map", help="field=column where the guess is wrong, such as person=author_id; repeatable."),
+        typer.Option(
+            "--map", help="field=column where the guessed column is wrong, such as person=author_id; repeatable."
+        ),
     ] = None,
-    plan_size: Annotated[int, typer.Option(min=1, max=7, help="Distinct recipes that make one plan.")] = 5,
-    household_size: Annotated[int, typer.Option(min=1, help="People of every household.")] = 1,
+    plan_size: Annotated[int, typer.Option(min=1, max=7, help="Distinct recipes per plan.")] = 5,
+    household_size: Annotated[int, typer.Option(min=1, help="People per household.")] = 1,
     max_minutes: Annotated[
-        int, typer.Option(min=1, help="Recipes that take longer are refused as typing errors.")
+        int, typer.Option(min=1, help="Recipes that take longer are rejected as typing errors.")
     ] = 1440,
     rejects: Annotated[
-        Path | None, typer.Option(help="Where unusable rows are listed; default: in the home folder.")
+        Path | None, typer.Option(help="File to list rejected rows in; by default in the home folder.")
     ] = None,
 ) -> None:
-    """Turn a recipe catalogue and a cooking diary into the product's tables and events. Importing twice stores nothing twice."""
+    """Import a recipe catalogue and a cooking diary as the product's tables and events. Importing twice stores nothing twice."""
     import psycopg
 
     from eventlog.partitions import ensure_event_partitions
@@ -83,7 +85,7 @@ def import_history(
 
     out = console()
     options = HistoryOptions(_mapping(column or []), plan_size, household_size, max_minutes)
-    # Read before anything is started or stored: a broken file costs a second and leaves no trace.
+    # Read before anything is started or stored, so that a broken file fails within a second and leaves nothing behind.
     history = read_history(recipes, interactions, options)
     current = settings()
     reject_file = rejects or current.home / "rejects" / f"{interactions.stem}.csv"
@@ -99,24 +101,26 @@ def import_history(
     for reason, count in history.rejects_by_reason().items():
         out.print(f"  rejected: {reason:<18} {count:>10,}", highlight=False)
     if history.rejects:
-        out.print(f"Unusable rows, by line: {reject_file}", highlight=False)
+        out.print(f"Rejected rows, by line: {reject_file}", highlight=False)
     out.print("Stored." if imported.new else "Nothing new: these files were imported before.")
 
 
 def history_files(folder: Path) -> tuple[Path, Path]:
-    """The recipe catalogue and the diary in a folder: the one named like recipes, and the other one.
+    """The recipe catalogue (the file with `recipe` in its name) and the diary (the other file) in a folder.
 
-    Raises HistoryFolderError with a sentence when that is not clear.
+    Raises HistoryFolderError unless there is exactly one of each.
     """
     if not folder.is_dir():
-        raise HistoryFolderError(f"{folder} is no folder: give one that holds a recipe catalogue and a cooking diary.")
+        raise HistoryFolderError(
+            f"{folder} is not a folder: give one that holds a recipe catalogue and a cooking diary."
+        )
     tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
     recipes = [path for path in tables if "recipe" in path.stem.lower()]
     others = [path for path in tables if path not in recipes]
     if len(recipes) != 1 or len(others) != 1:
         names = ", ".join(path.name for path in tables) or "no CSV or Parquet file"
         raise HistoryFolderError(
-            f"{folder} should hold one file with 'recipe' in its name and one diary beside it, and holds {names}: "
+            f"{folder} should hold one file with 'recipe' in its name and one other file, the diary, but holds {names}: "
             "use `lifecycle import-history` to name the files."
         )
     return recipes[0], others[0]

@@ -1,4 +1,4 @@
-"""`lifecycle docs`: make the dbt docs site anew."""
+"""`lifecycle docs`: rebuild the dbt docs site."""
 
 from foundation.settings import settings
 from orchestration.commands.console import say
@@ -7,7 +7,7 @@ from orchestration.local.docs_site import generate
 
 
 def docs() -> None:
-    """Make the dbt docs site anew from the dbt project and the database; `lifecycle up` serves it."""
+    """Rebuild the dbt docs site from the dbt project and the database; `lifecycle up` serves it."""
     current = settings()
     with database(current, "lifecycle docs"):
         site = generate(current)

@@ -1,4 +1,4 @@
-"""`lifecycle events …`: the events beside the API."""
+"""`lifecycle events …`: commands for events, outside the API."""
 
 import typer
 

@@ -85,7 +85,7 @@ def ramp(
     reason: Reason,
 ) -> None:
     """Let the arms of a running split with a remainder grow: whoever is in an arm stays in it."""
-    from experimentation.config.differences import shares_of
+    from experimentation.config.variant_changes import shares_of
     from experimentation.runs.allocations import parse_share
     from experimentation.runs.lifecycle import ramp_run
     from foundation.errors import LifecycleError
@@ -102,7 +102,7 @@ def ramp(
 @app.command("list")
 def list_experiments() -> None:
     """List every experiment with its newest run, a line each."""
-    from experimentation.config.differences import narrowing_of, shares_of
+    from experimentation.config.variant_changes import narrowing_of, shares_of
     from experimentation.runs.lifecycle import runs_of
     from experimentation.runs.store import names_of_runs
 
@@ -196,7 +196,7 @@ def _tell(connection: Any, run: "Run", became: str) -> None:
 
 
 def _headline(run: "Run") -> str:
-    from experimentation.config.differences import narrowing_of
+    from experimentation.config.variant_changes import narrowing_of
 
     parts = [
         f"{run.status}{f', shipped {run.shipped.name}' if run.shipped else ''}",

@@ -1,7 +1,7 @@
-"""Running a command so that an error the user can put right is one sentence and exit code 1.
+"""Running a command so that an error that the user can fix becomes one message and exit code 1.
 
-A `LifecycleError` carries its sentence. Of other libraries' errors only those are translated that a user meets: PostgreSQL away,
-a setting that makes no sense, a file that can't be read or written.
+A `LifecycleError` carries its message. Of other libraries' errors, only those that users run into get a message: PostgreSQL is down,
+a setting is invalid, a file can't be read or written.
 """
 
 import os
@@ -15,14 +15,14 @@ from orchestration.local.signals import interrupt_on_signals
 
 
 def run(command: Callable[[], object], name: str) -> None:
-    """Call `command`. An error with a sentence is printed as `name: sentence` and ends the process with 1; a defect is raised.
+    """Call `command`. An error with a message is printed as `name: message` and ends the process with 1; a defect is raised.
 
     With LIFECYCLE_DEBUG set, every error is raised.
     """
     interrupt_on_signals()
     try:
         command()
-    except Exception as error:  # the top of the process: what has no sentence is raised again
+    except Exception as error:  # the top of the process: an error without a message is raised again
         message = sentence(error)
         if message is None or os.environ.get("LIFECYCLE_DEBUG"):
             raise
@@ -31,7 +31,7 @@ def run(command: Callable[[], object], name: str) -> None:
 
 
 def sentence(error: BaseException) -> str | None:
-    """The sentence for an error, or None for a defect, which deserves its traceback."""
+    """The message for an error, or None for a defect, which deserves its traceback."""
     if isinstance(error, LifecycleError):
         return str(error)
     if isinstance(error, OSError):
@@ -42,7 +42,7 @@ def sentence(error: BaseException) -> str | None:
         "ConnectionTimeout",
     ):
         return (
-            f"PostgreSQL can't be reached ({_first_line(error)}): `lifecycle status` shows what runs, "
+            f"PostgreSQL can't be reached ({_first_line(error)}): `lifecycle status` shows what is running, "
             "`lifecycle db start` starts the embedded one."
         )
     if module == "pydantic_core" and getattr(error, "title", "") == "Settings":
@@ -54,7 +54,7 @@ def sentence(error: BaseException) -> str | None:
 
 def _of_a_file(error: OSError) -> str:
     if error.strerror is None:
-        # Raised with a sentence of its own, as `Settings.platform_url` does.
+        # Raised with its own message, as `Settings.platform_url` does.
         return str(error)
     if error.filename is None:
         return f"The system refused ({error.strerror})."

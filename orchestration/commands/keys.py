@@ -14,15 +14,17 @@ app = typer.Typer(no_args_is_help=True, help="API keys of clients: make, list, r
 PURPOSE = "lifecycle keys"
 
 DEFAULT_SCOPES = ["assign", "ingest"]
-SCOPES_HELP = "What the key may do, once for each: assign, ingest, read or admin."
+SCOPES_HELP = "What the key may do: assign, ingest, read or admin; repeatable."
 
 
 @app.command()
 def make(
-    name: Annotated[str, typer.Argument(help="Who uses the key; a name is used once, even after it was revoked.")],
+    name: Annotated[
+        str, typer.Argument(help="Who uses the key. A name can't be used twice, even after its key was revoked.")
+    ],
     scope: Annotated[list[str] | None, typer.Option(help=SCOPES_HELP, show_default=", ".join(DEFAULT_SCOPES))] = None,
 ) -> None:
-    """Make a key and print it, alone on stdout. It is stored as a hash, so this is the only time that it is seen."""
+    """Make a key and print only the key on stdout. It is stored as a hash, so it is not shown again."""
     from foundation.api_keys import make_api_key
 
     with connection_for(PURPOSE) as connection:
@@ -30,7 +32,7 @@ def make(
             connection, name, scope or DEFAULT_SCOPES, change=change_by_hand(PURPOSE, "Made by hand.")
         )
     console(stderr=True).print(
-        f"Key {key.name} may {', '.join(sorted(key.scopes))}. Keep it now: it is not shown again.",
+        f"Key {key.name} may {', '.join(sorted(key.scopes))}. Store it now: it is not shown again.",
         soft_wrap=True,
         markup=False,
     )
@@ -61,23 +63,23 @@ def rotate(
     name: Annotated[str, typer.Argument(help="The key's name.")],
     grace_minutes: Annotated[
         int,
-        typer.Option(help="For how long the old key goes on working beside the new one, 0 to 10080 (a week)."),
+        typer.Option(help="How long the old key keeps working next to the new one, 0 to 10080 (a week)."),
     ] = 0,
 ) -> None:
-    """Give a key a new secret and print it, alone on stdout. A key from before the one that is replaced ends at once."""
+    """Give a key a new secret and print only the secret on stdout. An older secret that still worked stops at once."""
     from foundation.api_keys import MAX_GRACE, rotate_api_key
     from foundation.errors import LifecycleError
 
     most = MAX_GRACE // timedelta(minutes=1)
     if not 0 <= grace_minutes <= most:
-        raise LifecycleError(f"--grace-minutes is {grace_minutes}: give 0 to {most}, which is a week.")
+        raise LifecycleError(f"--grace-minutes is {grace_minutes}: give 0 to {most} (a week).")
     with connection_for(PURPOSE) as connection:
         key, plaintext = rotate_api_key(
             connection, name, timedelta(minutes=grace_minutes), change=change_by_hand(PURPOSE, "Rotated by hand.")
         )
-    old = f"works until {moment(key.previous_until)}" if key.previous_until else "does not work any more"
+    old = f"works until {moment(key.previous_until)}" if key.previous_until else "no longer works"
     console(stderr=True).print(
-        f"Key {key.name} is new, and the old one {old}. Keep it now: it is not shown again.",
+        f"Key {key.name} has a new secret, and the old one {old}. Store it now: it is not shown again.",
         soft_wrap=True,
         markup=False,
     )
@@ -93,5 +95,5 @@ def revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) -> None
     with connection_for(PURPOSE) as connection:
         was_valid = revoke_api_key(connection, name, change=change_by_hand(PURPOSE, "Revoked by hand."))
     if not was_valid:
-        raise LifecycleError(f"There is no valid key named {name}: `lifecycle keys list` shows them.")
+        raise LifecycleError(f"There is no valid key named {name}: `lifecycle keys list` shows all keys.")
     say(f"Key {name} is revoked.")

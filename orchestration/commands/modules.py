@@ -1,4 +1,4 @@
-"""`lifecycle train` and `lifecycle replay`: commands of other rooms, run in a process of their own with the platform's addresses."""
+"""`lifecycle train` and `lifecycle replay`: run other packages' commands in a separate process, with the platform's addresses."""
 
 import subprocess
 import sys
@@ -9,18 +9,18 @@ from foundation.settings import settings
 from orchestration.local.databases import database
 from orchestration.local.environment import child_environment
 
-# Options belong to the other command, --help among them.
+# All options, also --help, belong to the other command.
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def train(context: typer.Context) -> None:
     """Fine-tune a planner on a dataset and register it in MLflow. Options: `lifecycle train --help`."""
-    # Before the given options, which win: without it MLflow would keep the model in a folder of the working directory.
+    # Placed before the user's options, so that those win. Without it, MLflow would store the model in the working directory.
     _run("training.train_planner", context, "--mlflow-artifact-root", f"{settings().store_root}/mlflow")
 
 
 def replay(context: typer.Context) -> None:
-    """Replay a registered model version over held-out rows and hold it against the gate. Options: `lifecycle replay --help`."""
+    """Replay a registered model version over held-out rows and judge it by the gate. Options: `lifecycle replay --help`."""
     _run("assets.replay", context)
 
 

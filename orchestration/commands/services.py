@@ -1,4 +1,4 @@
-"""`lifecycle up`, `down`, `status` and `clean`: the local services as a person sees them."""
+"""`lifecycle up`, `down`, `status` and `clean`: starting, stopping and showing the local services."""
 
 import json
 import os
@@ -29,7 +29,7 @@ _DOWN_SECONDS = 90
 
 
 def up() -> None:
-    """Start everything and stay: Dagster, MLflow, the API and the dbt docs. Ctrl-C or SIGTERM ends all of it, data kept."""
+    """Start Dagster, MLflow, the API and the dbt docs, and keep running. Ctrl-C or SIGTERM stops everything; data is kept."""
     current = settings()
     complete = False
     try:
@@ -37,31 +37,31 @@ def up() -> None:
             stack.start()
             _show_start(stack)
             complete = True
-            say(f"All of it runs. Ctrl-C here, or `lifecycle down`, ends it; data stays in {current.home}.")
+            say(f"Everything is running. Ctrl-C here, or `lifecycle down`, stops it; data is kept in {current.home}.")
             _tend(stack.supervisor)
     except KeyboardInterrupt:
-        say(f"Stopped. Data stays in {current.home}.")
+        say(f"Stopped. Data is kept in {current.home}.")
         if not complete:
             raise
 
 
 def down() -> None:
-    """End what runs in this home, whoever started it; data is kept."""
+    """Stop everything that runs in this home, no matter who started it; data is kept."""
     current = settings()
     if not current.home.exists():
-        say(f"Nothing runs: there is no home in {current.home} yet.")
+        say(f"Nothing is running: there is no home in {current.home} yet.")
         return
     _end(current)
-    say(f"Nothing runs any more. Data stays in {current.home}.")
+    say(f"Everything is stopped. Data is kept in {current.home}.")
 
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
-    """Show what runs, where, and since when."""
+    """Show what is running, where, and since when."""
     current = settings()
     rows = _rows(current)
-    held = holder(current.home)
+    user = holder(current.home)
     if as_json:
-        body = {"home": str(current.home), "held_by": _as_json(held), "services": rows}
+        body = {"home": str(current.home), "held_by": _as_json(user), "services": rows}
         typer.echo(json.dumps(body, indent=1))
         return
     table = Table(title=f"Home {current.home}", title_justify="left")
@@ -78,15 +78,15 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for
             f"{since:%Y-%m-%d %H:%M:%S}" if since else "",
         )  # fmt: skip
     console().print(table)
-    say(f"In use by {held}." if held else "No command uses this home now.")
+    say(f"In use by {user}." if user else "No command is using this home.")
 
 
 def clean(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
-    """Remove the home folder with all its data and the datasets that were built from it, after ending what runs in it."""
+    """Stop what runs in the home folder, then remove it with all its data and the datasets built from it."""
     current = settings()
     home = current.home
     if not home.exists():
-        say(f"Nothing to remove: there is no {home}.")
+        say(f"Nothing to remove: {home} does not exist.")
         return
     if not (home / SETTINGS_FILE).exists() or PROJECT_ROOT.is_relative_to(home):
         raise LifecycleError(
@@ -95,14 +95,14 @@ def clean(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] 
     datasets = _built_datasets(current)
     if not yes:
         if not sys.stdin.isatty():
-            raise LifecycleError(f"This removes {home} for good, and nobody is here to be asked: add --yes.")
+            raise LifecycleError(f"This removes {home} for good, and there is no terminal to ask on: add --yes.")
         size = sum(file.lstat().st_size for file in home.rglob("*") if file.is_file())
         built = f", and {len(datasets)} built datasets in {current.datasets_root}" if datasets else ""
         typer.confirm(f"Remove {home} ({human_size(size)}) with its database, archives and models{built}?", abort=True)
     for folder in (home, *home.glob("histories/*")):
         if (folder / SETTINGS_FILE).exists():
             _end(current.model_copy(update={"home": folder}))
-    # Versions never change: left behind, they would refuse the next home's datasets of the same days.
+    # Versions never change: any left behind would block the next home's datasets of the same days.
     for folder in datasets:
         shutil.rmtree(folder)
     shutil.rmtree(home)
@@ -110,7 +110,7 @@ def clean(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] 
 
 
 def _built_datasets(current: Settings) -> list[Path]:
-    """Dataset versions of the default home, which lie beside it in `datasets/`; those of other homes lie inside them."""
+    """Dataset versions of the default home, which are outside it in `datasets/`; those of other homes are inside the home."""
     root = Path(current.datasets_root)
     if current.home.is_relative_to(root) or root.is_relative_to(current.home) or current.datasets or current.store:
         return []
@@ -118,7 +118,7 @@ def _built_datasets(current: Settings) -> list[Path]:
 
 
 def _tend(supervisor: Supervisor) -> None:
-    """Watch the services until a signal comes."""
+    """Watch the services until a signal arrives."""
     try:
         while True:
             supervisor.tend()
@@ -129,12 +129,12 @@ def _tend(supervisor: Supervisor) -> None:
 
 
 def _end(current: Settings) -> None:
-    """End whoever holds the home, then what a killed start left behind, then the embedded PostgreSQL."""
-    held = holder(current.home)
-    if held is not None:
-        _ask_to_end(held, current.home)
+    """Stop the command that uses the home, then what a killed command left running, then the embedded PostgreSQL."""
+    user = holder(current.home)
+    if user is not None:
+        _ask_to_end(user, current.home)
     if records(current.home):
-        # Entering ends them and closes their runs, leaving stops PostgreSQL.
+        # Entering the stack stops them and closes their runs; leaving it stops PostgreSQL.
         with Stack(current, "lifecycle down", say=say):
             return
     if current.embedded:
@@ -142,23 +142,23 @@ def _end(current: Settings) -> None:
             embedded_server(current).stop()
 
 
-def _ask_to_end(held: Holder, home: Path) -> None:
-    say(f"Ending {held} …")
+def _ask_to_end(user: Holder, home: Path) -> None:
+    say(f"Stopping {user} …")
     try:
-        os.kill(held.pid, signal.SIGTERM)
+        os.kill(user.pid, signal.SIGTERM)
     except ProcessLookupError:
         return
     deadline = time.monotonic() + _DOWN_SECONDS
     while holder(home) is not None:
         if time.monotonic() > deadline:
             raise LifecycleError(
-                f"{held} did not end within {_DOWN_SECONDS} s: `kill -9 {held.pid}`, then `lifecycle down` again."
+                f"{user} did not stop within {_DOWN_SECONDS} s: run `kill -9 {user.pid}`, then `lifecycle down` again."
             )
         time.sleep(0.1)
 
 
 def _show_start(stack: Stack) -> None:
-    """Wait until all is ready: a live table on a terminal, a line a service elsewhere, the table at the end of both."""
+    """Wait until all services are ready. On a terminal the table is live; elsewhere each service gets a line, and the table follows."""
     screen = console()
     started = time.monotonic()
     if screen.is_terminal:
@@ -232,5 +232,5 @@ def _postgres_row(current: Settings) -> dict[str, Any]:
     return {**row, "state": "running", "url": where(current.platform_url), "pid": process.pid, "since": since}
 
 
-def _as_json(held: Holder | None) -> dict[str, Any] | None:
-    return None if held is None else {"command": held.purpose, "pid": held.pid, "since": held.since.isoformat()}
+def _as_json(user: Holder | None) -> dict[str, Any] | None:
+    return None if user is None else {"command": user.purpose, "pid": user.pid, "since": user.since.isoformat()}

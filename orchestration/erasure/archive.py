@@ -1,4 +1,4 @@
-"""A unit in the event archive and in the cleaned events: each file that holds it is written anew, the others are only looked at."""
+"""A unit in the event archive and in the cleaned events: only the files that contain it are rewritten."""
 
 import io
 import json
@@ -23,9 +23,9 @@ from eventlog.archive.hours import ArchivedHour, archive_lock, archived_hours, r
 from eventlog.archive.manifest import folder_of, read_manifest, record_files
 from eventlog.archive.period_file import ArchiveError
 from eventlog.archive.reader import EventReadError
-from eventlog.archive.rewrite import rewrite_period
+from eventlog.archive.row_removal import rewrite_period
 from foundation.object_store import FileFacts, ObjectStore, StoreError
-from orchestration.erasure.records import ErasureError, Found, Mode, Progress, Unit
+from orchestration.erasure.findings import ErasureError, Found, Mode, Progress, Unit
 
 CLEANED = "cleaned"
 _LATE = "SELECT key FROM exp.archived_hours WHERE late ORDER BY hour"
@@ -46,7 +46,7 @@ _payload = msgspec.json.Decoder(_Payload).decode
 
 
 def wait_for_archive(connection: psycopg.Connection[Any], days: Iterable[datetime], first_day: date) -> None:
-    """Return once whoever archives or restores these days now is done: what they read may be older than the erasure."""
+    """Wait for archive and restore runs of these days to end: they may have read rows from before the erasure."""
     locks = {date.min if day.date() < first_day else day.date() for day in days}
     for day in sorted(locks):
         with archive_lock(connection, [day]):
@@ -54,36 +54,44 @@ def wait_for_archive(connection: psycopg.Connection[Any], days: Iterable[datetim
 
 
 def archived_events(
-    connection: psycopg.Connection[Any], store: ObjectStore, unit: Unit, mode: Mode, first_day: date, told: Progress
+    connection: psycopg.Connection[Any],
+    store: ObjectStore,
+    unit: Unit,
+    mode: Mode,
+    first_day: date,
+    on_progress: Progress,
 ) -> Iterator[Found]:
-    """The unit's events in the archive. `connection` is idle. Raises ErasureError for files that could not be done, StoreError."""
+    """The unit's events in the archive. `connection` is idle.
+
+    Raises ErasureError for files that can't be read or rewritten, and StoreError.
+    """
     keys = archived_keys(store)
     if mode.change:
         _complete(connection, store, keys, first_day)
     rewritten = partial(_rewritten, unit=unit, pseudonym=mode.pseudonym)
 
-    def one(key: str) -> int:
+    def erase_from(key: str) -> int:
         with store.local_file(key) as path, ArchivedFile(path) as file:
             mine = sum(pc.sum(_is_of(group, unit)).as_py() or 0 for group in file.groups(_NAMES))
             if not mine or not mode.change:
                 return int(mine)
             kept = sum((count_table(rewritten(group)) for group in file.groups()), Counted())
-        # Late events that are not in the file go in first: what is written is noted as all that PostgreSQL has.
+        # Late events that are missing in the file are archived first: the rewritten file is recorded as holding all of PostgreSQL's.
         if not _holds_all(connection, key, kept):
             _archive(connection, store, key, first_day)
-        # Killed between the file and its row, it is archived again: by `_complete`, or by the schedule.
+        # After a kill between the file and its row, the hour is archived again: by `_complete`, or by the schedule.
         with connection.transaction():
             record_late(connection, period_of(key)[0])
         rewrite_period(connection, store, key, rewritten)
         return int(mine)
 
-    yield from _through("archived hours", store.uri("events"), keys, one, mode.done, told)
+    yield from _through("archived hours", store.uri("events"), keys, erase_from, mode.done, on_progress)
 
 
-def cleaned_events(store: ObjectStore, unit: Unit, mode: Mode, told: Progress) -> Iterator[Found]:
-    """The unit's events among the cleaned days and the cleaned history. Raises ErasureError for files that can't be read, StoreError."""
+def cleaned_events(store: ObjectStore, unit: Unit, mode: Mode, on_progress: Progress) -> Iterator[Found]:
+    """The unit's events in the cleaned days and the cleaned history. Raises ErasureError for files that can't be read, and StoreError."""
 
-    def one(key: str) -> int:
+    def erase_from(key: str) -> int:
         with store.local_file(key) as path:
             mine = pc.sum(_is_of(pq.ParquetFile(path).read(_NAMES, use_threads=False), unit)).as_py() or 0
         if mine and mode.change:
@@ -94,40 +102,40 @@ def cleaned_events(store: ObjectStore, unit: Unit, mode: Mode, told: Progress) -
         return int(mine)
 
     keys = [key for key in store.list(CLEANED) if key.endswith(".parquet")]
-    yield from _through("cleaned days", store.uri(CLEANED), keys, one, mode.done, told)
+    yield from _through("cleaned days", store.uri(CLEANED), keys, erase_from, mode.done, on_progress)
 
 
 def _through(
-    what: str, place: str, keys: list[str], one: Callable[[str], int], done: str, told: Progress
+    what: str, place: str, keys: list[str], erase_from: Callable[[str], int], done: str, on_progress: Progress
 ) -> Iterator[Found]:
-    """Every file, with what `one` finds in it; a broken one does not keep the others from being done."""
+    """Call `erase_from`, which returns the unit's rows, for every file. A broken file does not stop the others."""
     rows = files = 0
     problems: list[str] = []
     for number, key in enumerate(keys):
-        told(what, number, len(keys))
+        on_progress(what, number, len(keys))
         try:
-            mine = one(key)
+            mine = erase_from(key)
         except pa.ArrowInvalid as error:
             problems.append(
-                f"{place.removesuffix(key.partition('/')[0])}{key} can't be read ({error}): bring it back from a backup."
+                f"{place.removesuffix(key.partition('/')[0])}{key} can't be read ({error}): restore it from a backup."
             )
         except (ArchiveError, EventReadError, NotAnArchiveError) as error:
             problems.append(str(error))
-        except StoreError as error:  # the next one would wait for the store as long
+        except StoreError as error:  # the next file would wait just as long for the store
             problems.append(str(error))
             break
         else:
             rows, files = rows + mine, files + bool(mine)
-    told(what, len(keys), len(keys))
+    on_progress(what, len(keys), len(keys))
     if rows:
         yield Found(f"{place}, {files:,} file{'s' * (files != 1)}", rows, done)
     if problems:
-        more = f" {len(problems) - 1} more could not be done, either." if len(problems) > 1 else ""
+        more = f" {len(problems) - 1} more files failed too." if len(problems) > 1 else ""
         raise ErasureError(f"{problems[0]}{more}")
 
 
 def _complete(connection: psycopg.Connection[Any], store: ObjectStore, keys: list[str], first_day: date) -> None:
-    """Make good what a killed rewriting left: a file that its row does not know of, or a row that its manifest does not."""
+    """Repair what a killed rewrite left: a file that its row does not describe, or a row that is missing in its manifest."""
     there = set(keys)
     with connection.cursor(row_factory=scalar_row) as cursor:
         marked = [key for key in cursor.execute(_LATE).fetchall() if key in there]
@@ -146,7 +154,7 @@ def _complete(connection: psycopg.Connection[Any], store: ObjectStore, keys: lis
 
 
 def _holds_all(connection: psycopg.Connection[Any], key: str, kept: Counted) -> bool:
-    """Whether no event of PostgreSQL is missing from a file that will hold `kept`."""
+    """Whether a file that will hold `kept` contains all events that PostgreSQL has of its period."""
     with connection.transaction():
         counted = sum(count_in_database(connection, "1 hour", *period_of(key)).values(), Counted())
     return not counted.rows or (counted.rows, counted.checksum) == (kept.rows, kept.checksum)
@@ -160,7 +168,7 @@ def _archive(connection: psycopg.Connection[Any], store: ObjectStore, key: str, 
 
 
 def _rows(connection: psycopg.Connection[Any]) -> dict[str, ArchivedHour]:
-    """What is noted of each file, by key."""
+    """The row in exp.archived_hours of each file, by key."""
     ever = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
     return {row.key: row for row in archived_hours(connection, *ever).values()}
 
@@ -212,7 +220,7 @@ def _where(rows: list[bool], texts: Any, change: Any) -> pa.Array:
 
 
 def _kept_context(text: str | None) -> str:
-    """The context as PostgreSQL keeps it (database.py), as jsonb would write it."""
+    """The same context that PostgreSQL keeps (database.py), formatted as jsonb formats it."""
     try:
         version = _context(text or "{}").policy_version_id
     except (msgspec.MsgspecError, RecursionError):

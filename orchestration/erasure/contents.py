@@ -1,9 +1,9 @@
-"""A unit in the bytes of a file: which rows are about it, and the file without them. Parquet, JSON, JSON lines, CSV and plain text.
+"""A unit in the bytes of a file: the rows about it, and the file without them. Parquet, JSON, JSON lines, CSV and plain text.
 
-A row is a unit's where a field named `unit_id` (beside a `unit_type`, if there is one), `household_id`, `user_id` or `session_id`, or the
-`id` in a `household`, `user` or `session`, holds its id as text or as a number; or where an `event_id` is one of its events'.
-Rows are those of a table, lines, and the elements of a list; an object that is no row loses only the fields that are the unit's.
-In prose only its events' ids are looked for: an id such as `12` would be found everywhere.
+A row belongs to a unit if its id, as text or as a number, is in `unit_id` (with a matching `unit_type`, if there is one), in
+`household_id`, `user_id` or `session_id`, or in the `id` of a `household`, `user` or `session`; or if `event_id` names one of its events.
+Table rows, lines and list elements count as rows. Any other object only loses the fields about the unit.
+Prose is searched only for ids of the unit's events: an id such as `12` would match everywhere.
 """
 
 import csv
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orchestration.erasure.records import Unit
+from orchestration.erasure.findings import Unit
 
 UNREADABLE = (pa.ArrowInvalid, UnicodeDecodeError, ValueError, RecursionError, csv.Error)
 
@@ -28,12 +28,12 @@ _COMPARED = (*_TEXTS, pa.types.is_integer, pa.types.is_floating, pa.types.is_dec
 
 
 class UncomparableError(ValueError):
-    """A column has a name that ids of units stand under, and a type that no id can be looked for in; the message is a clause."""
+    """A column is named like a unit id but has a type that can't be compared with one. The message is a clause, not a sentence."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a unit is known by in files: itself, and the ids of events that were found to be its."""
+    """What identifies a unit in files: its own id, and the ids of its known events."""
 
     unit: Unit
     event_ids: frozenset[str] = frozenset()
@@ -48,25 +48,25 @@ class Contents:
 
 
 def readable(name: str) -> bool:
-    """Whether files of this name are looked into."""
+    """Whether files with this name are searched."""
     return PurePosixPath(name).suffix.lower() in _FORMATS
 
 
 def look_into(name: str, data: bytes, trace: Trace) -> Contents:
-    """The rows of the unit in a file of that name. Raises one of UNREADABLE where it is not what its name says."""
+    """The unit's rows in a file with this name. Raises one of UNREADABLE if the content does not match the file's suffix."""
     return _FORMATS[PurePosixPath(name).suffix.lower()](data, trace)
 
 
 def mask(table: pa.Table, trace: Trace) -> pa.Array:
-    """Which rows of a table are the unit's. Raises UncomparableError."""
-    found = np.zeros(table.num_rows, bool)
+    """Which rows of a table belong to the unit. Raises UncomparableError."""
+    matches = np.zeros(table.num_rows, bool)
     leaves = list(_leaves(table))
     by_path = {leaf.path: leaf for leaf in leaves}
     for leaf in leaves:
         hit = _hit(leaf, by_path.get((*leaf.path[:-1], "unit_type")), trace)
         if hit is not None:
-            found[leaf.rows.filter(pc.fill_null(hit, False)).to_numpy()] = True
-    return pa.array(found)
+            matches[leaf.rows.filter(pc.fill_null(hit, False)).to_numpy()] = True
+    return pa.array(matches)
 
 
 def event_ids(table: pa.Table, trace: Trace) -> frozenset[str]:
@@ -99,9 +99,9 @@ def _below(path: tuple[str, ...], values: pa.Array, rows: pa.Array) -> Iterator[
         for index in range(kind.num_fields):
             yield from _below((*path, kind.field(index).name), pc.struct_field(values, [index]), rows)
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        # A list that is null may still lie on values, which are nobody's.
-        there = values.is_valid()
-        values, rows = values.filter(there), rows.filter(there)
+        # A null list may still have child values, which belong to no row.
+        valid = values.is_valid()
+        values, rows = values.filter(valid), rows.filter(valid)
         yield from _below(path, pc.list_flatten(values), rows.take(pc.list_parent_indices(values)))
     else:
         yield _Leaf(path, values, rows)
@@ -113,18 +113,18 @@ def _hit(leaf: _Leaf, unit_type: _Leaf | None, trace: Trace) -> pa.Array | None:
         return pc.is_in(_texts(leaf), pa.array(sorted(trace.event_ids), pa.large_string())) if trace.event_ids else None
     if last == "unit_id":
         hit = pc.equal(_texts(leaf), unit_id)
-        beside = unit_type is not None and unit_type.rows.equals(leaf.rows)
-        return pc.and_(hit, pc.equal(_texts(unit_type), kind)) if unit_type is not None and beside else hit
+        same_rows = unit_type is not None and unit_type.rows.equals(leaf.rows)
+        return pc.and_(hit, pc.equal(_texts(unit_type), kind)) if unit_type is not None and same_rows else hit
     return pc.equal(_texts(leaf), unit_id) if last == f"{kind}_id" or leaf.path[-2:] == (kind, "id") else None
 
 
 def _texts(leaf: _Leaf) -> pa.Array:
-    """Values as text, numbers as they are written. Raises UncomparableError."""
+    """Values as text, whole numbers without a decimal point. Raises UncomparableError."""
     kind = leaf.values.type
     if not any(is_it(kind) for is_it in _COMPARED):
         raise UncomparableError(f"its column {'.'.join(leaf.path)} holds {kind}, which can't be compared with an id")
     texts = pc.cast(leaf.values, pa.large_string())
-    # A column of numbers in which some are missing often comes as floats.
+    # Integer columns with missing values are often stored as floats.
     return texts if any(is_it(kind) for is_it in _TEXTS) else pc.replace_substring_regex(texts, r"\.0+$", "")
 
 
@@ -156,42 +156,42 @@ def _csv(data: bytes, trace: Trace) -> Contents:
     kept = [row for row in rows[1:] if not _about(dict(zip(header, row, strict=False)), trace)]
     if len(kept) == len(rows[1:]):
         return Contents(0, data)
-    made = io.StringIO(newline="")
-    csv.writer(made, lineterminator="\n").writerows([header, *kept])
-    return Contents(len(rows) - 1 - len(kept), made.getvalue().encode())
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([header, *kept])
+    return Contents(len(rows) - 1 - len(kept), text.getvalue().encode())
 
 
 def _text(data: bytes, trace: Trace) -> Contents:
     lines = data.decode().splitlines(keepends=True)
-    kept = [line for line in lines if not _tells_of(line, trace)]
+    kept = [line for line in lines if not _mentions(line, trace)]
     return Contents(len(lines) - len(kept), "".join(kept).encode())
 
 
 def _without(value: Any, trace: Trace) -> tuple[int, Any]:
-    """How often the unit stands in it, and the value without that: elements leave their lists, a field loses its value."""
+    """How often the unit occurs in a value, and the value without it: list elements are removed, fields become null."""
     if _names(value, trace):
         return 1, None
     if isinstance(value, dict):
         parts = {name: _without(item, trace) for name, item in value.items()}
         return sum(rows for rows, _ in parts.values()), {name: kept for name, (_, kept) in parts.items()}
     if isinstance(value, list):
-        # The elements of a list are rows, as lines are: one that holds the unit goes as a whole.
+        # List elements are rows, as lines are: an element about the unit is removed as a whole.
         left = [_without(item, trace) for item in value if not _about(item, trace)]
         return len(value) - len(left) + sum(rows for rows, _ in left), [kept for _, kept in left]
     return 0, value
 
 
 def _about(row: Any, trace: Trace) -> bool:
-    """Whether a row, with the objects in it but not their lists, is the unit's."""
+    """Whether a row is about the unit, by its own fields or those of nested objects; lists in it are not searched."""
     if _names(row, trace):
         return True
     return isinstance(row, dict) and any(_about(item, trace) for item in row.values() if isinstance(item, dict))
 
 
 def _names(value: Any, trace: Trace) -> bool:
-    """Whether a value itself tells of the unit: an object by its own fields."""
+    """Whether a value itself names the unit; an object only by its own fields."""
     if isinstance(value, str):
-        return _tells_of(value, trace)
+        return _mentions(value, trace)
     if not isinstance(value, dict):
         return False
     kind, unit_id = trace.unit.unit_type, trace.unit.unit_id
@@ -205,13 +205,13 @@ def _names(value: Any, trace: Trace) -> bool:
 
 
 def _as_text(value: Any) -> str | None:
-    """An id as text, a number as it is written; None for what is no id."""
+    """An id as text, whole numbers without a decimal point; None for anything that can't be an id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
-def _tells_of(text: str, trace: Trace) -> bool:
+def _mentions(text: str, trace: Trace) -> bool:
     return any(event_id in text for event_id in trace.event_ids)
 
 

@@ -1,4 +1,4 @@
-"""A unit in PostgreSQL: noted as erased, and its events, assignments and overrides removed or pseudonymised, in one transaction."""
+"""A unit in PostgreSQL: one transaction records it as erased, and removes or pseudonymises its events, assignments and overrides."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from psycopg.rows import scalar_row, tuple_row
 from eventlog.archive.hours import hold_archive
 from eventlog.erased_units import record_erased_unit
 from eventlog.partitions import LEAVING, LeavingDay, leaving_days
-from orchestration.erasure.records import Unit
+from orchestration.erasure.findings import Unit
 
 PSEUDONYM = "erased-{}"
 
@@ -26,7 +26,7 @@ UPDATE exp.erased_units SET pseudonym = coalesce(pseudonym, gen_random_uuid()) W
 _FORGET = "UPDATE exp.erased_units SET pseudonym = NULL WHERE unit_hash = decode(%s, 'hex')"
 
 _MINE = "unit_type = %(type)s AND unit_id = %(id)s"
-# A run's overrides and those who ever had one go by the run's type of unit.
+# Overrides, current and past, have the unit type of their run.
 _OF_ITS_TYPE = "experiment_id IN (SELECT id FROM exp.experiments WHERE unit_type = %(type)s) AND unit_id = %(id)s"
 _OVERRIDING = "unit_type = %(type)s AND overrides ? %(id)s"
 
@@ -43,12 +43,12 @@ _RENAME = {
     "exp.assignments": f"UPDATE exp.assignments SET unit_id = %(pseudonym)s WHERE {_MINE}",
     "exp.overridden_units": f"UPDATE exp.overridden_units SET unit_id = %(pseudonym)s WHERE {_OF_ITS_TYPE}",
 }
-# Nobody is shown anything by an override of a unit that is gone.
+# An override of an erased unit has no effect any more.
 _NO_OVERRIDE = f"UPDATE exp.experiments SET overrides = overrides - %(id)s WHERE {_OVERRIDING}"
 _EVENTS = sql.Identifier("exp", "events")
 _COUNT_EVENTS = f"SELECT count(*) FROM {{table}} WHERE {_MINE}"
 _REMOVE_EVENTS = sql.SQL("DELETE FROM {table}"), sql.SQL(f" WHERE {_MINE}")
-# What is kept of a context and a payload is what numbers are made by.
+# Only the parts of context and payload that aggregates use are kept.
 _RENAME_EVENTS = (
     sql.SQL("UPDATE {table}"),
     sql.SQL(f"""
@@ -64,7 +64,7 @@ WITH changed AS ({change} RETURNING "timestamp", tableoid)
 SELECT date_trunc('day', changed."timestamp", 'UTC'), pg_class.relname, count(*)
 FROM changed JOIN pg_class ON pg_class.oid = changed.tableoid GROUP BY 1, 2
 """
-_NOTE_DAY = """
+_RECORD_DAY = """
 INSERT INTO exp.erased_days (day, partition) VALUES (%s, %s)
 ON CONFLICT (day) DO UPDATE SET partition = excluded.partition, erased_at = excluded.erased_at
 """
@@ -77,21 +77,21 @@ WHERE (before ->> 'unit_type' = %(type)s AND before -> 'overrides' ? %(id)s)
 
 @dataclass(frozen=True)
 class Erased:
-    """What became of the unit in PostgreSQL: rows by table, the days (UTC midnights) of its events, how many of them dbt makes anew."""
+    """What was changed in PostgreSQL: rows by table, the days (UTC midnights) of the unit's events, how many of them dbt will rebuild."""
 
     rows: dict[str, int]
     days: tuple[datetime, ...]
-    days_anew: int
+    days_to_rebuild: int
 
 
 def hash_of(connection: psycopg.Connection[Any], unit: Unit) -> str:
-    """What stands for the unit in the audit log, in hexadecimal: the salted hash of `exp.erased_units`."""
+    """The salted hash of `exp.erased_units`, in hexadecimal, which identifies the unit in the audit log."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         return str(cursor.execute(_HASH, _names(unit)).fetchone())
 
 
 def draw_pseudonym(connection: psycopg.Connection[Any], unit: Unit) -> str:
-    """The pseudonym of an erasure that is under way, the same after a kill; the unit is noted as erased. In the caller's transaction."""
+    """Record the unit as erased and return the pseudonym of this erasure, the same after a kill. Uses the caller's transaction."""
     record_erased_unit(connection, unit.unit_type, unit.unit_id)
     with connection.cursor(row_factory=scalar_row) as cursor:
         drawn: UUID | None = cursor.execute(_DRAW, (hash_of(connection, unit),)).fetchone()
@@ -99,12 +99,12 @@ def draw_pseudonym(connection: psycopg.Connection[Any], unit: Unit) -> str:
 
 
 def forget_pseudonym(connection: psycopg.Connection[Any], unit: Unit) -> None:
-    """From now on nothing says which unit the pseudonym stands for. In the caller's transaction."""
+    """Delete the link between the unit and its pseudonym. Uses the caller's transaction."""
     connection.execute(_FORGET, (hash_of(connection, unit),))
 
 
 def counts(connection: psycopg.Connection[Any], unit: Unit) -> dict[str, int]:
-    """How many rows of the unit each table holds; days on their way out count among the events."""
+    """How many rows of the unit each table holds; days that retention is dropping are included in the events."""
     names = _names(unit)
     with connection.transaction(), connection.cursor(row_factory=scalar_row) as cursor:
         tables = [_EVENTS, *(leaving.table for leaving in _hold_unseen(connection))]
@@ -115,33 +115,33 @@ def counts(connection: psycopg.Connection[Any], unit: Unit) -> dict[str, int]:
 
 
 def erase(connection: psycopg.Connection[Any], unit: Unit, pseudonym: str | None) -> Erased:
-    """Note the unit as erased and take it out of every table, in the caller's transaction; with a pseudonym its rows stay under that.
+    """Record the unit as erased and remove it from every table, in the caller's transaction; with a pseudonym, its rows are renamed.
 
-    Days that retention is about to drop are changed as well. The other days of removed events are noted, so that dbt makes their aggregates
-    anew.
+    Days that retention is about to drop are changed as well. The other days of removed events are recorded, so that dbt rebuilds their
+    aggregates.
     """
-    # Before anything is locked that the archive may wait for: who is dropping such a day is waited for.
+    # Wait for running drops of such days before this transaction locks anything that the archive may wait for.
     _hold_unseen(connection)
     record_erased_unit(connection, unit.unit_type, unit.unit_id)
     names = _names(unit, pseudonym)
-    # Overrides first: a trigger notes everybody in them as overridden.
+    # Overrides first: a trigger records every unit in them as overridden.
     rows = {"exp.experiments, overrides": connection.execute(_NO_OVERRIDE, names).rowcount}
     for table, change in (_RENAME if pseudonym else _REMOVE).items():
         rows[table] = connection.execute(change, names).rowcount
     with connection.cursor(row_factory=tuple_row) as cursor:
         events = cursor.execute(_by_day(_EVENTS, pseudonym), names).fetchall()
-        # Listed only now: none that was attached can become one unseen, as this transaction uses it.
+        # Listed only now: this transaction uses exp.events, so no attached day can be detached meanwhile.
         for leaving in _hold_unseen(connection):
             events += cursor.execute(_by_day(leaving.table, pseudonym), names).fetchall()
-        # Of a day that leaves dbt sees nothing, or soon will: it would make empty aggregates of it.
+        # dbt no longer sees a day that is being dropped, or soon won't, and would rebuild its aggregates as empty.
         gone = {day for day, partition, _ in events if partition.endswith(LEAVING)}
-        noted = [] if pseudonym else [(day, partition) for day, partition, _ in events if day not in gone]
-        cursor.executemany(_NOTE_DAY, noted)
+        to_rebuild = [] if pseudonym else [(day, partition) for day, partition, _ in events if day not in gone]
+        cursor.executemany(_RECORD_DAY, to_rebuild)
     rows["exp.events"] = sum(count for _, _, count in events)
     return Erased(
         {"exp.events": rows["exp.events"], **{table: rows[table] for table in _COUNTS}},
         tuple(sorted({day for day, _, _ in events})),
-        len(noted),
+        len(to_rebuild),
     )
 
 
@@ -151,12 +151,15 @@ def _by_day(table: sql.Identifier, pseudonym: str | None) -> sql.Composed:
 
 
 def _hold_unseen(connection: psycopg.Connection[Any]) -> list[LeavingDay]:
-    """The days on their way out that `exp.events` no longer shows, which nobody archives or drops until the caller's transaction ends."""
+    """Lock and return the days that retention is dropping and `exp.events` no longer shows.
+
+    Nothing archives or drops them until the caller's transaction ends.
+    """
     before = leaving_days(connection)
     hold_archive(connection, (leaving.day for leaving in before))
-    # Some were dropped while they were waited for: what they held is in the archive.
-    held = {leaving.name for leaving in before}
-    return [one for one in leaving_days(connection) if one.name in held and (one.pending or not one.attached)]
+    # Days that were dropped while this waited are in the archive.
+    locked = {leaving.name for leaving in before}
+    return [day for day in leaving_days(connection) if day.name in locked and (day.pending or not day.attached)]
 
 
 def audited(connection: psycopg.Connection[Any], unit: Unit) -> int:

@@ -1,4 +1,4 @@
-"""What names a unit and is not the platform's to change: the product's tables, the configuration files, the audit log."""
+"""A unit in places that the platform does not change: the product's tables, the configuration files, the audit log."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +9,12 @@ import psycopg
 
 from experimentation.config.files import read_config
 from orchestration.erasure.database import audited
-from orchestration.erasure.records import Found, Unit
+from orchestration.erasure.findings import Found, Unit
 from product.installed import installed_product
 
 
 def product_tables(connection: psycopg.Connection[Any], unit: Unit) -> Iterator[Found]:
-    """Rows of the product's tables that carry the unit's id: `household_id`, or the `id` of a table `households`."""
+    """Rows of the product's tables that have the unit's id in `household_id`, or in the `id` of a table `households`."""
     for name, frame in installed_product().domain_tables(connection).items():
         column = "id" if name == f"{unit.unit_type}s" else f"{unit.unit_type}_id"
         rows = frame.filter(pl.col(column) == unit.unit_id).height if column in frame.columns else 0
@@ -32,7 +32,7 @@ def configuration(folder: Path, unit: Unit) -> Iterator[Found]:
             yield Found(
                 f"{place.file}:{place.line}, overrides of {entry.name}",
                 1,
-                "kept: take it out before the next lifecycle sync",
+                "kept: remove it before the next lifecycle sync",
                 kept=True,
             )
 

@@ -1,6 +1,6 @@
-"""A unit's events that are on their way into PostgreSQL: in the spools of this machine, and among the dead letters.
+"""A unit's events that are not yet in PostgreSQL: in the spools of this machine, and among the dead letters.
 
-What was never stored is removed, whatever is done with the rest: nothing counts it yet.
+They are always removed, even when stored events are pseudonymised: no aggregate counts them yet.
 """
 
 import time
@@ -13,7 +13,7 @@ import psycopg
 
 from eventlog.dead_letters import delete_dead_letters, list_dead_letters
 from eventlog.spool import read_segment, rewrite_segment, take_over, writer_folders
-from orchestration.erasure.records import ErasureError, Found, Unit
+from orchestration.erasure.findings import ErasureError, Found, Unit
 
 WAIT_SECONDS = 15.0
 """How long a running API is given to drain its spool, which it does twice a second while PostgreSQL answers."""
@@ -30,7 +30,7 @@ _decode = msgspec.json.Decoder(_Named).decode
 
 
 def dead_letters_of(connection: psycopg.Connection[Any], unit: Unit, change: bool) -> Iterator[Found]:
-    """Dead letters of the unit, removed where `change`, a page a transaction."""
+    """Dead letters of the unit. With `change` they are removed, one page per transaction."""
     rows = last = 0
     while page := list_dead_letters(connection, after=last, limit=_PAGE):
         mine = [letter.id for letter in page if _is_of(letter.event, unit)]
@@ -43,9 +43,9 @@ def dead_letters_of(connection: psycopg.Connection[Any], unit: Unit, change: boo
 
 
 def spooled_events(root: Path, unit: Unit, change: bool, wait_seconds: float = WAIT_SECONDS) -> Iterator[Found]:
-    """Spooled events of the unit: taken out of what dead processes left; a running API drops its own as it drains.
+    """Spooled events of the unit. They are removed from the spools of dead processes; a running API drops its own while it drains.
 
-    Raises ErasureError when it did not within `wait_seconds`, or where a segment that a person has to look at holds the unit; OSError.
+    Raises ErasureError if the API did not within `wait_seconds`, or if a damaged segment contains the unit; also OSError.
     """
     if not change:
         rows = sum(_count(path, unit) for path in _segments(root))
@@ -59,15 +59,15 @@ def spooled_events(root: Path, unit: Unit, change: bool, wait_seconds: float = W
 
 
 def _take_out(folder: Path, unit: Unit) -> int:
-    """Rewrite a dead writer's segments without the unit; how many records that were."""
+    """Rewrite a dead writer's segments without the unit; returns how many records were removed."""
     taken = 0
     with take_over(folder) as segments:
         for path in segments or ():
-            # What a killed rewriting left beside it.
+            # Left by a killed rewrite.
             path.with_suffix(".new").unlink(missing_ok=True)
             segment = read_segment(path)
             kept = [record for record in segment.records if not _is_of(record, unit)]
-            # A damaged one may hold more than can be read: it is drained as it is, and then a person has to look at it.
+            # A damaged segment may hold more than can be read: it is drained unchanged, and then a person has to look at it.
             if len(kept) == len(segment.records) or segment.damaged:
                 continue
             if kept:
@@ -82,16 +82,16 @@ def _wait_for_writers(root: Path, unit: Unit, wait_seconds: float) -> None:
     deadline = time.monotonic() + wait_seconds
     while held := {path: rows for path in _segments(root) if (rows := _count(path, unit))}:
         if all(path.parent.name == "damaged" for path in held) or time.monotonic() >= deadline:
-            named = ", ".join(str(path) for path in held)
+            paths = ", ".join(str(path) for path in held)
             raise ErasureError(
-                f"{sum(held.values())} spooled events of it are still in {named}: a running API drops them as it drains its spool into "
-                "PostgreSQL, and a damaged segment is yours to look at and to remove; run this again then."
+                f"{sum(held.values())} spooled events of the unit are still in {paths}: a running API drops them as it drains its spool "
+                "into PostgreSQL; look at a damaged segment and remove it. Then run this again."
             )
         time.sleep(_EVERY_SECONDS)
 
 
 def _segments(root: Path) -> list[Path]:
-    """Those of writers, and the damaged ones that were kept aside."""
+    """The segments of writers, and damaged segments that were set aside."""
     return sorted({*root.glob("*/*.events"), *root.glob("damaged/*")})
 
 
@@ -104,7 +104,7 @@ def _count(path: Path, unit: Unit) -> int:
 
 def _is_of(record: bytes, unit: Unit) -> bool:
     try:
-        named = _decode(record)
-    except msgspec.MsgspecError:  # no event: nobody's
+        event = _decode(record)
+    except msgspec.MsgspecError:  # not an event, so it belongs to no unit
         return False
-    return (named.unit_type, named.unit_id) == (unit.unit_type, unit.unit_id)
+    return (event.unit_type, event.unit_id) == (unit.unit_type, unit.unit_id)

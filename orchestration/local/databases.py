@@ -25,7 +25,7 @@ def ensure_reachable(settings: Settings) -> None:
     if not _is_postgres_address(settings.platform_url):
         # Not shown: what can't be read can't be shown without its password either.
         raise LifecycleError(
-            "DATABASE_URL is no PostgreSQL address: write it as postgresql://user:password@host:port/database."
+            "DATABASE_URL is not a PostgreSQL address: write it as postgresql://user:password@host:port/database."
         )
     siblings = ["dagster"] if settings.mlflow_tracking_uri else ["dagster", "mlflow"]
     try:

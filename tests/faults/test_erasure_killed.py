@@ -1,4 +1,4 @@
-"""An erasure that is killed, again and again, each time a bit later: run once more it ends where one that was never killed ends."""
+"""An erasure that is killed again and again, each time a bit later: the last run ends in the same state as one without kills."""
 
 import signal
 import subprocess
@@ -20,16 +20,16 @@ pytest_plugins = ["erasure_worlds"]
 ROOT = Path(__file__).resolve().parents[2]
 USER = UNITS[0]
 DIES_BEFORE = (
-    # module, function, which of its calls is the last
-    ("orchestration.erasure.archive", "wait_for_archive", 1, "PostgreSQL is done"),
+    # module, function, the call of it that is killed, where that is
+    ("orchestration.erasure.archive", "wait_for_archive", 1, "after PostgreSQL"),
     ("orchestration.erasure.spools", "rewrite_segment", 1, "in the spool"),
-    ("orchestration.erasure.spools", "drop", 1, "before the dead letters"),
+    ("orchestration.erasure.spools", "delete_dead_letters", 1, "before the dead letters"),
     ("orchestration.erasure.archive", "rewrite_period", 3, "between two hours of the archive"),
-    ("eventlog.archive.rewrite", "record_files", 4, "between an hour's file and its manifest"),
+    ("eventlog.archive.row_removal", "record_files", 4, "between an hour's file and its manifest"),
     ("eventlog.archive.manifest", "_write", 2, "between an hour's row and its manifest"),
     ("orchestration.erasure.archive", "record_late", 2, "before an hour's file"),
     ("orchestration.erasure.archive", "_rewritten_frame", 2, "between two cleaned days"),
-    ("orchestration.erasure.database", "forget_pseudonym", 1, "nothing is left but to say so"),
+    ("orchestration.erasure.database", "forget_pseudonym", 1, "before the pseudonym is forgotten"),
 )
 SCRIPT = """
 import importlib, os, signal, sys
@@ -40,18 +40,18 @@ from orchestration.erasure import erase as module
 
 place, name, last, url, folder, pseudonymise = sys.argv[1:]
 target = importlib.import_module(place)
-whole, calls = getattr(target, name), []
+original, calls = getattr(target, name), []
 
 def dying(*arguments, **options):
     calls.append(1)
     if len(calls) == int(last):
         os.kill(os.getpid(), signal.SIGKILL)
-    return whole(*arguments, **options)
+    return original(*arguments, **options)
 
 setattr(target, name, dying)
 with psycopg.connect(url, autocommit=True) as connection:
     module.erase(
-        connection, platform_in(Path(folder)), UNITS[0], pseudonymise=pseudonymise == "yes", files=False, told=quiet, by="a test"
+        connection, platform_in(Path(folder)), UNITS[0], pseudonymise=pseudonymise == "yes", files=False, on_progress=quiet, by="a test"
     )
 """
 
@@ -67,7 +67,7 @@ def killed(world: World, place: str, name: str, last: int, pseudonymise: bool) -
 
 
 def everything(world: World, name: str | None) -> dict[str, Any]:
-    """All rows and files of events, the pseudonym replaced, as that is drawn anew in each world."""
+    """All rows and files of events, with the pseudonym replaced, which is random in each world."""
     columns = "id, unit_type, replace(unit_id, %s, 'X') AS unit, experiments, context, metrics, payload, timestamp, created_at, flags"
     tables = {
         "events": f"SELECT e::text FROM (SELECT {columns} FROM exp.events) e",
@@ -90,12 +90,12 @@ def pseudonym(world: World) -> str | None:
         for frame in world.frames().values()
         for name in frame.filter(pl.col("unit_id").str.starts_with("erased-"))["unit_id"]
     }
-    assert len(names) <= 1, "a kill must not make two of one"
+    assert len(names) <= 1, "a kill must not lead to two pseudonyms"
     return next(iter(names), None)
 
 
 def require_consistent_archive(world: World) -> None:
-    """Every file is the one that its row and its manifest tell of: it can be restored, and nothing is to be archived again."""
+    """Every file matches its row and its manifest: it can be restored, and nothing has to be archived again."""
     keys = archived_keys(world.store)
     noted = {file.key: file.sha256 for key in keys for file in read_manifest(world.store, folder_of(key))}
     rows = dict(world.rows("SELECT key, sha256 FROM exp.archived_hours WHERE NOT late"))
@@ -104,7 +104,7 @@ def require_consistent_archive(world: World) -> None:
 
 
 @pytest.mark.parametrize("pseudonymise", [False, True], ids=["removed", "pseudonymised"])
-def test_killed_anywhere_and_run_again_it_ends_as_if_never_killed(
+def test_an_erasure_killed_anywhere_is_completed_by_the_next_run(
     make_world: Callable[[], World], pseudonymise: bool
 ) -> None:
     world, never_killed = make_world(), make_world()
@@ -120,4 +120,4 @@ def test_killed_anywhere_and_run_again_it_ends_as_if_never_killed(
     counted = world.rows(
         "SELECT sum((after -> 'rows' ->> 'exp.events')::int) FROM exp.audit_log WHERE action = 'unit.erasing'"
     )
-    assert counted == [(16,)], "the log tells of all that was done, whichever run did it"
+    assert counted == [(16,)], "the log shows everything that was erased, no matter which run did it"

@@ -56,7 +56,7 @@ def running_up(home: Path) -> Iterator[subprocess.Popen[str]]:
         )
     try:
         wait_until(
-            lambda: process.poll() is not None or "All of it runs." in output.read_text(),
+            lambda: process.poll() is not None or "Everything is running." in output.read_text(),
             "the whole platform",
             START_SECONDS,
         )

@@ -1,4 +1,4 @@
-"""The command line as a whole: it answers at once, and a failure is one sentence on stderr."""
+"""The command line: it answers at once, and an error is a one-line message on stderr."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not set(HEAVY) & set(loaded.stdout.split())
 
 
-def test_help_lists_the_verbs_within_a_second_or_two(home: Path) -> None:
+def test_help_lists_the_verbs_quickly(home: Path) -> None:
     started = time.monotonic()
     shown = lifecycle(home, "--help")
     assert shown.returncode == 0
@@ -42,12 +42,12 @@ def test_help_lists_the_verbs_within_a_second_or_two(home: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["status", "--json"], ["down"], ["clean", "--yes"]])
-def test_verbs_on_a_home_that_does_not_exist_make_none(home: Path, arguments: list[str]) -> None:
+def test_verbs_do_not_create_a_missing_home(home: Path, arguments: list[str]) -> None:
     assert lifecycle(home, *arguments).returncode == 0
     assert not home.exists()
 
 
-def test_a_failure_is_one_sentence_and_exit_code_1(tmp_path: Path, home: Path) -> None:
+def test_an_error_is_one_line_with_exit_code_1(tmp_path: Path, home: Path) -> None:
     (tmp_path / "file").write_text("")
     failed = lifecycle(tmp_path / "file" / "home", "up")
     assert failed.returncode == 1 and failed.stdout == ""
@@ -60,11 +60,11 @@ def test_debug_shows_the_traceback(tmp_path: Path, home: Path) -> None:
     assert failed.returncode == 1 and "Traceback" in failed.stderr
 
 
-def test_a_wrong_option_is_usage(home: Path) -> None:
+def test_an_unknown_option_exits_with_code_2(home: Path) -> None:
     assert lifecycle(home, "up", "--nonsense").returncode == 2
 
 
-def test_clean_removes_nothing_without_being_told(home: Path) -> None:
+def test_clean_removes_nothing_without_confirmation(home: Path) -> None:
     home.mkdir()
     (home / "settings.env").write_text("LIFECYCLE_FIRST_DAY=2026-01-05\n")
     refused = lifecycle(home, "clean")
@@ -73,10 +73,10 @@ def test_clean_removes_nothing_without_being_told(home: Path) -> None:
     assert not home.exists()
 
 
-def test_clean_takes_the_datasets_that_the_default_home_built(
+def test_clean_removes_datasets_built_by_the_default_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    """Versions never change: one of another sample would refuse the next home's dataset of the same day."""
+    """Versions never change: any left behind would block the next home's dataset of the same day."""
     monkeypatch.setattr(config, "PROJECT_ROOT", tmp_path)
     monkeypatch.setattr(services, "PROJECT_ROOT", tmp_path)
     version = tmp_path / "datasets" / "planner" / "2026-01-05"
@@ -91,7 +91,7 @@ def test_clean_takes_the_datasets_that_the_default_home_built(
     assert (tmp_path / "datasets" / "reference").exists()
 
 
-def test_clean_leaves_a_folder_that_is_no_home(tmp_path: Path, home: Path) -> None:
+def test_clean_refuses_a_folder_that_is_not_a_home(tmp_path: Path, home: Path) -> None:
     (tmp_path / "photos").mkdir()
     refused = lifecycle(tmp_path / "photos", "clean", "--yes")
     assert refused.returncode == 1 and "does not look like a home" in refused.stderr

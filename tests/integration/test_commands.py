@@ -1,4 +1,4 @@
-"""Commands against a real PostgreSQL: the embedded server's life, migrations twice, API keys."""
+"""Commands against a real PostgreSQL: the embedded server's lifecycle, repeated migrations, API keys."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def lifecycle(*arguments: str, **environment: str) -> subprocess.CompletedProces
 
 @pytest.fixture
 def embedded(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home whose embedded PostgreSQL has a free port, and is stopped at the end."""
+    """A home whose embedded PostgreSQL uses a free port; it is stopped at the end."""
     monkeypatch.setenv("LIFECYCLE_PG_PORT", str(unused_ports(1)[0]))
     settings.cache_clear()
     yield home
@@ -37,26 +37,26 @@ def embedded(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_embedded_server_starts_once_and_stops(embedded: Path) -> None:
     assert lifecycle("db", "url").returncode == 1, "there is no password before the first start"
     assert lifecycle("db", "start").returncode == 0
-    assert "runs already" in lifecycle("db", "start").stdout
+    assert "already running" in lifecycle("db", "start").stdout
     url = lifecycle("db", "url").stdout.strip()
     with psycopg.connect(url) as connection:
         assert connection.execute("SELECT current_database()").fetchone() == ("lifecycle",)
     assert lifecycle("db", "stop").returncode == 0
-    assert lifecycle("db", "stop").stdout == "PostgreSQL does not run.\n"
+    assert lifecycle("db", "stop").stdout == "PostgreSQL is not running.\n"
 
 
-def test_migrating_twice_changes_nothing_and_leaves_the_server_as_it_was(embedded: Path) -> None:
+def test_migrate_again_changes_nothing_and_leaves_the_server_stopped(embedded: Path) -> None:
     first, second = lifecycle("db", "migrate"), lifecycle("db", "migrate")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert first.stdout == second.stdout
-    assert embedded_server(settings()).process() is None, "a server that ran only for the command still runs"
+    assert embedded_server(settings()).process() is None, "the server started for the command is still running"
 
 
-def test_reading_migrates_nothing_and_writing_migrates_the_embedded_database(embedded: Path) -> None:
+def test_only_commands_that_write_migrate_the_embedded_database(embedded: Path) -> None:
     before = lifecycle("keys", "list")
     assert before.returncode == 1 and before.stderr.endswith("is not migrated: run `lifecycle db migrate`.\n")
-    made = lifecycle("keys", "make", "shop")
-    assert made.returncode == 0, made.stderr
+    created = lifecycle("keys", "make", "shop")
+    assert created.returncode == 0, created.stderr
     assert "shop" in lifecycle("keys", "list").stdout
 
 
@@ -70,7 +70,7 @@ def test_an_external_database_is_neither_started_nor_stopped(home: Path, databas
         )
 
 
-def test_a_database_that_is_away_is_one_sentence(home: Path) -> None:
+def test_an_unreachable_database_is_a_one_line_error(home: Path) -> None:
     port = unused_ports(1)[0]
     failed = lifecycle("db", "migrate", DATABASE_URL=f"postgresql://me:secret@127.0.0.1:{port}/x")
     assert failed.returncode == 1 and failed.stderr.count("\n") == 1
@@ -80,24 +80,24 @@ def test_a_database_that_is_away_is_one_sentence(home: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["nonsense", "mysql://a:secret@b/c", "postgresql://u:secret@[bad", "postgresql://u:secret@h:x/d"]
 )
-def test_an_address_that_is_none_is_one_sentence_without_its_password(home: Path, url: str) -> None:
+def test_an_invalid_database_url_is_a_one_line_error_without_its_password(home: Path, url: str) -> None:
     failed = lifecycle("keys", "list", DATABASE_URL=url)
     assert failed.returncode == 1 and failed.stderr.count("\n") == 1
-    assert "DATABASE_URL is no PostgreSQL address" in failed.stderr and "secret" not in failed.stderr
+    assert "DATABASE_URL is not a PostgreSQL address" in failed.stderr and "secret" not in failed.stderr
 
 
 def test_a_key_is_made_listed_and_revoked(home: Path, database_url: str) -> None:
-    made = lifecycle("keys", "make", "shop", "--scope", "assign", DATABASE_URL=database_url)
-    assert made.returncode == 0 and made.stdout.startswith("lc_") and made.stdout.count("\n") == 1
+    created = lifecycle("keys", "make", "shop", "--scope", "assign", DATABASE_URL=database_url)
+    assert created.returncode == 0 and created.stdout.startswith("lc_") and created.stdout.count("\n") == 1
     again = lifecycle("keys", "make", "shop", DATABASE_URL=database_url)
     assert again.returncode == 1 and "already" in again.stderr
     listed = lifecycle("keys", "list", DATABASE_URL=database_url).stdout
-    assert "shop" in listed and made.stdout.strip() not in listed
+    assert "shop" in listed and created.stdout.strip() not in listed
     assert lifecycle("keys", "revoke", "shop", DATABASE_URL=database_url).returncode == 0
-    gone = lifecycle("keys", "revoke", "shop", DATABASE_URL=database_url)
-    assert (gone.returncode, gone.stderr) == (
+    repeated = lifecycle("keys", "revoke", "shop", DATABASE_URL=database_url)
+    assert (repeated.returncode, repeated.stderr) == (
         1,
-        "lifecycle: There is no valid key named shop: `lifecycle keys list` shows them.\n",
+        "lifecycle: There is no valid key named shop: `lifecycle keys list` shows all keys.\n",
     )
 
 
@@ -105,32 +105,32 @@ def test_sync_shows_applies_and_is_idempotent(home: Path, database_url: str, tmp
     from mlflow import MlflowClient
 
     tracking = f"sqlite:///{tmp_path}/mlflow.db"
-    given = {"DATABASE_URL": database_url, "MLFLOW_TRACKING_URI": tracking}
+    environment = {"DATABASE_URL": database_url, "MLFLOW_TRACKING_URI": tracking}
 
-    refused = lifecycle("sync", **given)
+    refused = lifecycle("sync", **environment)
     assert refused.returncode == 1 and "policies.yml:" in refused.stderr and "planner_model" in refused.stderr
     assert "Traceback" not in refused.stderr
 
     client = MlflowClient(tracking_uri=tracking)
     client.create_registered_model("planner_model")
     client.create_model_version("planner_model", source=str(tmp_path))
-    would = lifecycle("sync", "--check", **given)
+    would = lifecycle("sync", "--check", **environment)
     assert would.returncode == 1 and "planner_policy" in would.stdout
-    applied = lifecycle("sync", **given)
+    applied = lifecycle("sync", **environment)
     assert applied.returncode == 0, applied.stderr
     assert applied.stdout == would.stdout
-    assert lifecycle("sync", "--check", **given).returncode == 0
-    again = lifecycle("sync", **given)
+    assert lifecycle("sync", "--check", **environment).returncode == 0
+    again = lifecycle("sync", **environment)
     assert again.returncode == 0 and again.stdout.startswith("Files and database agree.")
 
 
-@pytest.mark.parametrize("says", ['{"status": "ok"}', "[]", "hello"])
-def test_an_api_that_something_else_started_is_shown(home: Path, says: str) -> None:
+@pytest.mark.parametrize("body", ['{"status": "ok"}', "[]", "hello"])
+def test_status_shows_an_api_that_lifecycle_did_not_start(home: Path, body: str) -> None:
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(says.encode())
+            self.wfile.write(body.encode())
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -138,7 +138,7 @@ def test_an_api_that_something_else_started_is_shown(home: Path, says: str) -> N
         table = lifecycle("status", LIFECYCLE_API_PORT=port, COLUMNS="200").stdout
         listed = json.loads(lifecycle("status", "--json", LIFECYCLE_API_PORT=port).stdout)["services"]
         server.shutdown()
-    ours = says.startswith("{")
+    ours = body.startswith("{")
     (api,) = (row for row in listed if row["name"] == "api")
     assert (api["state"], api["url"]) == (("external", f"http://127.0.0.1:{port}/docs") if ours else ("stopped", None))
     assert (f"answers on {port}, not started by lifecycle" in table) == ours

@@ -32,15 +32,15 @@ def letter(unit: str, at: datetime) -> Event:
 
 @pytest.fixture
 def lifecycle(home: Path, database_url: str) -> Any:
-    """Runs a command on a database with three letters: of an old day, of a unit that was erased, and one that is stored already."""
+    """Runs a command on a database with three letters: one of an old day, one of an erased unit, and one that is stored already."""
     ensure_partitions(database_url, TODAY - timedelta(days=30), 1, keep_days=1)
     now = datetime.now(UTC)
     letters = [letter("old", now - timedelta(days=20)), letter("gone", now), letter("known", now)]
 
     async def add() -> None:
         connection = await asyncpg.connect(database_url)
-        for one in letters:
-            await store_dead_letter(connection, one, "value too long", 3)
+        for event in letters:
+            await store_dead_letter(connection, event, "value too long", 3)
         await connection.close()
 
     asyncio.run(add())
@@ -68,14 +68,15 @@ def test_letters_are_listed_shown_replayed_and_dropped(lifecycle: Any, database_
     assert [word in listed for word in ("user:old", "user:gone", "user:known", "value too long")] == [True] * 4
     assert "2 more are not shown" in lifecycle("list", "--limit", "1")
     shown = [json.loads(line) for line in lifecycle("show", "1", "3").splitlines()]
-    assert [(one["number"], one["event"]["unit_id"], one["tries"]) for one in shown] == [(1, "old", 3), (3, "known", 3)]
+    numbers_units_tries = [(line["number"], line["event"]["unit_id"], line["tries"]) for line in shown]
+    assert numbers_units_tries == [(1, "old", 3), (3, "known", 3)]
     assert shown[0]["event"]["context"] == {"mood": "Ω[bold]"}
 
     assert lifecycle("replay", "--all").strip() == "1 stored; 1 stored before; 1 dropped, since their unit was erased."
     assert lifecycle("list").strip() == "There are no dead letters."
     with psycopg.connect(database_url) as connection:
         rows = connection.execute("SELECT unit_id, flags, payload FROM exp.events ORDER BY unit_id").fetchall()
-    # The day of the old one had no partition; it was not late when it was received.
+    # The old event's day had no partition. The event was not late when it was received.
     assert rows == [
         ("known", [], None),
         ("old", ["no_experiment_context", "no_policy_version_id"], {"plan_id": "p"}),
@@ -83,7 +84,7 @@ def test_letters_are_listed_shown_replayed_and_dropped(lifecycle: Any, database_
     assert lifecycle("replay", "--all").strip() == "There are no dead letters."
 
 
-def test_what_can_not_be_done_is_one_sentence(lifecycle: Any) -> None:
+def test_unknown_numbers_and_missing_arguments_are_errors(lifecycle: Any) -> None:
     assert "There is no dead letter 7, 9:" in lifecycle("replay", "1", "9", "7", code=1)
     assert "There is no dead letter 9:" in lifecycle("show", "9", code=1)
     assert "Give either the numbers of dead letters or --all" in lifecycle("replay", code=1)

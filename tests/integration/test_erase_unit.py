@@ -1,4 +1,4 @@
-"""Erasing a unit on a real database, archive and spool: it is gone everywhere, and not a bit of anybody else's changes."""
+"""Erasing a unit on a real database, archive and spool: it is removed everywhere, and no other unit's data changes."""
 
 import re
 import time
@@ -21,10 +21,10 @@ from eventlog.erased_units import erased_units
 from eventlog.partitions import LeavingDay, detach_day, leaving_days
 from eventlog.spool import SpoolWriter, read_segment, remove_segment
 from orchestration.erasure import spools
-from orchestration.erasure.records import ErasureError, Unit
+from orchestration.erasure.findings import ErasureError, Unit
 
 USER, LONGER, HOUSEHOLD, HOSTILE = UNITS
-# 30 events, of which 16 are of the first day, which PostgreSQL no longer holds; one of history; one that is not archived.
+# 30 events, 16 of them of the first day, which is only in the archive; one of history; one that is not archived.
 EVERYWHERE = {
     "exp.events": 16,
     "exp.assignments": 1,
@@ -41,31 +41,31 @@ pytest_plugins = ["erasure_worlds"]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.unit_type + str(len(unit.unit_id)))
-def test_it_is_gone_everywhere_and_nothing_else_changes(world: World, unit: Unit) -> None:
+def test_erase_removes_the_unit_everywhere_and_nothing_else(world: World, unit: Unit) -> None:
     before, files = world.of_others(unit), world.files()
     assert world.places(unit) == EVERYWHERE
-    assert world.files() == files, "looking stores nothing"
+    assert world.files() == files, "looking changes nothing"
     report = world.erase(unit)
     assert not report.left
-    assert {one.place.replace(str(world.folder), ""): one.rows for one in report.found} == EVERYWHERE
+    assert {item.place.replace(str(world.folder), ""): item.rows for item in report.found} == EVERYWHERE
     assert world.places(unit) == {}
     assert world.of_others(unit) == before
     with world.connect() as connection:
         assert erased_units(connection).cover(unit.unit_type, unit.unit_id, datetime(2020, 1, 1, tzinfo=UTC))
         assert waiting_hours(connection, FIRST.date(), FIRST + 2 * DAY) == []
-        # What cleaning makes of the archive now is what stands there, byte for byte.
+        # Cleaning the archive again gives the same file, byte for byte.
         cleaned = world.store.read(day_key(FIRST.date()))
         clean_day(world.store, FIRST.date())
         assert world.store.read(day_key(FIRST.date())) == cleaned
-    everything = " ".join(str(one) for (one,) in world.rows("SELECT a::text FROM exp.audit_log a"))
-    assert len(unit.unit_id) < 3 or unit.unit_id not in everything
+    audit_log = " ".join(str(entry) for (entry,) in world.rows("SELECT a::text FROM exp.audit_log a"))
+    assert len(unit.unit_id) < 3 or unit.unit_id not in audit_log
     assert world.rows("SELECT action, count(*) FROM exp.audit_log GROUP BY 1 ORDER BY 1") == [
         ("unit.erased", 1), ("unit.erasing", 1),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("unit", [USER, HOSTILE], ids=["user", "hostile"])
-def test_under_a_pseudonym_its_events_still_count_and_say_nothing_more(world: World, unit: Unit) -> None:
+def test_pseudonymised_events_are_kept_without_context_and_payload(world: World, unit: Unit) -> None:
     before, events = world.of_others(unit), world.rows("SELECT count(*) FROM exp.events")
     frames = world.frames()
     assert not world.erase(unit, pseudonymise=True).left
@@ -95,17 +95,17 @@ def test_under_a_pseudonym_its_events_still_count_and_say_nothing_more(world: Wo
         assert frame.filter(mine)["session_id"].is_null().all()
         columns = [column for column in untouched if column in frame.columns]
         assert frame.select(columns).equals(frames[key].select(columns)), key
-    # PostgreSQL and the archive say the same, and nothing ties unit and pseudonym together any more.
+    # PostgreSQL and the archive agree, and nothing links the unit to its pseudonym any more.
     with world.connect() as connection:
         assert not any(hour.written for hour in archive_hours(connection, world.store, FIRST + DAY, FIRST + 2 * DAY))
     assert world.rows("SELECT pseudonym FROM exp.erased_units") == [(None,)]
     insert(world.connect(), [row(unit, FIRST + 2 * DAY, 9999)])
     assert not world.erase(unit, pseudonymise=True).left
     ((count,),) = world.rows("SELECT count(DISTINCT unit_id) FROM exp.events WHERE unit_id LIKE 'erased-%%'")
-    assert count == 2, "who comes back is somebody new"
+    assert count == 2, "a unit that returns gets a new pseudonym"
 
 
-def test_only_files_that_hold_it_are_written_anew(world: World) -> None:
+def test_only_files_that_contain_the_unit_are_rewritten(world: World) -> None:
     other = FIRST + DAY + 6 * HOUR
     lonely = Unit("user", "lonely")
     with world.connect() as connection:
@@ -118,13 +118,15 @@ def test_only_files_that_hold_it_are_written_anew(world: World) -> None:
     assert changed == {key, f"{key.rsplit('/', 2)[0]}/manifest.json"}
 
 
-def test_late_events_of_others_are_archived_and_not_forgotten(world: World) -> None:
+def test_late_events_of_other_units_are_archived(world: World) -> None:
     hour = FIRST + HOUR + 30 * (HOUR / 60)
     with world.connect() as connection:
         insert(connection, [row(LONGER, FIRST + DAY + HOUR, number) for number in range(6000, 6050)])
         insert(connection, [row(LONGER, hour, 6100)])
     assert not world.erase(USER).left
-    ids = {str(one) for (one,) in world.rows("SELECT id FROM exp.events WHERE timestamp < %s", FIRST + 2 * DAY)}
+    ids = {
+        str(event_id) for (event_id,) in world.rows("SELECT id FROM exp.events WHERE timestamp < %s", FIRST + 2 * DAY)
+    }
     archived = {
         event_id for key, frame in world.frames().items() if key.startswith("events/") for event_id in frame["event_id"]
     }
@@ -132,7 +134,7 @@ def test_late_events_of_others_are_archived_and_not_forgotten(world: World) -> N
     assert any(HISTORY.strftime("%Y-%m") in key for key in world.frames())
 
 
-def test_a_unit_that_is_nowhere_is_noted(world: World) -> None:
+def test_a_unit_without_data_is_recorded_as_erased(world: World) -> None:
     before = world.files()
     nobody = Unit("household", "nobody: 100%")
     report = world.erase(nobody)
@@ -142,13 +144,13 @@ def test_a_unit_that_is_nowhere_is_noted(world: World) -> None:
     assert world.files() == before
 
 
-def test_a_running_writer_is_waited_for_and_then_told_of(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_erase_waits_for_a_running_writer_and_then_reports_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spools, "WAIT_SECONDS", 0.0)
     writer = SpoolWriter(world.platform.spool, 2**20)
     others = msgspec.json.encode(record(LONGER, 1))
     writer.append([msgspec.json.encode(record(USER, 1)), others])
     (path,) = writer.seal()
-    with pytest.raises(ErasureError, match=r"1 spooled events of it are still in .*: a running API drops them"):
+    with pytest.raises(ErasureError, match=r"1 spooled events of the unit are still in .*: a running API drops them"):
         list(spools.spooled_events(world.platform.spool, USER, change=True, wait_seconds=0))
     path.unlink()
     assert list(spools.spooled_events(world.platform.spool, USER, change=True)) == []
@@ -157,7 +159,7 @@ def test_a_running_writer_is_waited_for_and_then_told_of(world: World, monkeypat
 
 
 def leave(world: World, state: str) -> LeavingDay:
-    """The second day as a retention that was killed left it."""
+    """Leave the second day as a killed retention run would leave it."""
     day = FIRST.date() + timedelta(days=1)
     with world.connect() as connection, psycopg.connect(world.url) as reader:
         if state == "detached":
@@ -191,14 +193,12 @@ def archived_of(world: World, unit_type: str) -> set[str]:
 
 @pytest.mark.parametrize("pseudonymise", [False, True], ids=["removed", "pseudonymised"])
 @pytest.mark.parametrize("state", ["renamed", "pending", "detached"])
-def test_a_day_that_retention_began_to_drop_does_not_bring_it_back(
-    world: World, state: str, pseudonymise: bool
-) -> None:
+def test_a_day_that_retention_is_dropping_loses_the_unit_too(world: World, state: str, pseudonymise: bool) -> None:
     leave(world, state)
     assert world.places(USER) == EVERYWHERE
     report = world.erase(USER, pseudonymise=pseudonymise)
     assert not report.left and report.found[0].rows == 16
-    # dbt no longer sees that day, and would make nothing of it.
+    # dbt no longer sees that day, and would rebuild its aggregates as empty.
     assert report.days == (0 if pseudonymise else 2)
     assert world.rows("SELECT count(*) FROM exp.erased_days WHERE day = %s", FIRST + DAY) == [(0,)]
     assert world.places(USER) == {}
@@ -209,7 +209,7 @@ def test_a_day_that_retention_began_to_drop_does_not_bring_it_back(
     ]  # fmt: skip
 
 
-def test_a_day_that_is_being_dropped_is_waited_for(world: World) -> None:
+def test_erase_waits_while_a_day_is_being_dropped(world: World) -> None:
     leaving = leave(world, "detached")
     with world.connect() as holder, world.connect() as watcher, ThreadPoolExecutor(1) as pool:
         with archive_lock(holder, [leaving.day]):
@@ -229,7 +229,7 @@ def test_a_day_that_is_being_dropped_is_waited_for(world: World) -> None:
     assert "1" not in archived_of(world, "user")
 
 
-def test_a_damaged_segment_that_was_kept_aside_is_told_of(world: World) -> None:
+def test_a_damaged_segment_with_the_unit_is_reported(world: World) -> None:
     spool = world.platform.spool
     writer = SpoolWriter(spool, 2**20)
     writer.append([msgspec.json.encode(record(LONGER, 1))])
@@ -239,13 +239,11 @@ def test_a_damaged_segment_that_was_kept_aside_is_told_of(world: World) -> None:
     remove_segment(spool, read_segment(path))
     assert list(spool.glob("damaged/*")) and not path.exists()
     assert world.places(USER)["spool /spool"] == 3
-    with pytest.raises(
-        ErasureError, match=r"1 spooled events of it are still in .*/damaged/.*a damaged segment is yours"
-    ):
+    with pytest.raises(ErasureError, match=r"1 spooled events of the unit are still in .*/damaged/.*damaged segment"):
         list(spools.spooled_events(spool, USER, change=True))
 
 
-def test_what_an_override_left_is_told_of(world: World) -> None:
+def test_overrides_in_the_audit_log_and_the_configuration_are_reported(world: World) -> None:
     audit = '{"unit_type": "user", "overrides": {"1": "red"}}'
     world.rows(
         "INSERT INTO exp.audit_log (actor, action, subject, before, reason) VALUES ('a', 'b', 'c', %s, 'd') RETURNING 1",
@@ -253,14 +251,14 @@ def test_what_an_override_left_is_told_of(world: World) -> None:
     )
     config = world.platform.config / "experiments.yml"
     config.write_text(config.read_text() + '    overrides: {"1": red, "12": red}\n')
-    kept = {one.place: one.done for one in world.erase(USER).found if one.kept}
+    kept = {item.place: item.done for item in world.erase(USER).found if item.kept}
     assert kept == {
         "exp.audit_log, overrides": "kept: the log is append only",
-        f"{config}:8, overrides of cards": "kept: take it out before the next lifecycle sync",
+        f"{config}:8, overrides of cards": "kept: remove it before the next lifecycle sync",
     }
 
 
-def test_a_store_that_is_broken_is_told_of_and_the_rest_is_done(world: World) -> None:
+def test_a_broken_archive_file_is_reported_and_the_rest_is_erased(world: World) -> None:
     broken = hour_key(FIRST + 5 * HOUR)
     whole = world.store.read(broken)
     world.store.write(broken, b"no Parquet")
@@ -278,20 +276,20 @@ def test_a_store_that_is_broken_is_told_of_and_the_rest_is_done(world: World) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        ("user", "'user' names no unit"),
+        ("user", "'user' is not a unit"),
         ("person:1", r"household, session, user.*, a colon and its id"),
         ("user:", "it has 0 characters"),
         ("user:" + "x" * 256, "it has 256 characters"),
-        ("user:a\0b", "No unit can have this id"),
-        ("user:\udcff", "No unit can have this id"),
+        ("user:a\0b", "A unit can't have this id"),
+        ("user:\udcff", "A unit can't have this id"),
     ],
 )
-def test_what_is_no_unit_is_refused(text: str, says: str) -> None:
-    with pytest.raises(ErasureError, match=says):
+def test_invalid_units_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ErasureError, match=message):
         Unit.parse(text)
 
 
-def test_an_id_may_hold_anything() -> None:
+def test_an_id_may_contain_colons_and_spaces() -> None:
     assert Unit.parse("user:a:b ") == Unit("user", "a:b ")

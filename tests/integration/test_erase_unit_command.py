@@ -1,4 +1,4 @@
-"""`lifecycle erase-unit` as a person runs it: what it lists, asks, does and says, and its exit codes."""
+"""`lifecycle erase-unit` as a person runs it: its list, question, result, messages and exit codes."""
 
 import os
 import subprocess
@@ -40,10 +40,10 @@ def lifecycle(world: World, home: Path) -> Any:
     return run
 
 
-def test_it_lists_asks_erases_and_says_what_is_to_know(lifecycle: Any, world: World) -> None:
-    named = f"{HOSTILE.unit_type}:{HOSTILE.unit_id}"
+def test_erase_unit_lists_asks_and_erases(lifecycle: Any, world: World) -> None:
+    name = f"{HOSTILE.unit_type}:{HOSTILE.unit_id}"
     before, files = world.rows("SELECT e::text FROM exp.events e ORDER BY 1"), world.files()
-    listed = lifecycle(named, "--check", "--pseudonymise")
+    listed = lifecycle(name, "--check", "--pseudonymise")
     assert listed.returncode == 0, listed.stderr
     for place, rows, done in (
         ("exp.events", 16, "pseudonymised"),
@@ -53,24 +53,27 @@ def test_it_lists_asks_erases_and_says_what_is_to_know(lifecycle: Any, world: Wo
         line = next(line for line in listed.stdout.splitlines() if f" {place} " in line)
         assert line.split("│")[2].strip() == str(rows) and line.split("│")[3].strip() == done
     assert "would be done" in listed.stdout
-    refused = lifecycle(named, answer="n\n")
+    refused = lifecycle(name, answer="n\n")
     assert refused.returncode == 1
-    table, asked, _ = refused.stdout.partition(f"Remove {named} for good? [y/N]: ")
+    table, asked, _ = refused.stdout.partition(f"Remove {name} for good? [y/N]: ")
     assert asked and "would be done" in table and " exp.events " in table
     assert world.rows("SELECT e::text FROM exp.events e ORDER BY 1") == before and world.files() == files
     assert world.rows("SELECT count(*) FROM exp.erased_units") == [(0,)]
 
-    done = lifecycle(named, answer="y\n")
+    done = lifecycle(name, answer="y\n")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Aggregates to be made anew: 3 days" in done.stdout
-    assert "may still answer from its memory, or Redis, for up to 3,600 s" in done.stdout
+    assert "Aggregates to rebuild: 3 days" in done.stdout
+    assert "may still answer from its memory or from Redis for up to 3,600 s" in done.stdout
     assert world.places(HOSTILE) == {}
     assert world.rows("SELECT DISTINCT actor FROM exp.audit_log") == [("lifecycle erase-unit by ann",)]
-    again = lifecycle(named, "--yes")
-    assert (again.returncode, again.stdout) == (0, f"{named} was found nowhere. It is noted as erased all the same.\n")
+    again = lifecycle(name, "--yes")
+    assert (again.returncode, again.stdout) == (
+        0,
+        f"{name} was found nowhere. It is recorded as erased all the same.\n",
+    )
 
 
-def test_what_can_not_be_reached_is_a_sentence_and_the_next_run_completes_it(lifecycle: Any, world: World) -> None:
+def test_a_broken_archive_file_is_reported_and_the_next_run_completes_the_erasure(lifecycle: Any, world: World) -> None:
     broken = hour_key(FIRST)
     whole = world.store.read(broken)
     world.store.write(broken, b"no Parquet")
@@ -78,16 +81,16 @@ def test_what_can_not_be_reached_is_a_sentence_and_the_next_run_completes_it(lif
     assert done.returncode == 1 and "exp.events" in done.stdout
     assert done.stderr.startswith(
         f"lifecycle: event archive: {world.store.root}/{broken} can't be read ("
-    ) and done.stderr.endswith("Run the same again to complete it.\n")
+    ) and done.stderr.endswith("Run the same command again to complete it.\n")
     assert len(done.stderr.splitlines()) == 2
     world.store.write(broken, whole)
     assert lifecycle("user:1", "--yes").returncode == 0
     assert world.places(USER) == {}
 
 
-def test_what_is_no_unit_is_one_sentence(lifecycle: Any) -> None:
+def test_an_unknown_unit_type_is_a_one_line_error(lifecycle: Any) -> None:
     refused = lifecycle("person:1", "--yes")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == (
-        "lifecycle: 'person:1' names no unit: write its type (household, session, user), a colon and its id, such as user:123.\n"
+        "lifecycle: 'person:1' is not a unit: write its type (household, session, user), a colon and its id, such as user:123.\n"
     )

@@ -1,4 +1,4 @@
-"""Erasing a unit from dataset versions and from what trainings and replays left, on a real MLflow; the files are what training reads."""
+"""Erasing a unit from dataset versions and from the output of trainings and replays, on a real MLflow."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from replay_support import PRODUCT, START, sample_rows
 from assets.datasets.build import build_dataset, read_version, versions
 from orchestration.erasure import artefacts, datasets
 from orchestration.erasure.contents import Trace, look_into, mask
-from orchestration.erasure.records import Unit
+from orchestration.erasure.findings import Unit
 from planner.rows import ROW_SCHEMA
 from product.protocol import Row, RowWindow
 from replay.rows import read_rows
@@ -70,12 +70,12 @@ def trained(world: World, tmp_path: Path) -> Trained:
     client = registry.client(uri)
     experiment = registry.experiment_id(uri, "more trainings", str(tmp_path / "more"))
     run_id = client.create_run(experiment).info.run_id
-    told = [f"{MINE[0]}: r1 holds nuts, which it excludes", f"{EVENTS[0]}: r2 is too long"]
-    result = {"result": {"rows": 36, "failures": [{"event_id": MINE[1], "error": "x"}], "violations": told}}
+    violations = [f"{MINE[0]}: r1 holds nuts, which it excludes", f"{EVENTS[0]}: r2 is too long"]
+    result = {"result": {"rows": 36, "failures": [{"event_id": MINE[1], "error": "x"}], "violations": violations}}
     pa.parquet.write_table(training_rows_table(ROWS), tmp_path / registry.TRAINING_ROWS_FILE)
     client.log_artifact(run_id, str(tmp_path / registry.TRAINING_ROWS_FILE))
     client.log_text(run_id, json.dumps(result), "replay/replay.json")
-    client.log_text(run_id, "\n".join(["A report.", *told, "The end."]), "report.md")
+    client.log_text(run_id, "\n".join(["A report.", *violations, "The end."]), "report.md")
     client.log_text(run_id, "h07", "weights.bin")
     client.create_registered_model("planner_model")
     client.create_model_version(
@@ -90,16 +90,16 @@ def trained(world: World, tmp_path: Path) -> Trained:
 
 def places(trained: Trained, report: Any) -> dict[str, tuple[int, str]]:
     short = {str(trained.world.folder): "", str(trained.artefact): ""}
-    found = {}
-    for one in report.found:
-        place = one.place.rpartition("/artifacts/")[2]
+    findings = {}
+    for item in report.found:
+        place = item.place.rpartition("/artifacts/")[2]
         for long, name in short.items():
             place = place.replace(long, name)
-        found[place.partition(", ")[0]] = (one.rows, one.done)
-    return found
+        findings[place.partition(", ")[0]] = (item.rows, item.done)
+    return findings
 
 
-def test_they_are_listed_and_stay_without_being_asked_for(trained: Trained) -> None:
+def test_datasets_and_artefacts_are_listed_and_kept_by_default(trained: Trained) -> None:
     before = trained.world.platform.datasets.list(), trained.artefact("training_rows.parquet")
     report = trained.world.erase(GONE)
     assert not report.left
@@ -111,16 +111,16 @@ def test_they_are_listed_and_stay_without_being_asked_for(trained: Trained) -> N
         "training_rows.parquet": (3, kept),
         "replay/replay.json": (2, kept),
         "report.md": (1, kept),
-        "models:/planner_model/1": (3, "trained on it: weights stay, train anew and promote"),
+        "models:/planner_model/1": (3, "trained on it: the weights are kept; retrain and promote"),
     }
     assert before == (trained.world.platform.datasets.list(), trained.artefact("training_rows.parquet"))
 
 
 @pytest.mark.parametrize("dies_in", [None, "name_revision", "remove"])
-def test_a_revision_without_it_takes_the_place_of_the_version(
+def test_a_revision_without_the_unit_replaces_the_version(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, dies_in: str | None
 ) -> None:
-    """Ended in the middle, running it again makes no second revision."""
+    """After an error in the middle, running it again publishes no second revision."""
     world, old = trained.world, trained.version
     before = read_version(world.platform.datasets, "planner", old.version)
     if dies_in is not None:
@@ -143,14 +143,14 @@ def test_a_revision_without_it_takes_the_place_of_the_version(
     schema = json.loads(world.platform.datasets.read(f"planner/{revision}/schema.json"))
     assert (schema["version"], schema["revision_of"], schema["erased_rows"]) == (revision, old.version, 3)
     summary = world.platform.datasets.read(f"planner/{revision}/dataset_summary.md").decode()
-    for told in (
+    for line in (
         "| rows | 33 |",
         "| window | \\[2025-01-06, 2025-02-03), history 28 days back |",
         "A revision of 2025-02-02, which was",
     ):
-        assert told in summary
+        assert line in summary
 
-    # Who names the version names the revision; what the model was trained on stays said.
+    # Records and model versions now name the revision; the model version keeps the digest that it was trained on.
     assert json.loads(world.store.read("records/planner_dataset/2025-02-02.json")) == after.version.to_dict()
     tags = registry.version_tags(world.platform.tracking_uri, "planner_model", 1)
     assert tags == {"dataset_uri": after.version.uri, "dataset_digest": old.digest, artefacts.MODEL_TAG: "true"}
@@ -171,13 +171,11 @@ def test_a_revision_without_it_takes_the_place_of_the_version(
     ((audit,),) = world.rows(
         "SELECT after::text FROM exp.audit_log WHERE action = 'unit.erased' ORDER BY id DESC LIMIT 1"
     )
-    assert f"written anew as {revision}" in audit and GONE.unit_id not in audit
+    assert f"replaced by {revision}" in audit and GONE.unit_id not in audit
     assert world.look(GONE).found == []
 
 
-def test_mlflow_away_is_told_of_and_nothing_of_a_dataset_changes(
-    trained: Trained, free_tcp_port: Callable[[], int]
-) -> None:
+def test_datasets_do_not_change_when_mlflow_is_unreachable(trained: Trained, free_tcp_port: Callable[[], int]) -> None:
     world = trained.world
     object.__setattr__(world.platform, "tracking_uri", f"http://127.0.0.1:{free_tcp_port()}")
     before = world.platform.datasets.list()
@@ -207,10 +205,10 @@ def free_tcp_port() -> Callable[[], int]:
         ("a.txt", "h07 stands here\n", None),
     ],
 )  # fmt: skip
-def test_what_makes_a_row_a_unit_s(name: str, content: str, left: Any) -> None:
-    found = look_into(name, content.encode(), Trace(GONE))
-    assert found.rows == (0 if left is None else 1)
-    assert (json.loads(found.without) if isinstance(left, dict) else found.without.decode()) == (
+def test_rows_of_the_unit_are_removed_from_files(name: str, content: str, left: Any) -> None:
+    contents = look_into(name, content.encode(), Trace(GONE))
+    assert contents.rows == (0 if left is None else 1)
+    assert (json.loads(contents.without) if isinstance(left, dict) else contents.without.decode()) == (
         content if left is None else left
     )
 

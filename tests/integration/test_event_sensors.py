@@ -1,4 +1,4 @@
-"""Late events are noticed and archived by one run a range; a silence is told of once; the queue counts what waits."""
+"""Late events are detected and archived by one run per range, a silence is reported once, and the queue counts waiting hours."""
 
 import time
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ LATE = FIRST + timedelta(minutes=5)
 
 @pytest.fixture
 def connection(database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection[Any]]:
-    """Six archived hours, an event each, that came as they happened."""
+    """Six hours with one event each, stored when it happened."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("LIFECYCLE_FIRST_DAY", str(FIRST.date()))
     settings.cache_clear()
@@ -42,16 +42,16 @@ def connection(database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     (tmp_path / "dagster").mkdir()
-    with instance_for_test(temp_dir=str(tmp_path / "dagster")) as made:
-        yield made
+    with instance_for_test(temp_dir=str(tmp_path / "dagster")) as instance:
+        yield instance
 
 
 def archive(connection: psycopg.Connection[Any], start: datetime = FIRST, end: datetime = END) -> None:
     archive_hours(connection, ObjectStore(settings().store_root), start, end)
 
 
-def comes(connection: psycopg.Connection[Any], moment: datetime, number: int) -> None:
-    """An event that is stored now."""
+def store_now(connection: psycopg.Connection[Any], moment: datetime, number: int) -> None:
+    """Store an event of `moment` now."""
     row = list(event(moment, number))
     row[9] = datetime.now(UTC)
     insert(connection, [tuple(row)])
@@ -61,7 +61,7 @@ def queue(connection: psycopg.Connection[Any], now: datetime = END) -> int:
     return archive_queue(connection, FIRST.date(), now)
 
 
-def asked_for(instance: dg.DagsterInstance) -> list[dg.RunRequest]:
+def requested(instance: dg.DagsterInstance) -> list[dg.RunRequest]:
     result = late_events(dg.build_sensor_context(instance))
     return list(result.run_requests or ()) if isinstance(result, dg.SensorResult) else []
 
@@ -78,13 +78,13 @@ def run(instance: dg.DagsterInstance, request: dg.RunRequest) -> dg.ExecuteInPro
     )
 
 
-def test_the_queue_is_the_hours_whose_events_are_not_archived(connection: psycopg.Connection[Any]) -> None:
+def test_the_queue_counts_hours_with_events_that_are_not_archived(connection: psycopg.Connection[Any]) -> None:
     assert queue(connection) == 6
-    assert queue(connection, FIRST + timedelta(minutes=150)) == 2  # the hour that runs is not full
+    assert queue(connection, FIRST + timedelta(minutes=150)) == 2  # the current hour is not full
     archive(connection, FIRST, FIRST + 4 * HOUR)
     assert queue(connection) == 2
-    comes(connection, LATE, 100)
-    comes(connection, LATE, 101)
+    store_now(connection, LATE, 100)
+    store_now(connection, LATE, 101)
     assert queue(connection) == 3
     mark_late_hours(connection, FIRST.date())
     mark_late_hours(connection, FIRST.date())
@@ -96,7 +96,7 @@ def test_the_queue_is_the_hours_whose_events_are_not_archived(connection: psycop
     assert queue(connection) == 0
 
 
-def test_an_event_that_was_on_its_way_is_noticed_when_it_is_there(
+def test_an_event_is_late_when_its_transaction_commits_after_the_archive(
     connection: psycopg.Connection[Any], database_url: str
 ) -> None:
     with psycopg.connect(database_url) as slow:
@@ -120,56 +120,56 @@ def test_hours_less_than_a_day_apart_share_a_range() -> None:
 def test_late_events_are_archived_by_one_run(connection: psycopg.Connection[Any], instance: dg.DagsterInstance) -> None:
     assert "Nothing was archived yet" in skipped(instance)
     archive(connection, FIRST, FIRST + 5 * HOUR)
-    (left_out,) = asked_for(instance)  # as after a night without Dagster
-    assert run(instance, left_out).success
+    (missed,) = requested(instance)  # as after a night without Dagster
+    assert run(instance, missed).success
     assert skipped(instance) == "Every full hour of events is archived."
 
-    comes(connection, LATE, 100)
-    comes(connection, LATE + 3 * HOUR, 101)
-    (request,) = asked_for(instance)
-    assert asked_for(instance)[0].run_key == request.run_key
+    store_now(connection, LATE, 100)
+    store_now(connection, LATE + 3 * HOUR, 101)
+    (request,) = requested(instance)
+    assert requested(instance)[0].run_key == request.run_key
     result = run(instance, request)
     assert result.success
     assert [check.passed for check in result.get_asset_check_evaluations()] == [True]
     assert skipped(instance) == "Every full hour of events is archived."
     store = ObjectStore(settings().store_root)
     assert read_archive(store, hour_key(FIRST)).num_rows == 2
-    # The same hours again are another run.
-    comes(connection, LATE, 102)
-    comes(connection, LATE + 3 * HOUR, 103)
-    assert asked_for(instance)[0].run_key != request.run_key
+    # Late events of the same hours start another run.
+    store_now(connection, LATE, 102)
+    store_now(connection, LATE + 3 * HOUR, 103)
+    assert requested(instance)[0].run_key != request.run_key
 
 
-def test_a_failed_run_is_asked_for_again_after_a_while(
+def test_a_failed_run_is_requested_again_after_a_wait(
     connection: psycopg.Connection[Any], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive(connection)
-    comes(connection, LATE, 100)
-    (request,) = asked_for(instance)
+    store_now(connection, LATE, 100)
+    (request,) = requested(instance)
     store = ObjectStore(settings().store_root)
     whole = store.read(hour_key(FIRST))
     store.write(hour_key(FIRST), b"rubbish")
     assert not run(instance, request).success
-    assert "broke its archive run, the next one comes at" in skipped(instance)
+    assert "failed, the next one starts at" in skipped(instance)
     store.write(hour_key(FIRST), whole)
     monkeypatch.setattr(sensors, "FIRST_WAIT", timedelta(0))
-    (again,) = asked_for(instance)
+    (again,) = requested(instance)
     assert again.run_key == str(request.run_key).replace("#1", "#2")
     assert run(instance, again).success
 
 
-def test_while_the_archive_is_at_work_nothing_is_asked_for(
+def test_nothing_is_requested_while_an_archive_run_is_under_way(
     connection: psycopg.Connection[Any], instance: dg.DagsterInstance
 ) -> None:
     archive(connection)
-    comes(connection, LATE, 100)
-    made = instance.create_run_for_job(defs.resolve_job_def(archive_job.name))
-    assert skipped(instance) == "1 hours wait, and the archive is at work."
-    instance.delete_run(made.run_id)
-    assert len(asked_for(instance)) == 1
+    store_now(connection, LATE, 100)
+    archive_run = instance.create_run_for_job(defs.resolve_job_def(archive_job.name))
+    assert skipped(instance) == "1 hours wait for the archive run that is under way."
+    instance.delete_run(archive_run.run_id)
+    assert len(requested(instance)) == 1
 
 
-def test_a_late_event_of_a_dropped_day_is_archived_and_goes_again(
+def test_a_late_event_of_a_dropped_day_is_archived_and_the_day_dropped_again(
     connection: psycopg.Connection[Any], instance: dg.DagsterInstance
 ) -> None:
     archive(connection, FIRST, FIRST + 24 * HOUR)
@@ -177,8 +177,8 @@ def test_a_late_event_of_a_dropped_day_is_archived_and_goes_again(
     today = FIRST.date() + timedelta(days=11)
     assert [fate.dropped for fate in apply_retention(connection, store, 10, today)] == [True]
     prepare(connection)  # makes the day again, as the API does on demand
-    comes(connection, LATE, 100)
-    (request,) = asked_for(instance)
+    store_now(connection, LATE, 100)
+    (request,) = requested(instance)
     assert run(instance, request).success
     assert [fate.rows for fate in apply_retention(connection, store, 10, today) if fate.dropped] == [1]
     assert read_archive(store, hour_key(FIRST)).num_rows == 2
@@ -188,28 +188,30 @@ def silence(instance: dg.DagsterInstance, cursor: str | None) -> Any:
     return no_events_for_an_hour(dg.build_sensor_context(instance, cursor=cursor))
 
 
-def test_a_silence_is_told_of_once_and_its_end_too(
+def test_a_silence_and_its_end_are_reported_once(
     connection: psycopg.Connection[Any], instance: dg.DagsterInstance
 ) -> None:
     connection.execute("UPDATE exp.events SET created_at = now() - interval '61 minutes'")
-    told = silence(instance, None)
-    ((request,), (evaluation,)) = told.run_requests, told.asset_events
+    silent = silence(instance, None)
+    ((request,), (evaluation,)) = silent.run_requests, silent.asset_events
     assert (evaluation.check_name, evaluation.passed, evaluation.severity) == (
         "events_arrive",
         False,
         dg.AssetCheckSeverity.ERROR,
     )
-    assert f"No event came since {told.cursor}; that was told." in str(silence(instance, told.cursor).skip_message)
+    assert f"No event came since {silent.cursor}; this was reported." in str(
+        silence(instance, silent.cursor).skip_message
+    )
     failed = defs.resolve_job_def(silence_job.name).execute_in_process(
         run_config=request.run_config, instance=instance, raise_on_error=False
     )
-    (failure,) = failed.filter_events(lambda one: one.is_step_failure)
-    assert f"No event came since {told.cursor}" in failure.step_failure_data.error_display_string
+    (failure,) = failed.filter_events(lambda event: event.is_step_failure)
+    assert f"No event came since {silent.cursor}" in failure.step_failure_data.error_display_string
 
-    comes(connection, FIRST, 100)
-    again = silence(instance, told.cursor)
-    assert (again.cursor, again.asset_events[0].passed, again.run_requests) == ("", True, [])
-    assert "The last event came at" in str(silence(instance, again.cursor).skip_message)
+    store_now(connection, FIRST, 100)
+    ended = silence(instance, silent.cursor)
+    assert (ended.cursor, ended.asset_events[0].passed, ended.run_requests) == ("", True, [])
+    assert "The last event came at" in str(silence(instance, ended.cursor).skip_message)
     connection.execute("UPDATE exp.events SET created_at = now() - interval '2 hours'")
     assert silence(instance, "").run_requests[0].run_key != request.run_key
 
@@ -235,5 +237,5 @@ def test_the_queue_of_a_big_table_is_counted_in_milliseconds(connection: psycopg
     archive(connection, END, FIRST + 24 * 7 * HOUR)
     started = time.perf_counter()
     assert queue(connection, FIRST + 24 * 7 * HOUR) == 0
-    # Reading the table takes ten times as long; a row an hour and some probes of indexes do not.
+    # Scanning the table would take ten times as long as reading a row per hour and probing indexes.
     print(f"queue counted in {1000 * (time.perf_counter() - started):.0f} ms")

@@ -15,9 +15,9 @@ from ground_support import BY, config_of, every_model_exists, next_planner_versi
 from experimentation.config.files import read_config
 from experimentation.config.outlook import sync_outlook
 from experimentation.config.sync import sync
+from experimentation.promotion.candidates import open_candidate_run
 from experimentation.runs.lifecycle import (
     complete_run,
-    open_candidate_run,
     pause_run,
     ramp_run,
     resume_run,
@@ -66,7 +66,7 @@ def apply(connection: psycopg.Connection[Any], folder: Path, text: str = FILE) -
     sync(connection, config_of(folder, text), model_stage=every_model_exists, by="test")
 
 
-def test_a_run_is_led_through_its_life_by_hand(
+def test_commands_take_a_run_through_all_its_states(
     lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     apply(connection, tmp_path, FILE.replace("active", "draft"))
@@ -109,7 +109,7 @@ def test_a_run_is_led_through_its_life_by_hand(
     )
 
 
-def test_what_can_not_be_done_is_one_sentence(
+def test_a_refused_command_is_a_one_line_error(
     lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     assert lifecycle("experiment", "list").stdout == (
@@ -132,7 +132,7 @@ def test_what_can_not_be_done_is_one_sentence(
     assert runs_of(connection, "cards")[0].status == "active"
 
 
-def test_files_that_can_not_be_read_do_not_keep_anybody_from_pausing(
+def test_pause_works_when_the_configuration_files_cannot_be_read(
     lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     apply(connection, tmp_path)
@@ -215,11 +215,11 @@ def test_a_key_is_rotated_and_listed(lifecycle: Any) -> None:
     assert until and f"{until} UTC" in listed and new not in listed
 
     at_once = lifecycle("keys", "rotate", "shop")
-    assert "the old one does not work any more" in at_once.stderr
+    assert "the old one no longer works" in at_once.stderr
     assert f"{until} UTC" not in lifecycle("keys", "list").stdout
     refused = lifecycle("keys", "rotate", "shop", "--grace-minutes", "10081")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "lifecycle: --grace-minutes is 10081: give 0 to 10080, which is a week.\n"
+    assert refused.stderr == "lifecycle: --grace-minutes is 10081: give 0 to 10080 (a week).\n"
     unknown = lifecycle("keys", "rotate", "shops")
     assert unknown.returncode == 1 and unknown.stderr.count("\n") == 1 and "no API key named shops" in unknown.stderr
 
@@ -271,9 +271,7 @@ def test_a_split_with_a_remainder_is_ramped_and_the_file_follows(
     )
 
 
-def test_what_can_not_be_ramped_is_left_as_it_is(
-    lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
-) -> None:
+def test_a_refused_ramp_changes_nothing(lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path) -> None:
     apply(connection, tmp_path, GROWS.replace("active", "draft"))
     draft = runs_of(connection, "grows")[0]
     quarter = Decimal("0.25")
@@ -305,7 +303,7 @@ def test_what_can_not_be_ramped_is_left_as_it_is(
 
 
 @pytest.mark.parametrize("state", ["missing", "behind"])
-def test_a_database_that_is_not_migrated_is_told_and_left_as_it_is(
+def test_commands_report_an_unmigrated_database_and_do_not_migrate_it(
     lifecycle: Any, connection: psycopg.Connection[Any], state: str
 ) -> None:
     connection.execute(

@@ -12,12 +12,12 @@ from ground_support import BY, first_planner_version, next_planner_version, sync
 from psycopg.rows import dict_row
 
 from experimentation.policies import set_production, set_version_status
+from experimentation.promotion.candidates import open_candidate_run
 from experimentation.runs.lifecycle import (
     add_variant,
     complete_run,
     create_run,
     load_run,
-    open_candidate_run,
     pause_run,
     resume_run,
     runs_of,

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from ground_support import BY, next_planner_version, sync_project_config
 
+from experimentation.promotion.candidates import open_candidate_run
 from experimentation.runs import store as run_store
 from experimentation.runs.layers import LayerError, describe_layer, ensure_layer, find_layer, set_holdout
 from experimentation.runs.lifecycle import (
@@ -17,7 +18,6 @@ from experimentation.runs.lifecycle import (
     complete_run,
     create_run,
     load_run,
-    open_candidate_run,
     pause_run,
     replace_variants,
     runs_of,

@@ -19,7 +19,8 @@ from experimentation.policies import (
     version_of_model,
     version_uses,
 )
-from experimentation.runs.lifecycle import complete_run, open_candidate_run
+from experimentation.promotion.candidates import open_candidate_run
+from experimentation.runs.lifecycle import complete_run
 from experimentation.runs.run import ExperimentationError
 
 

@@ -22,7 +22,7 @@ from eventlog.archive.manifest import day_manifest
 from eventlog.archive.period_file import ArchiveError
 from eventlog.archive.restore import restorable, restore_hours
 from eventlog.archive.retention import apply_retention
-from eventlog.archive.rewrite import Rewritten, rewrite_period
+from eventlog.archive.row_removal import Rewritten, rewrite_period
 from eventlog.erased_units import record_erased_unit
 from eventlog.partitions import ensure_event_days
 from foundation.object_store import FileFacts, ObjectStore
@@ -250,13 +250,16 @@ def test_restore_command_reports_what_it_restored(
     first, last = str(FIRST.date()), str(FIRST.date() + timedelta(days=1))
     command = ["events", "restore", "--from", first, "--to", last, "--keep-days", "3"]
     output = CliRunner().invoke(app, command, catch_exceptions=False).output
-    assert "48 events are archived of " in output and "48 came back, 0 were there." in output
-    assert "0 came back, 48 were there." in CliRunner().invoke(app, command, catch_exceptions=False).output
+    assert "48 events of " in output and "48 were restored, 0 were in PostgreSQL already." in output
+    assert (
+        "0 were restored, 48 were in PostgreSQL already."
+        in CliRunner().invoke(app, command, catch_exceptions=False).output
+    )
     backwards = CliRunner().invoke(app, ["events", "restore", "--from", "2025-01-02", "--to", "2025-01-01"])
     assert "give the first and the last day" in str(backwards.exception)
     today = CliRunner().invoke(
         app, ["events", "restore", "--from", str(FIRST.date()), "--to", f"{datetime.now(UTC):%Y-%m-%d}"]
     )
-    assert "is not over yet (UTC): its events are in PostgreSQL still." in str(today.exception)
+    assert "is not over yet (UTC): its events are still in PostgreSQL." in str(today.exception)
     history = CliRunner().invoke(app, ["events", "restore", "--from", "2001-01-02", "--to", "2001-01-03"])
     assert "history, which never leaves PostgreSQL" in str(history.exception)

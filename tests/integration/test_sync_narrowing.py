@@ -7,8 +7,9 @@ import pytest
 from ground_support import BY, next_planner_version
 from sync_support import SPLIT, Files, allocations, everything
 
+from experimentation.promotion.candidates import open_candidate_run
 from experimentation.runs.layers import ensure_layer, find_layer
-from experimentation.runs.lifecycle import complete_run, create_run, open_candidate_run, runs_of
+from experimentation.runs.lifecycle import complete_run, create_run, runs_of
 from experimentation.runs.run import LayerRange, NewVariant, Run
 from experimentation.runs.store import epochs_of
 

@@ -12,7 +12,8 @@ from ground_support import (
 from sync_support import POLICIES, SECOND_VERSION, SPLIT, Files, everything
 
 from experimentation.policies import get_version
-from experimentation.runs.lifecycle import complete_run, open_candidate_run, runs_of
+from experimentation.promotion.candidates import open_candidate_run
+from experimentation.runs.lifecycle import complete_run, runs_of
 
 pytest_plugins = ["sync_support"]
 

@@ -36,7 +36,7 @@ def started_by_dagster(command: list[str]) -> tuple[list[dict[str, Any]], dict[s
 def test_the_base_model_reports_itself(tmp_path: Path) -> None:
     dataset = dataset_folder(tmp_path / "planner" / "2025-01-12", rows_of(PRODUCT, 30), PRODUCT)
     size = "--tasters 60 --epochs 1 --hidden-size 16 --intermediate-size 32 --layers 1 --heads 2".split()
-    command = [sys.executable, "-m", "training.base_model", "--dataset", str(dataset), "--output-dir"]
+    command = [sys.executable, "-m", "training.builtin_base_model", "--dataset", str(dataset), "--output-dir"]
     messages, metadata, lines = started_by_dagster([*command, str(tmp_path / "base"), *size])
     record = BaseModelVersion.from_dict(messages[0]["base_model"])
     assert record.uri == str(tmp_path / "base") and (tmp_path / "base" / "model.safetensors").exists()

@@ -21,12 +21,12 @@ from planner.sessions import events_frame
 from planner.simulator import simulate
 from product.planners import PopularityPlanner, RandomPlanner
 from product.protocol import Row, RowInput, RowWindow
-from training.base_model import BuiltInSettings, build
+from training.base_and_adapters import load_model, with_adapters
+from training.builtin_base_model import BuiltInSettings, build
 from training.config import load
 from training.decoding import Decoder
 from training.examples import PROMPT_FROM, Codec
 from training.items import popularity_prior
-from training.loading import load_model, with_adapters
 from training.loop import Outcome, Task, fit
 
 PRODUCT = MealPlanner()

@@ -10,11 +10,11 @@ import torch
 from training_support import foreign_base, rows_of, small_base, small_product
 
 from product.protocol import Row
+from training.base_and_adapters import load_model
 from training.config import PreprocessingSection
 from training.decoding import Decoder
 from training.examples import Codec
 from training.items import uniform_prior
-from training.loading import load_model
 
 PRODUCT = small_product()
 ROWS = rows_of(PRODUCT, 70, seed=11)

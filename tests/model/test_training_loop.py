@@ -10,11 +10,11 @@ import torch
 from training_support import foreign_base, rows_of, small_base, small_product
 
 from training import checkpoints
+from training.base_and_adapters import load_model, target_modules, with_adapters
 from training.config import TrainingConfig, TrainingSection, load
 from training.errors import TrainingError
 from training.examples import Codec
 from training.items import uniform_prior
-from training.loading import load_model, target_modules, with_adapters
 from training.loop import Task, fit, learning_rate_share, planned_steps
 
 PRODUCT = small_product()

@@ -27,7 +27,7 @@ def test_an_unclear_folder_is_refused_by_name(tmp_path: Path, names: list[str]) 
 
 
 def test_a_missing_folder_is_refused() -> None:
-    with pytest.raises(HistoryFolderError, match="is no folder"):
+    with pytest.raises(HistoryFolderError, match="is not a folder"):
         history_files(Path("/nowhere/at/all"))
 
 

@@ -1,4 +1,4 @@
-"""Errors as sentences: ours and those a user can put right; a defect keeps its traceback."""
+"""Error messages: our own errors and those that a user can fix have one; a defect keeps its traceback."""
 
 import psycopg
 import pytest
@@ -10,32 +10,34 @@ from training.errors import TrainingError
 
 
 @pytest.mark.parametrize("error", [LifecycleError("Do this."), TrainingError("Do this.")])
-def test_our_own_errors_are_their_sentence(error: Exception) -> None:
+def test_our_own_errors_are_shown_unchanged(error: Exception) -> None:
     assert sentence(error) == "Do this."
 
 
-def test_a_database_that_is_away_is_said_with_what_to_do() -> None:
-    said = sentence(psycopg.OperationalError("connection refused\nIs the server running?"))
-    assert said is not None and said.startswith("PostgreSQL can't be reached (connection refused): `lifecycle status`")
+def test_an_unreachable_database_names_the_commands_that_help() -> None:
+    message = sentence(psycopg.OperationalError("connection refused\nIs the server running?"))
+    assert message is not None
+    assert message.startswith("PostgreSQL can't be reached (connection refused): `lifecycle status`")
 
 
-def test_a_setting_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIFECYCLE_API_PORT", "eighty")
     with pytest.raises(ValueError) as caught:
         Settings()
-    said = sentence(caught.value)
-    assert said is not None and said.startswith("LIFECYCLE_API_PORT=eighty can't be used (") and "\n" not in said
+    message = sentence(caught.value)
+    assert message is not None and message.startswith("LIFECYCLE_API_PORT=eighty can't be used (")
+    assert "\n" not in message
 
 
-def test_a_setting_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIFECYCLE_API_RETRY_DELAYS_MS", "[50, soon]")
     with pytest.raises(ValueError) as caught:
         Settings()
-    said = sentence(caught.value)
-    assert said is not None and "api_retry_delays_ms" in said and "\n" not in said
+    message = sentence(caught.value)
+    assert message is not None and "api_retry_delays_ms" in message and "\n" not in message
 
 
-def test_files_are_named_and_sentences_kept() -> None:
+def test_an_os_error_names_its_file_or_keeps_its_own_message() -> None:
     assert (
         sentence(FileNotFoundError(2, "No such file or directory", "recipes.csv"))
         == "recipes.csv: No such file or directory."
@@ -49,5 +51,5 @@ def test_files_are_named_and_sentences_kept() -> None:
 @pytest.mark.parametrize(
     "error", [KeyError("x"), ZeroDivisionError(), AssertionError("x"), psycopg.ProgrammingError("syntax")]
 )
-def test_a_defect_has_no_sentence(error: Exception) -> None:
+def test_a_defect_has_no_message(error: Exception) -> None:
     assert sentence(error) is None

@@ -10,7 +10,7 @@ from ground_support import config_of, every_model_exists
 from sync_support import POLICIES, SPLIT
 
 from experimentation.config import steps
-from experimentation.config.steps import Difference, State, difference
+from experimentation.config.difference import Difference, State, difference
 from experimentation.runs.run import Policy, PolicyVersion, Role, Run, RunStatus, Variant
 
 EMPTY: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 import torch
 
-from training.base_model import INFO_FILE
+from training.builtin_base_model import INFO_FILE
 from training.config import ALL_LINEAR, BUILT_IN, TrainingConfig
 from training.errors import TrainingError, is_out_of_memory, out_of_memory
 from training.versions import BaseModelVersion

@@ -1,4 +1,4 @@
-"""What is erased, what was found of it where, and the one error type."""
+"""The unit to erase, how to erase it, what was found of it, and the error of an erasure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,38 +7,38 @@ from eventlog.validation import MAX_UNIT_ID, UNIT_TYPES
 from foundation.errors import LifecycleError
 
 Progress = Callable[[str, int, int], None]
-"""What is being looked through, how much of it is done, how much there is."""
+"""Called with the place being searched, how much of it is done, and its total."""
 
 
 class ErasureError(LifecycleError):
-    """A unit can't be erased, or not here; the message says why and what to do."""
+    """A unit can't be erased, or not in one place; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit, by type and id."""
+    """A unit, by type and id."""
 
     unit_type: str
     unit_id: str
 
     @classmethod
     def parse(cls, text: str) -> "Unit":
-        """`user:123` → the unit; the id may hold anything, colons too. Raises ErasureError for what can be no unit."""
+        """The unit of `user:123`. The id may contain any characters, also colons. Raises ErasureError if the text is not a valid unit."""
         unit_type, colon, unit_id = text.partition(":")
         if not colon or unit_type not in UNIT_TYPES:
             raise ErasureError(
-                f"{text!r} names no unit: write its type ({', '.join(sorted(UNIT_TYPES))}), a colon and its id, such as user:123."
+                f"{text!r} is not a unit: write its type ({', '.join(sorted(UNIT_TYPES))}), a colon and its id, such as user:123."
             )
         if not 1 <= len(unit_id) <= MAX_UNIT_ID or "\0" in unit_id or not _is_unicode(unit_id):
             raise ErasureError(
-                f"No unit can have this id: it has {len(unit_id)} characters, and 1 to {MAX_UNIT_ID} of Unicode are allowed."
+                f"A unit can't have this id of {len(unit_id)} characters: 1 to {MAX_UNIT_ID} of valid Unicode without NUL are allowed."
             )
         return cls(unit_type, unit_id)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one place holds (or held) of the unit. `done` says what becomes of it; `kept` is True where it stays."""
+    """How many rows of the unit a place holds, or held. `done` says what happens to them; `kept` is True if they stay."""
 
     place: str
     rows: int
@@ -48,7 +48,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Mode:
-    """How a unit is erased. `pseudonym` is what stands for it from now on, or None where its rows go; `change` False only looks."""
+    """How a unit is erased. `pseudonym` replaces its id, None removes its rows; without `change` nothing is changed."""
 
     pseudonym: str | None
     change: bool
@@ -56,17 +56,17 @@ class Mode:
 
     @property
     def done(self) -> str:
-        """What becomes of a row that aggregates count."""
+        """What happens to rows that aggregates count."""
         return "pseudonymised" if self.pseudonym else "removed"
 
     @property
     def changes_files(self) -> bool:
-        """Whether datasets and what trainings and replays left are written anew."""
+        """Whether datasets and the output of trainings and replays are rewritten."""
         return self.change and self.datasets
 
     @property
     def done_to_files(self) -> str:
-        """What becomes of the unit's rows in them: no number that anybody looks at is counted from them, so they go in either mode."""
+        """What happens to the unit's rows in those files: no aggregate counts them, so they are removed in either mode."""
         return "removed" if self.datasets else "kept: --datasets removes it"
 
 

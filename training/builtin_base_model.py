@@ -64,7 +64,7 @@ def build(
             return BaseModelVersion(BUILT_IN, str(output_dir), info["digest"])
     import torch
 
-    from training.loading import folder_digest, quiet
+    from training.base_and_adapters import folder_digest, quiet
 
     quiet()
 
@@ -222,7 +222,7 @@ def _pretrain(model: Any, codec: "Codec", rows: Sequence[Row], settings: BuiltIn
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 1 after one sentence on stderr."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.base_model",
+        prog="python -m training.builtin_base_model",
         description="Build the built-in base model of a product.",
         allow_abbrev=False,
     )
