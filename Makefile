@@ -57,7 +57,7 @@ soak: setup ## Ten minutes of killing the API and stopping PostgreSQL under load
 check: setup ## Style, types, import contracts, dependencies and unit tests: about a minute
 	@echo "== style";            $(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo "== import contracts"; $(BIN)/lint-imports
-	@echo "== dependencies";     $(BIN)/deptry .
+	@echo "== dependencies";     $(BIN)/deptry . && cd client && ../$(BIN)/deptry .
 	@$(MAKE) --no-print-directory -j2 -Otarget types unit
 
 # Side by side: each keeps about one core busy for most of a minute.

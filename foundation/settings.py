@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED_USER = "lifecycle"
 PREFIX = "LIFECYCLE_"
-# Variables with our prefix that are no settings: a person's, and those that one of our processes gives another.
+# Variables with our prefix that are not settings: those for a person, and those that one of our processes passes to another.
 OTHER_VARIABLES = ("LIFECYCLE_DEBUG", "LIFECYCLE_API_KEY")
 INTERNAL_VARIABLES = ("LIFECYCLE_START", "LIFECYCLE_DBT_")
 
@@ -249,8 +249,8 @@ def unknown_names(environ: Mapping[str, str]) -> list[str]:
         if not upper.startswith(PREFIX) or upper in known or upper.startswith(INTERNAL_VARIABLES):
             continue
         near = difflib.get_close_matches(upper.removeprefix(PREFIX), by_end, n=1)
-        hint = f"did you mean {by_end[near[0]]}?" if near else "docs/settings.md lists what there is."
-        sentences.append(f"{name} is no setting: {hint}")
+        hint = f"Did you mean {by_end[near[0]]}?" if near else "docs/settings.md lists all settings."
+        sentences.append(f"Unknown setting {name}. {hint}")
     return sentences
 
 

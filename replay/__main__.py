@@ -1,4 +1,4 @@
-"""`python -m assets.replay …`: see command.py."""
+"""`python -m replay …`: see command.py."""
 
 import sys
 

@@ -71,8 +71,13 @@ def apply_difference(
     Returns the steps that were taken. Raises ConfigError with every broken rule.
     """
     locks.hold(connection, locks.SYNC)
+    # Before the runs are read, so that no candidate is opened in between; in the order in which one is opened: names, layers, runs.
+    for name in sorted(entry.name for entry in files.experiments):
+        run_store.lock_name(connection, name)
+    for layer in files.layers:
+        layers.lock_layer(connection, layer.name)
     found = difference(files, read_state(connection, files), model_stage)
-    problems = found.problems + _apply(connection, files, found, Change(by, WHY))
+    problems = found.problems + _apply(connection, found, Change(by, WHY))
     if problems:
         # Those of policies.yml first, because experiments build on it; of a file by line.
         first = {entry.place.file for entry in files.policies}
@@ -112,15 +117,11 @@ def read_state(connection: psycopg.Connection[Any], files: ConfigFiles) -> State
     )
 
 
-def _apply(connection: psycopg.Connection[Any], files: ConfigFiles, found: Difference, change: Change) -> list[Problem]:
+def _apply(connection: psycopg.Connection[Any], found: Difference, change: Change) -> list[Problem]:
     """Take the steps. What is refused is noted and undone with all steps of its subject, and the next subject is tried."""
     problems: list[Problem] = []
     leaving = set(found.leaving)
-    unlocked = [layer.name for layer in files.layers]
-    for subject, group in groupby(found.steps, key=lambda step: step.subject):
-        # After the policies, all layers are locked before any run is: the order in which a run for a candidate is opened, too.
-        while unlocked and not subject.startswith("policy "):
-            layers.lock_layer(connection, unlocked.pop(0))
+    for _, group in groupby(found.steps, key=lambda step: step.subject):
         members = list(group)
         with _noting(connection, members, problems):
             for step in members:

@@ -21,7 +21,7 @@ def train(context: typer.Context) -> None:
 
 def replay(context: typer.Context) -> None:
     """Replay a registered model version over held-out rows and judge it by the gate. Options: `lifecycle replay --help`."""
-    _run("assets.replay", context)
+    _run("replay", context)
 
 
 def _run(module: str, context: typer.Context, *options: str) -> None:

@@ -1,1 +1,1 @@
-"""`lifecycle demo`: the whole river once, through a real Dagster, ending in a table. Safe to run again and after a kill."""
+"""`lifecycle demo`: the whole graph once, through a real Dagster, with a table at the end. Safe to run again, also after a kill."""

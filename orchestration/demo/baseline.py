@@ -12,13 +12,13 @@ from training.versions import ModelVersion
 
 
 def register_baseline(settings: Settings) -> ModelVersion:
-    """The heuristic planner's version, registered now if it is not yet, and in production unless another version is."""
+    """Register the heuristic planner, unless it is registered, and put it into production, unless another version is. Returns it."""
     from training.heuristic import register_heuristic
     from training.registry import set_stage, version_of_alias
 
     with psycopg.connect(settings.platform_url, connect_timeout=10) as connection:
         product = current_product(connection)
-    # MLflow tells stderr what it registers, and warns of an example that a signature makes needless; errors are raised all the same.
+    # MLflow prints to stderr what it registers, and warns about an input example that is redundant next to a signature. Errors still raise.
     with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore", category=UserWarning):
         version = register_heuristic(
             settings.tracking_uri,

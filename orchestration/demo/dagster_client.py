@@ -1,4 +1,4 @@
-"""Asking a running Dagster for runs, as its UI does: over GraphQL, on the persistent instance."""
+"""A client of a running Dagster webserver. Like the UI, it launches and watches runs over GraphQL."""
 
 import re
 import time
@@ -87,13 +87,13 @@ query Failures($id: ID!, $cursor: String) {
 
 
 _CONSEQUENCES = ("Execution of run for ", "Execution of step ", "Dependencies for step ")
-"""How Dagster's own messages begin that say no more than that something failed."""
+"""Beginnings of Dagster's own messages that only say that something failed."""
 _FAILURE = re.compile(r"^dagster\.[\w.]*\.Failure: ")
-"""What Dagster puts before the sentence of a dg.Failure."""
+"""Dagster's prefix to the message of a dg.Failure."""
 
 
 class DagsterError(LifecycleError):
-    """Dagster refused or lost a run; the message says which, why, and where to look."""
+    """Dagster refused or lost a run; the message says which run, why, and where to look."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Run:
 
     @property
     def ok(self) -> bool:
-        """Whether it succeeded."""
+        """Whether the run succeeded."""
         return self.status == "SUCCESS"
 
 
@@ -118,7 +118,7 @@ class DagsterClient:
         self._http = httpx.Client(base_url=url, timeout=30, trust_env=False)
 
     def query(self, text: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Data of a GraphQL answer. Raises DagsterError with the server's own words."""
+        """The data of a GraphQL answer. Raises DagsterError with the server's message."""
         try:
             answer = self._http.post("/graphql", json={"query": text, "variables": dict(variables or {})})
             body = answer.json()
@@ -139,7 +139,7 @@ class DagsterClient:
         config: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Start one run of these assets (`a/b` for a key of two parts) with their checks, for no partition, one, or a range.
+        """Start one run of these assets (`a/b` for a key of two parts) and their checks: unpartitioned, for a partition, or for a range.
 
         Returns the run's id. Raises DagsterError.
         """
@@ -168,7 +168,7 @@ class DagsterClient:
         return str(result["run"]["runId"])
 
     def wait(self, run_id: str, on_tick: Callable[[], None] = lambda: None) -> Run:
-        """Wait for a run's end. Raises DagsterError when it takes longer than `wait_seconds`."""
+        """Wait until a run ends. Raises DagsterError if it takes longer than `wait_seconds`."""
         deadline = time.monotonic() + self.wait_seconds
         while time.monotonic() < deadline:
             status = self.query(_RUN, {"id": run_id})["runOrError"].get("status", "UNKNOWN")
@@ -181,29 +181,29 @@ class DagsterClient:
         )
 
     def require(self, run_id: str, what: str, on_tick: Callable[[], None] = lambda: None) -> Run:
-        """Wait, and raise DagsterError with the failed step's own sentence unless the run succeeded."""
+        """Wait until a run ends. Raises DagsterError with the failed step's message unless the run succeeded."""
         run = self.wait(run_id, on_tick)
         if not run.ok:
             raise DagsterError(f"{what}: {self.why_failed(run_id)} See {self.run_url(run_id)}")
         return run
 
     def materialised_at(self, asset: str, partition: str | None = None) -> float | None:
-        """When an asset (or one partition of it) was last materialised, in seconds since 1970; None when it never was."""
+        """When an asset (or a partition of it) was last materialised, in seconds since 1970; None if it never was."""
         variables = {"key": {"path": asset.split("/")}, "partitions": None if partition is None else [partition]}
         node = self.query(_MATERIALISED, variables)["assetNodeOrError"]
-        found = node.get("assetMaterializations") or []
-        return float(found[0]["timestamp"]) / 1000 if found else None
+        materialisations = node.get("assetMaterializations") or []
+        return float(materialisations[0]["timestamp"]) / 1000 if materialisations else None
 
     def metadata(self, asset: str, partition: str | None = None) -> dict[str, str]:
-        """Texts and numbers of the last materialisation's metadata, as text, by label; empty when there is none."""
+        """Texts and numbers in the last materialisation's metadata, as text by label; empty if it was never materialised."""
         variables = {"key": {"path": asset.split("/")}, "partitions": None if partition is None else [partition]}
-        found = self.query(_METADATA, variables)["assetNodeOrError"].get("assetMaterializations") or []
-        entries = found[0]["metadataEntries"] if found else []
+        materialisations = self.query(_METADATA, variables)["assetNodeOrError"].get("assetMaterializations") or []
+        entries = materialisations[0]["metadataEntries"] if materialisations else []
         values = {entry["label"]: entry.get("text", entry.get("intRepr", entry.get("floatRepr"))) for entry in entries}
         return {label: str(value) for label, value in values.items() if value is not None}
 
     def report(self, asset: str, description: str) -> None:
-        """Record that an asset of another program's was made, so that the graph shows it as materialised."""
+        """Record a materialisation of an external asset, so that the graph shows it as materialised."""
         params = {
             "eventType": "ASSET_MATERIALIZATION",
             "assetKey": {"path": asset.split("/")},
@@ -214,7 +214,7 @@ class DagsterClient:
             raise DagsterError(f"Dagster did not record {asset}: {answer['message']}")
 
     def group(self, name: str) -> dict[str, list[str]]:
-        """Assets of a group, as `a/b`, each with the states of its checks on the last materialisation (`NOT_RUN` for none)."""
+        """Assets of a group, as `a/b`, with the states of their checks on the last materialisation (`NOT_RUN` if a check did not run)."""
         selector = {"groupName": name, "repositoryName": REPOSITORY, "repositoryLocationName": LOCATION}
         nodes = self.query(_GROUP, {"group": selector})["assetNodes"]
         return {
@@ -230,36 +230,36 @@ class DagsterClient:
         node = self.query(_RANGES, {"key": {"path": asset.split("/")}})["assetNodeOrError"]
         ranges = (node.get("assetPartitionStatuses") or {}).get("ranges", [])
         return any(
-            one["status"] == "MATERIALIZED" and one["startKey"] <= first and last <= one["endKey"] for one in ranges
+            span["status"] == "MATERIALIZED" and span["startKey"] <= first and last <= span["endKey"] for span in ranges
         )
 
     def runs(self, tags: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Runs that carry all these tags, newest first: `runId`, `status`, `jobName`."""
+        """Runs that have all these tags, newest first: `runId`, `status`, `jobName`."""
         query_filter = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
         return list(self.query(_RUNS, {"filter": query_filter})["runsOrError"]["results"])
 
     def why_failed(self, run_id: str) -> str:
-        """What a run's log says went wrong, in its order; what only follows from that is left out where there is more to say."""
-        sentences: list[str] = []
+        """The error messages in a run's log, in order. Messages that only say that something failed are used if there are no others."""
+        messages: list[str] = []
         cursor = None
         while True:
             page = self.query(_FAILURES, {"id": run_id, "cursor": cursor})["logsForRun"]
             for event in page.get("events", []):
                 if event.get("level") not in (None, "ERROR", "CRITICAL"):
                     continue
-                if said := _said(event):
-                    sentences.append(said)
+                if message := _error_message(event):
+                    messages.append(message)
             if not page.get("hasMore"):
-                telling = [sentence for sentence in sentences if not sentence.startswith(_CONSEQUENCES)]
-                return " ".join(dict.fromkeys(telling or sentences)) or "the run failed without a message."
+                causes = [message for message in messages if not message.startswith(_CONSEQUENCES)]
+                return " ".join(dict.fromkeys(causes or messages)) or "the run failed without a message."
             cursor = page["cursor"]
 
     def run_url(self, run_id: str) -> str:
-        """The run's page."""
+        """The address of the run's page."""
         return f"{self.url}/runs/{run_id}"
 
     def asset_url(self, asset: str) -> str:
-        """The asset's page."""
+        """The address of the asset's page."""
         return f"{self.url}/assets/{asset}"
 
     def close(self) -> None:
@@ -267,8 +267,8 @@ class DagsterClient:
         self._http.close()
 
 
-def _said(event: Mapping[str, Any]) -> str:
-    """What one event of a run's log says went wrong: a Failure's own sentence, else the cause of an error, else the message."""
+def _error_message(event: Mapping[str, Any]) -> str:
+    """The error in one event of a run's log: the message of a dg.Failure, else the cause of an error, else the event's message."""
     error = event.get("error") or {}
     own = str(error.get("message") or "")
     if _FAILURE.match(own):

@@ -1,4 +1,4 @@
-"""What a person sees while the demo works: the stage, its time, and about how long the rest takes."""
+"""Progress output of the demo: the current stage, its time, and an estimate of the time left."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from rich.status import Status
 
 @dataclass
 class Stage:
-    """One finished or running stage: its name, seconds, and a few words on what came of it."""
+    """A finished or running stage: its name, its duration in seconds, and its outcome in a few words."""
 
     name: str
     seconds: float = 0.0
@@ -21,7 +21,7 @@ class Stage:
 
 @dataclass
 class Progress:
-    """Shows stages as they run. `expected` holds about how many seconds each stage takes when nothing is done yet, in order."""
+    """Shows stages as they run. `expected` has every stage in order, with its approximate seconds in a first run."""
 
     console: Console
     expected: dict[str, float]
@@ -32,7 +32,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """Show `name` while the block runs; the block sets `outcome`, and `skipped` when there was nothing to do."""
+        """Show `name` while the block runs. The block sets `outcome`, and `skipped` if there was nothing to do."""
         if name not in self.expected:
             raise ValueError(f"'{name}' is not one of the stages: {', '.join(self.expected)}.")
         stage = Stage(name)
@@ -52,7 +52,7 @@ class Progress:
         )
 
     def note(self, text: str = "") -> None:
-        """Refresh the running line, with a few words on where the stage is."""
+        """Refresh the progress line, with a few words on what the stage is doing."""
         self._note = text or self._note
         if self._status is not None:
             self._status.update(self._line(list(self.expected)[len(self.stages)]))

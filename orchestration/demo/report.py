@@ -1,4 +1,4 @@
-"""The table at the demo's end: read from the database, MLflow and Dagster, so that a demo with nothing left to do prints the same."""
+"""The table at the end of the demo. It is read from the database, MLflow and Dagster, so a repeated demo prints the same table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def show(
     facts: Facts,
     stages: Sequence[Stage],
 ) -> None:
-    """Print what the demo came to."""
+    """Print the replay, the summary table and the addresses of the UIs."""
     from training.registry import latest_version
 
     model = latest_version(settings.tracking_uri, installed_product().model_name)
@@ -58,7 +58,7 @@ def _summary(
     replays: Sequence[StoredReplay],
     stages: Sequence[Stage],
 ) -> Table:
-    table = Table(title="What came of it", show_header=False, title_justify="left", pad_edge=False)
+    table = Table(title="Results", show_header=False, title_justify="left", pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for imported in all_remembered(connection):
@@ -73,8 +73,10 @@ def _summary(
     table.add_row("dbt", _dbt(dagster))
     table.add_row("one answer", _answer(facts))
     if facts.answers:
-        told = ", ".join(f"{count} {variant} ({reason})" for (variant, reason), count in sorted(facts.answers.items()))
-        table.add_row("all answers", told)
+        counts = ", ".join(
+            f"{count} {variant} ({reason})" for (variant, reason), count in sorted(facts.answers.items())
+        )
+        table.add_row("all answers", counts)
     total = sum(stage.seconds for stage in stages)
     table.add_row(
         "seconds", f"{total:.0f} in all: " + ", ".join(f"{stage.name} {stage.seconds:.0f}" for stage in stages)
@@ -111,16 +113,14 @@ def _gate(replays: Sequence[StoredReplay]) -> str:
 
 def _policy_version(connection: psycopg.Connection[Any], replays: Sequence[StoredReplay]) -> str:
     if replays:
-        made = version_of_model(
+        version = version_of_model(
             connection, installed_product().policy_name, replays[0].mlflow_model_name, replays[0].mlflow_model_version
         )
-        if made is not None:
-            return f"{made.label} → models:/{made.mlflow_model_name}/{made.mlflow_model_version}, {made.status}"
+        if version is not None:
+            return f"{version.label} → models:/{version.mlflow_model_name}/{version.mlflow_model_version}, {version.status}"
     if replays and replays[0].verdict == "passed":
-        return (
-            "none made yet although the model passed: run the demo again, or launch replay_and_gate in the Dagster UI"
-        )
-    return "none made: the model did not pass, and the version in production goes on being served"
+        return "none yet, although the model passed: run the demo again, or launch replay_and_gate in the Dagster UI"
+    return "none: the model did not pass, so the version in production is still served"
 
 
 def _experiment(connection: psycopg.Connection[Any]) -> list[str]:
@@ -135,13 +135,13 @@ def _experiment(connection: psycopg.Connection[Any]) -> list[str]:
 def _dbt(dagster: DagsterClient) -> str:
     models = dagster.group(ANALYTICS)
     tests = Counter(state for states in models.values() for state in states)
-    told = ", ".join(f"{count} {state.lower().replace('_', ' ')}" for state, count in sorted(tests.items()))
-    return f"{len(models)} models built; tests: {told or 'none'}"
+    results = ", ".join(f"{count} {state.lower().replace('_', ' ')}" for state, count in sorted(tests.items()))
+    return f"{len(models)} models built; tests: {results or 'none'}"
 
 
 def _answer(facts: Facts) -> str:
     if facts.example is None:
-        return "none asked for"
+        return "no assignment was requested"
     answer = facts.example
     model = answer["config"].get("mlflow_model_uri", "no model")
     return f"{answer['unit_id']} → {answer['variant_name']} ({answer['reason']}, run {answer['run']}) → {model}"
@@ -157,4 +157,4 @@ def _addresses(settings: Settings) -> Panel:
     table = Table(show_header=False, box=None)
     for name, url in places.items():
         table.add_row(name, url)
-    return Panel(Group(table), title="`make up` opens these", title_align="left", expand=False)
+    return Panel(Group(table), title="`make up` serves these", title_align="left", expand=False)

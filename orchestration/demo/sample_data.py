@@ -1,4 +1,4 @@
-"""Bringing a product's data in: the sample that the project makes itself, or a recipe catalogue with a cooking diary."""
+"""Importing data: the simulated sample, or a recipe catalogue with a cooking diary."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -24,23 +24,23 @@ def sample(end: date) -> Sample:
 
 
 def import_sample(
-    connection: psycopg.Connection[Any], end: date, make: Callable[[date], Sample] = sample
+    connection: psycopg.Connection[Any], end: date, simulate_until: Callable[[date], Sample] = sample
 ) -> Remembered:
-    """Store the sample whose last day is `end`: domain tables and events, once; a stored one is not simulated again.
+    """Store the domain tables and events of the sample whose last day is `end`, once. A stored sample is not simulated again.
 
-    The caller owns the transaction; partitions for its days must exist.
+    The caller owns the transaction; partitions for the sample's days must exist.
     """
     digest = hashlib.sha256(f"sample/{SAMPLE_SEED}/{SAMPLE_WEEKS}/{end.isoformat()}".encode()).hexdigest()
     source = f"the seeded sample (seed {SAMPLE_SEED})"
     known = remembered(connection, "sample", source, digest)
     if known is not None:
         return known
-    made = make(end)
-    return _store(connection, "sample", source, digest, made.tables, made.events)
+    simulated = simulate_until(end)
+    return _store(connection, "sample", source, digest, simulated.tables, simulated.events)
 
 
 def import_history(connection: psycopg.Connection[Any], history: History, source: str) -> Remembered:
-    """Store a diary that was read: recipes, people, reconstructed events, once. `source` is what `exp.imports` calls it.
+    """Store a diary's recipes, people and reconstructed events, once. `source` is its name in `exp.imports`.
 
     The caller owns the transaction; the history partition must exist.
     """

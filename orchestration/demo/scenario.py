@@ -1,4 +1,4 @@
-"""What a demo runs on: the sample that the project makes, or a diary; and the settings that follow from it."""
+"""The data of a demo, the simulated sample or a cooking diary, and the settings that follow from it."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -17,22 +17,22 @@ from planner.simulator import Sample
 from planner.world import World
 
 SAMPLE_DAYS = 7 * SAMPLE_WEEKS
-# A diary's hourly lineage begins a week ago; all of the diary is history before it.
+# A diary's hourly partitions begin a week ago; the whole diary is history before them.
 DIARY_LIVE_DAYS = 7
-# Of a diary's plans, the oldest two thirds are trained on, and the rest is replayed.
+# The oldest two thirds of a diary's plans are for training; the rest is replayed.
 DIARY_TRAINED_SHARE = 0.65
 DIARY_LEAST_ROWS = 500
 
 
 @dataclass
 class SampleScenario:
-    """The seeded households, whose last week ended yesterday on the day of the first start."""
+    """The seeded households. Their last week ends on the day before the first start."""
 
     settings: Settings
     title = "the sample: simulated households and their weekly plans"
 
     def prepare(self) -> Settings:
-        """Record the settings that the sample needs in a home that has none yet; returns the settings to go on with."""
+        """Record the settings that the sample needs, unless the home has them; returns the new settings."""
         first_day = datetime.now(UTC).date() - timedelta(days=SAMPLE_DAYS)
         return _record(self, {"first_day": first_day, "dataset_window_days": SAMPLE_DAYS})
 
@@ -42,18 +42,18 @@ class SampleScenario:
         return self.settings.lineage_start + timedelta(days=SAMPLE_DAYS - 1)
 
     @cached_property
-    def made(self) -> Sample:
-        """The sample; 1 to 3 s to make."""
+    def simulated(self) -> Sample:
+        """The sample; simulating it takes 1 to 3 s."""
         return sample(self.last_day)
 
     def load(self, connection: psycopg.Connection[Any]) -> Remembered:
-        """Store it, once."""
-        return import_sample(connection, self.last_day, lambda _: self.made)
+        """Store the sample, once."""
+        return import_sample(connection, self.last_day, lambda _: self.simulated)
 
     @property
     def world(self) -> World | None:
-        """The households, to go on with."""
-        return self.made.world
+        """The households, which react to plans in the demo's traffic."""
+        return self.simulated.world
 
 
 @dataclass
@@ -67,21 +67,21 @@ class DiaryScenario:
 
     @property
     def title(self) -> str:
-        """What the first line says."""
+        """The data's name in the demo's first line."""
         return f"the cooking history {self.interactions}"
 
     @cached_property
     def read(self) -> History:
-        """The diary as it was read. Raises foundation.table_files.FileRefusedError."""
+        """The diary. Raises foundation.table_files.FileRefusedError."""
         return read_history(self.recipes, self.interactions, self.options)
 
     @property
     def reject_file(self) -> Path:
-        """Where rows that can't be used are listed."""
+        """The file that lists rejected rows."""
         return self.settings.home / "rejects" / f"{self.interactions.stem}.csv"
 
     def prepare(self) -> Settings:
-        """Record window, split and least rows of the diary's dataset in a home that has none yet."""
+        """Record the window, split and minimum rows of the diary's dataset, unless the home has them; returns the new settings."""
         times = sorted(event["timestamp"] for event in self.read.events)
         first_day = datetime.now(UTC).date() - timedelta(days=DIARY_LIVE_DAYS)
         window = (datetime.now(UTC).date() - times[0].date()).days + 1
@@ -94,24 +94,24 @@ class DiaryScenario:
                 "dataset_lookback_days": 366,
                 "dataset_min_rows": DIARY_LEAST_ROWS,
                 "replay_from": split,
-                # A diary says what people cooked, not what they may not eat: nothing is constrained, and the gate is told so.
+                # A diary says what people cooked, not what they may not eat: it has no constraints, and the gate has to accept that.
                 "replay_allow_unconstrained": True,
             },
         )
 
     @property
     def last_day(self) -> date:
-        """The day of the dataset: the last whole one of the first week."""
+        """The day of the dataset: the last complete day of the first week."""
         return self.settings.lineage_start + timedelta(days=DIARY_LIVE_DAYS - 1)
 
     def load(self, connection: psycopg.Connection[Any]) -> Remembered:
-        """Store it, once, and list what could not be used."""
+        """Store the diary, once, and list rejected rows."""
         write_rejects(self.read.rejects, self.reject_file)
         return import_history(connection, self.read, str(self.interactions))
 
     @property
     def world(self) -> World | None:
-        """None: real people are not made to react."""
+        """None: reactions of real people are not simulated."""
         return None
 
 
@@ -126,7 +126,7 @@ def _record(scenario: Scenario, values: dict[str, object]) -> Settings:
         raise cannot_write(home, error) from error
     known = recorded_settings(home)
     for name, value in values.items():
-        # What a first start recorded stays: a partition's meaning must not change with the day of a second start.
+        # The first start's values are kept: the meaning of a partition must not change with the day of a second start.
         if f"LIFECYCLE_{name.upper()}" not in known:
             scenario.settings = record_setting(name, value, scenario.settings)
     return scenario.settings

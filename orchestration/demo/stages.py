@@ -1,6 +1,6 @@
-"""The demo's stages in order: what each asks for, and when there is nothing to do.
+"""The demo's stages in order: what each one starts, and when it has nothing to do.
 
-Each stage looks at what is there before it asks for anything, so that a demo that was killed goes on where it stopped.
+Each stage checks what exists before it starts anything, so that a killed demo continues where it stopped.
 """
 
 import secrets
@@ -35,17 +35,17 @@ EXPECTED_SECONDS = {
     "Assignments and traffic": 15.0,
     "Analytics (dbt)": 20.0,
 }
-"""About how long each takes on 2 cores the first time; only for the time left that the progress line shows."""
+"""Approximate seconds of each stage in a first run on 2 cores, from which the progress line estimates the time left."""
 
 REPLAY_WAIT_SECONDS = 600
 DEMO_KEY = "demo"
 DIARY_UNITS = 200
-"""How many of a diary's people the demo asks assignments for: enough to see every variant."""
+"""For how many of a diary's people the demo requests assignments: enough to see every variant."""
 
 
 @dataclass
 class Facts:
-    """What the table at the end is made of, beside what the database and MLflow hold."""
+    """Values for the table at the end that are not in the database or MLflow."""
 
     dataset_day: date
     key: str = ""
@@ -57,7 +57,7 @@ class Facts:
 
 
 class Demo:
-    """One walk through the stages, on a stack whose PostgreSQL runs and whose schemas are migrated."""
+    """One run through the stages, on a stack with a running PostgreSQL and migrated schemas."""
 
     def __init__(self, stack: Stack, scenario: Scenario, progress: Progress) -> None:
         self.stack, self.scenario, self.progress = stack, scenario, progress
@@ -68,11 +68,11 @@ class Demo:
 
     @property
     def day(self) -> str:
-        """Partition of the dataset and of the checkpoint."""
+        """The partition of the dataset and of the checkpoint."""
         return self.facts.dataset_day.isoformat()
 
     def run(self) -> Facts:
-        """All stages. Raises the error of the stage that could not be done, with a sentence."""
+        """Run all stages. Raises the error of the stage that failed."""
         steps: dict[str, Callable[[Stage], None]] = {
             "Recipes, households, events": self._load,
             "Baseline model, configuration": self._configure,
@@ -140,7 +140,7 @@ class Demo:
             running.append((self.dagster.launch(["raw_events"], partition_range=hours), "archiving events"))
         if self.dagster.materialised_at("cleaned_history") is None:
             running.append((self.dagster.launch(["history_events", "cleaned_history"]), "archiving history"))
-        # Nothing of the base model waits for events: it is made meanwhile, and waited for in its own stage.
+        # The base model does not depend on events: it is built meanwhile, and its own stage waits for it.
         if self.dagster.materialised_at("base_model") is None:
             self._base_run = self.dagster.launch(["base_model"])
         for run_id, doing in running:
@@ -160,9 +160,9 @@ class Demo:
             stage.skipped = self._unless_done("base_model", "pre-training")
         else:
             self._await(self._base_run, "pre-training")
-        made = self.dagster.metadata("base_model")
-        # A base that was named in the UI, and not built here, has neither.
-        stage.outcome = f"built in, for {made['items']} recipes" if "items" in made else made.get("uri", "")
+        metadata = self.dagster.metadata("base_model")
+        # Only a base model that was built here has `items`; one that was named in the UI may have no `uri` either.
+        stage.outcome = f"built in, for {metadata['items']} recipes" if "items" in metadata else metadata.get("uri", "")
 
     def _train(self, stage: Stage) -> None:
         from training.registry import latest_version, run_metrics
@@ -175,7 +175,7 @@ class Demo:
             stage.outcome += f", validation loss {losses['base_val_loss']:.3f} → {losses['tuned_val_loss']:.3f}"
 
     def _replay(self, stage: Stage) -> None:
-        """Wait for the run that the sensor starts: nothing is launched here."""
+        """Wait for the run that the sensor starts. This stage launches nothing."""
         from replay.stored_results import settled_model_versions
         from training.registry import latest_version
 
@@ -195,7 +195,7 @@ class Demo:
             if len(runs) >= 3 and all(run["status"] == "FAILURE" for run in runs):
                 raise DagsterError(
                     f"The replay of {key} broke {len(runs)} times: {self.dagster.why_failed(runs[0]['runId'])} See "
-                    f"{self.dagster.run_url(runs[0]['runId'])}; once it is mended, launch the job replay_and_gate for {key} there, "
+                    f"{self.dagster.run_url(runs[0]['runId'])}; fix the cause, launch the job replay_and_gate for {key} there, "
                     "and run the demo again."
                 )
             if time.monotonic() > deadline:
@@ -217,12 +217,12 @@ class Demo:
             timeout=30,
             trust_env=False,
         ) as http:
-            made = client.Traffic()
+            traffic = client.Traffic()
             with self.connect() as connection:
                 units = [str(row[0]) for row in connection.execute("SELECT id FROM planner.households ORDER BY id")]
             if isinstance(self.scenario, DiaryScenario):
                 units = units[:DIARY_UNITS]
-            assigned = client.ask(http, installed_product().experiment_name, "household", units, made)
+            assigned = client.ask(http, installed_product().experiment_name, "household", units, traffic)
             stage.outcome = f"{len(assigned)} assignments"
             sent = f"traffic/{assigned[0].answer['experiment_id']}"
             with self.connect() as connection:
@@ -234,19 +234,20 @@ class Demo:
                         (assigned[0].answer["experiment_id"],),
                     ).fetchone()
                 assert first is not None
-                client.play(http, world, assigned, first[0], self._load_model, made, self.progress.note)
+                client.play(http, world, assigned, first[0], self._load_model, traffic, self.progress.note)
                 with self.connect() as connection:
-                    remember(connection, "traffic", "live traffic of the demo", sent, {"events": made.events})
-                stage.outcome += f", {made.events:,} events"
+                    remember(connection, "traffic", "live traffic of the demo", sent, {"events": traffic.events})
+                stage.outcome += f", {traffic.events:,} events"
             else:
                 stage.skipped = True
-        self.facts.answers, self.facts.example, self.facts.events_sent = dict(made.answers), made.example, made.events
+        self.facts.answers, self.facts.example = dict(traffic.answers), traffic.example
+        self.facts.events_sent = traffic.events
 
     def _analytics(self, stage: Stage) -> None:
         models = self.dagster.group(ANALYTICS)
         times = [self.dagster.materialised_at(key) for key in models]
         whole = all(state == "SUCCEEDED" for states in models.values() for state in states)
-        # The oldest one: a build that was killed or failed left some models, or their tests, as they were.
+        # The oldest model counts: a build that was killed or failed did not reach some models or their tests.
         built = min((time for time in times if time is not None), default=None) if whole and None not in times else None
         with self.connect() as connection:
             newest = connection.execute(
@@ -261,7 +262,7 @@ class Demo:
         stage.outcome = f"{len(keys)} models"
 
     def _unless_done(self, asset: str, doing: str, partition: str | None = None) -> bool:
-        """Materialise unless it is; returns whether there was nothing to do."""
+        """Materialise the asset unless it is materialised; returns whether there was nothing to do."""
         if self.dagster.materialised_at(asset, partition) is not None:
             return True
         self._materialise([asset], doing, partition=partition)
@@ -271,11 +272,11 @@ class Demo:
         self._await(self.dagster.launch(assets, partition=partition), doing)
 
     def _await(self, run_id: str, doing: str) -> None:
-        """Raises DagsterError with the failed step's own sentence."""
+        """Wait for a run. Raises DagsterError with the failed step's message."""
         self.dagster.require(run_id, f"{doing} failed".capitalize(), lambda: self._tick(doing))
 
     def _tick(self, note: str) -> None:
-        """Refresh the progress line, and see that all services live: what is waited for would never come from a dead one.
+        """Refresh the progress line, and check that all services are alive: a dead one would never finish its work.
 
         Raises LifecycleError.
         """
@@ -289,7 +290,7 @@ class Demo:
         return mlflow.pyfunc.load_model(uri)
 
     def _api_key(self) -> str:
-        """The demo's own key, kept in the home for this user alone; made anew, and the old one revoked, where the file is gone."""
+        """The demo's own key, in a file in the home that only this user can read. If the file is gone, the key is revoked and replaced."""
         from foundation.api_keys import list_api_keys, make_api_key, revoke_api_key
 
         file = self.settings.home / "demo-api-key"

@@ -1,4 +1,4 @@
-"""A first hour of live traffic: the sample's households ask for assignments, get plans, and react, all over HTTP."""
+"""Live traffic over HTTP: the sample's households request assignments, get plans, and react to them."""
 
 import math
 import uuid
@@ -18,7 +18,7 @@ from planner.reactions import react
 from planner.world import World
 
 BATCH = 500
-# The reactions to a plan take up to a quarter of an hour, and events from the future are refused.
+# Reactions to a plan take up to a quarter of an hour, and the API refuses events from the future.
 STARTED_AGO = timedelta(minutes=20)
 
 
@@ -28,7 +28,7 @@ class TrafficError(LifecycleError):
 
 @dataclass
 class Traffic:
-    """What came of it: answers by variant and reason, one answer as an example, and events sent."""
+    """Results of the traffic: answers by variant and reason, an example answer, and the number of events sent."""
 
     answers: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     example: dict[str, Any] | None = None
@@ -37,7 +37,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Assigned:
-    """One unit's answer for one experiment."""
+    """A unit's answer for the experiment."""
 
     unit_id: str
     answer: dict[str, Any]
@@ -46,7 +46,7 @@ class Assigned:
 def ask(
     client: httpx.Client, experiment: str, unit_type: str, unit_ids: Iterable[str], traffic: Traffic
 ) -> list[Assigned]:
-    """Ask for every unit's assignment. Raises TrafficError when the API refuses one or skips the experiment."""
+    """Request every unit's assignment. Raises TrafficError if the API refuses a request or skips the experiment."""
     assigned = []
     for unit_id in unit_ids:
         body = {"unit_type": unit_type, "unit_id": unit_id, "requested_experiments": [experiment]}
@@ -55,7 +55,7 @@ def ask(
             raise TrafficError(f"The API skipped {experiment} for {unit_id}: {answer['skipped_experiments']}.")
         mine = answer["assignments"][0]
         traffic.answers[mine["variant_name"], mine["reason"]] += 1
-        # An enrolled unit is the better example, and a treated one the best.
+        # Prefer an enrolled unit as the example, best of all one in treatment.
         if traffic.example is None or _rank(mine) > _rank(traffic.example):
             traffic.example = {"unit_id": unit_id, **mine}
         assigned.append(Assigned(unit_id, mine))
@@ -71,29 +71,29 @@ def play(
     traffic: Traffic,
     on_step: Callable[[str], None],
 ) -> None:
-    """Plan with the model that each answer names, let the household react, send the events.
+    """Plan with the model that each answer names, simulate the household's reaction, and send the events.
 
-    `load_model` turns a `models:/…` URI into something with `predict(rows)`. Event ids follow from unit and run, and times
-    from the experiment's first assignment: sent again after a kill, they are stored once. Raises TrafficError.
+    `load_model` turns a `models:/…` URI into an object with `predict(rows)`. Event ids are derived from unit and run, and times
+    from the experiment's first assignment, so events that are sent again after a kill are stored once. Raises TrafficError.
     """
     import pandas as pd
 
     at = first_assigned_at - STARTED_AGO
     by_model: dict[str, list[Assigned]] = defaultdict(list)
-    for one in assigned:
-        by_model[one.answer["config"]["mlflow_model_uri"]].append(one)
+    for unit in assigned:
+        by_model[unit.answer["config"]["mlflow_model_uri"]].append(unit)
     events: list[dict[str, Any]] = []
     for uri, units in sorted(by_model.items()):
         on_step(f"{len(units)} plans by {uri}")
         model = load_model(uri)
-        inputs = [world.row_input(one.unit_id, at) for one in units]
+        inputs = [world.row_input(unit.unit_id, at) for unit in units]
         started = datetime.now(UTC)
         planned = model.predict(pd.DataFrame(inputs))
         latency_ms = (datetime.now(UTC) - started).total_seconds() * 1000 / len(units)
-        for one, row_input, (_, answer) in zip(units, inputs, planned.iterrows(), strict=True):
+        for unit, row_input, (_, answer) in zip(units, inputs, planned.iterrows(), strict=True):
             if answer["error"]:
-                raise TrafficError(f"{uri} made no plan for {one.unit_id}: {answer['error']}")
-            events += _session(world, one, row_input, answer, at, latency_ms)
+                raise TrafficError(f"{uri} made no plan for {unit.unit_id}: {answer['error']}")
+            events += _session(world, unit, row_input, answer, at, latency_ms)
     for first in range(0, len(events), BATCH):
         on_step(f"{first:,} of {len(events):,} events sent")
         _post(client, "/api/v1/events/batch", {"events": events[first : first + BATCH]})
@@ -101,22 +101,22 @@ def play(
 
 
 def _session(
-    world: World, one: Assigned, row_input: dict[str, Any], answer: Any, at: datetime, latency_ms: float
+    world: World, unit: Assigned, row_input: dict[str, Any], answer: Any, at: datetime, latency_ms: float
 ) -> list[dict[str, Any]]:
-    """Exposure, plan and reaction of one household, as JSON."""
-    plan_id = str(uuid.uuid5(uuid.UUID(one.answer["experiment_id"]), one.unit_id))
-    workflow_type, mode = world.session_habits(one.unit_id, at)
+    """Exposure, plan and reaction of a household, as JSON."""
+    plan_id = str(uuid.uuid5(uuid.UUID(unit.answer["experiment_id"]), unit.unit_id))
+    workflow_type, mode = world.session_habits(unit.unit_id, at)
     context = {
-        "policy_version_id": one.answer["config"]["policy_version_id"],
+        "policy_version_id": unit.answer["config"]["policy_version_id"],
         "workflow_type": workflow_type,
         "mode": mode,
-        "region": world.households[one.unit_id].region,
+        "region": world.households[unit.unit_id].region,
         "session_id": plan_id,
     }
-    # Only enrolled units belong to the experiment; the remainder is served the baseline and not analysed.
+    # Only enrolled units belong to the experiment; units of the remainder get the baseline and are not analysed.
     experiments = (
-        [{"experiment_id": one.answer["experiment_id"], "variant_id": one.answer["variant_id"]}]
-        if one.answer["enrolled"]
+        [{"experiment_id": unit.answer["experiment_id"], "variant_id": unit.answer["variant_id"]}]
+        if unit.answer["enrolled"]
         else []
     )
     meals = [
@@ -126,7 +126,7 @@ def _session(
     tokens = int(answer["tokens_generated"])
     shown = {
         "unit_type": "household",
-        "unit_id": one.unit_id,
+        "unit_id": unit.unit_id,
         "experiments": experiments,
         "context": context,
         "timestamp": at,
@@ -153,13 +153,13 @@ def _session(
             "payload": {"plan_id": plan_id, "meals": meals},
         },
     ]
-    # Seeded by the household alone: what it thinks of a plan depends on the plan, not on who made it.
+    # Seeded by household and day only: the reaction depends on the plan, not on the model that made it.
     rng = np.random.default_rng(
-        [world.seed, list(world.households).index(one.unit_id), math.floor(at.timestamp() // 86_400)]
+        [world.seed, list(world.households).index(unit.unit_id), math.floor(at.timestamp() // 86_400)]
     )
     reactions = react(
         world,
-        one.unit_id,
+        unit.unit_id,
         {"meals": meals},
         at + timedelta(seconds=1),
         rng,

@@ -31,7 +31,7 @@ class Unit:
             )
         if not 1 <= len(unit_id) <= MAX_UNIT_ID or "\0" in unit_id or not _is_unicode(unit_id):
             raise ErasureError(
-                f"A unit can't have this id of {len(unit_id)} characters: 1 to {MAX_UNIT_ID} of valid Unicode without NUL are allowed."
+                f"A unit can't have this id: it has {len(unit_id)} characters; give 1 to {MAX_UNIT_ID} of valid Unicode, without NUL."
             )
         return cls(unit_type, unit_id)
 

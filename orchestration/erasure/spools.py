@@ -84,8 +84,8 @@ def _wait_for_writers(root: Path, unit: Unit, wait_seconds: float) -> None:
         if all(path.parent.name == "damaged" for path in held) or time.monotonic() >= deadline:
             paths = ", ".join(str(path) for path in held)
             raise ErasureError(
-                f"{sum(held.values())} spooled events of the unit are still in {paths}: a running API drops them as it drains its spool "
-                "into PostgreSQL; look at a damaged segment and remove it. Then run this again."
+                f"{sum(held.values())} spooled events of the unit are still in {paths}: a running API drops them as it "
+                "drains its spool into PostgreSQL; look at a damaged segment and remove it. Then run this again."
             )
         time.sleep(_EVERY_SECONDS)
 

@@ -2,20 +2,27 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import psycopg
 from ground_support import (
+    BY,
     NO_EXPERIMENTS,
     first_planner_version,
+    next_planner_version,
     sync_project_config,
 )
+from local_support import wait_until
 from sync_support import POLICIES, SECOND_VERSION, SPLIT, Files, allocations, everything
 
 from experimentation.policies import find_policy, get_version, production_version
+from experimentation.promotion.candidates import open_candidate_run
 from experimentation.runs.lifecycle import runs_of
 
 pytest_plugins = ["sync_support"]
+
+WAITS_FOR_A_LOCK = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 def test_own_files_set_up_a_fresh_installation(connection: psycopg.Connection[Any]) -> None:
@@ -172,3 +179,28 @@ def test_small_variant_may_join_a_running_split(files: Files) -> None:
 
 
 # what a file may not change
+
+
+def test_sync_waits_for_a_candidate_that_is_being_opened(database_url: str, tmp_path: Path) -> None:
+    """It would otherwise work with the run that the candidate's run replaces."""
+    plain = SPLIT[: SPLIT.index("      - name: with_cards")].replace("0.5", "1")
+    plain = plain.replace("config: {feature_enabled: false}", "policy: planner_policy@1")
+    described = plain.replace("    variants", "    description: Another.\n    variants")
+    with psycopg.connect(database_url) as opening, psycopg.connect(database_url) as syncing:
+        Files(opening, tmp_path).apply(plain)
+        version = next_planner_version(opening)
+        opening.commit()
+        with ThreadPoolExecutor() as pool, psycopg.connect(database_url, autocommit=True) as watching:
+            with opening.transaction():
+                open_candidate_run(
+                    opening,
+                    experiment_name="cards",
+                    policy_version_id=version.id,
+                    treatment_name="candidate_v2",
+                    change=BY,
+                )
+                report = pool.submit(Files(syncing, tmp_path).apply, described)
+                wait_until(lambda: watching.execute(WAITS_FOR_A_LOCK).fetchone() is not None, "sync to wait", 30)
+            assert report.result(30).changes == ()
+        assert [run.made_by for run in runs_of(syncing, "cards")] == ["file", "promotion"]
+        assert runs_of(syncing, "cards")[0].description is None

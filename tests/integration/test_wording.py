@@ -3,6 +3,8 @@
 After a deliberate change: `pytest tests/integration/test_wording.py --snapshot-update`, and read the difference.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,13 @@ from syrupy.assertion import SnapshotAssertion
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from foundation.settings import PROJECT_ROOT
 from foundation.yaml_files import ConfigError
 from orchestration.cli import app
 
 VERBS = sorted(get_command(app).commands)  # type: ignore[attr-defined]  # the app is a group
 PASSED_ON = {"replay", "train"}
-"""Verbs whose help is that of a module of its own, which starts in a process of its own."""
+"""Verbs whose options are those of another module, which runs in a process of its own."""
 
 BROKEN_EXPERIMENTS = """\
 experiments:
@@ -45,6 +48,16 @@ def test_help_of_a_verb_is_as_reviewed(verb: str, snapshot: SnapshotAssertion) -
     result = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"})
     assert result.exit_code == 0
     assert "\n".join(line.rstrip() for line in result.output.splitlines()) == snapshot
+
+
+@pytest.mark.parametrize("verb", sorted(PASSED_ON))
+def test_verb_passes_its_options_on(verb: str) -> None:
+    command = [sys.executable, "-m", "orchestration.cli", verb, "--help"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=PROJECT_ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--model-name" in done.stdout
 
 
 def test_problems_of_broken_configuration_are_as_reviewed(tmp_path: Path, snapshot: SnapshotAssertion) -> None:

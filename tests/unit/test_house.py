@@ -1,5 +1,7 @@
 """The shape of the repository: data folders hold no code, and docs/architecture.md knows every package."""
 
+import re
+
 from foundation.settings import PROJECT_ROOT
 
 ARCHITECTURE = (PROJECT_ROOT / "docs" / "architecture.md").read_text()
@@ -17,3 +19,9 @@ def test_every_package_is_in_the_architecture() -> None:
     assert len(names) > 30
     missing = [name for name in names if f"`{name}/`" not in ARCHITECTURE]
     assert not missing
+
+
+def test_every_file_and_folder_of_the_architecture_exists() -> None:
+    places = re.findall(r"`([\w/]+/[\w./]*)`", ARCHITECTURE)
+    assert len(places) > 40
+    assert not [place for place in places if not (PROJECT_ROOT / place).exists()]
