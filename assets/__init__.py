@@ -1,5 +1,5 @@
-"""The lineage graph: one folder a stage, and what the stages share.
+"""The lineage graph: one folder per stage, and code shared by the stages.
 
-Modules called `asset.py` (and `resources.py`, `partitions.py`) know Dagster; every other module here is plain functions over
-frames and an object store, which run and are tested without it.
+Only `asset.py`, `resources.py`, `partitions.py` and the other top-level modules use Dagster. The rest is plain functions over frames and
+an object store, which run and are tested without it.
 """

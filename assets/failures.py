@@ -1,4 +1,4 @@
-"""Errors that a user can put right, as Dagster shows them: the sentence first, and no retry."""
+"""Shows errors that a user can fix in Dagster: with their message first, and without a retry."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from foundation.errors import LifecycleError
 
 @contextmanager
 def as_failures() -> Iterator[None]:
-    """Raise a LifecycleError as a dagster Failure with its sentence; any other exception is a defect and passes unchanged."""
+    """Raise a LifecycleError as a dagster Failure with the same message. Any other exception is a defect and passes unchanged."""
     try:
         yield
     except LifecycleError as error:

@@ -1,4 +1,4 @@
-"""Names that the graph is drawn with: groups, owners, and the tables that other programs write."""
+"""Groups and owners of the graph, and external assets: the tables that other programs write."""
 
 import dagster as dg
 
@@ -21,14 +21,14 @@ BASELINE_MODEL = dg.AssetKey("baseline_model")
 external_assets: list[dg.AssetSpec] = [
     dg.AssetSpec(
         EVENTS_TABLE,
-        description="Every accepted event, in daily partitions. The event service writes it; so do imports.",
+        description="Every accepted event, in daily partitions. The event service and imports write it.",
         group_name=EVENTS,
         kinds={"postgres", "fastapi"},
         owners=[DATA_TEAM],
     ),
     dg.AssetSpec(
         ASSIGNMENTS_TABLE,
-        description="Which unit got which variant, once and for ever. The assignment service writes it.",
+        description="The variant of each unit, which never changes. The assignment service writes it.",
         group_name=EVENTS,
         kinds={"postgres", "fastapi"},
         owners=[PRODUCT_TEAM],
@@ -51,11 +51,11 @@ external_assets: list[dg.AssetSpec] = [
         for name, description in {
             "variants": "The arms of each run, with their allocations and configurations.",
             "allocation_epochs": "Periods of constant allocations of each run.",
-            "overridden_units": "Units that an override ever showed a variant of a run: they count in no analysis of it.",
-            "erased_days": "Days of which events were erased with their units: their aggregates are made anew.",
-            "policies": "What serves units: a policy, and its version in production.",
+            "overridden_units": "Units that were ever shown a variant of a run by an override: no analysis of the run counts them.",
+            "erased_days": "Days with erased events: dbt rebuilds their aggregates.",
+            "policies": "Policies by name, with their version in production.",
             "policy_versions": "Versions of policies, each pinned to one model version. `candidate_policy` adds to them.",
-            "offline_replay_results": "What every replay found. `replay_metrics` writes it.",
+            "offline_replay_results": "The result of every replay. `replay_metrics` writes it.",
         }.items()
     ),
     dg.AssetSpec(
@@ -67,7 +67,7 @@ external_assets: list[dg.AssetSpec] = [
     ),
     dg.AssetSpec(
         BASELINE_MODEL,
-        description="The heuristic planner, registered as the first model version: what a first candidate is compared with.",
+        description="The heuristic planner, registered as the first model version, which the first candidate is compared with.",
         group_name=MODELS,
         kinds={"mlflow", "python"},
         owners=[ML_TEAM],

@@ -1,7 +1,4 @@
-"""How small records travel between assets: one JSON file each, in the object store.
-
-A record says where the data is.
-"""
+"""Passes small records between assets, as JSON files in the object store. A record says where the data is."""
 
 import json
 from typing import Any, Protocol
@@ -20,12 +17,12 @@ class Record(Protocol):
 
 
 class RecordIOManager(dg.ConfigurableIOManager):
-    """Stores an asset's record under `records/{asset}/{partition}.json`; the newest materialisation wins."""
+    """Stores an asset's record in `records/{asset}/{partition}.json`; a new materialisation overwrites it."""
 
     store: ArtefactStore
 
     def handle_output(self, context: dg.OutputContext, obj: Record) -> None:
-        """Write the record and link it in the run's log."""
+        """Write the record and add it to the output's metadata."""
         path = self._path(context)
         self.store.open().write(path, json.dumps(obj.to_dict(), indent=2, default=str).encode())
         context.add_output_metadata(
@@ -33,16 +30,16 @@ class RecordIOManager(dg.ConfigurableIOManager):
         )
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """Read the record of the upstream partition; the input's annotation says which record it is.
+        """Read the record of the upstream partition; the input's annotation gives its type.
 
-        Raises dg.Failure with a sentence when the upstream asset was never materialised.
+        Raises dg.Failure if the upstream asset was never materialised.
         """
         store, path = self.store.open(), self._path(context)
         if not store.exists(path):
             partition = f" for {context.asset_partition_key}" if context.has_asset_partitions else ""
             raise dg.Failure(
                 f"{context.asset_key.to_user_string()} has no record{partition} ({store.uri(path)}), and no data is not a pass: "
-                "materialise it first.",
+                "materialise the asset first.",
                 allow_retries=False,
             )
         return context.dagster_type.typing_type.from_dict(json.loads(store.read(path)))

@@ -1,7 +1,6 @@
-"""What assets stand on: the platform's database, the object store, MLflow, child processes, dbt.
+"""Dagster resources of the assets: the platform's database, the object store and MLflow.
 
- Nothing connects before an asset runs. A test swaps a part
-through `build_defs(resource_overrides=…)`.
+Nothing connects before an asset runs. Tests replace resources through `build_defs(resource_overrides=…)`.
 """
 
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ class PlatformDatabase(dg.ConfigurableResource[Any]):
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection[Any]]:
-        """A connection in one transaction: committed at the end, rolled back on an exception."""
+        """A connection in one transaction, which is committed at the end and rolled back on an exception."""
         with psycopg.connect(settings().platform_url, connect_timeout=10) as connection:
             yield connection
 
@@ -37,16 +36,16 @@ class ArtefactStore(dg.ConfigurableResource[Any]):
     _client: Any = PrivateAttr(default=None)
 
     def open(self) -> ObjectStore:
-        """The store at the root that the settings name."""
+        """The store at the root from the settings."""
         return ObjectStore(settings().store_root)
 
     def link(self, uri: str) -> dg.MetadataValue:
-        """Metadata that opens what is at `uri`: a path for a file, a signed link (7 days) for an S3 object."""
+        """Metadata that links to `uri`: a path for a file, a signed link (7 days) for an S3 object."""
         if not uri.startswith("s3://"):
             return dg.MetadataValue.path(uri)
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         if self._client is None:
-            # Making one takes a quarter of a second, and a range of hours asks for a thousand links.
+            # Creating a client takes a quarter of a second, and a range of hours needs a thousand links.
             self._client = self.s3.get_client()
         return dg.MetadataValue.url(
             self._client.generate_presigned_url(
@@ -58,13 +57,13 @@ class ArtefactStore(dg.ConfigurableResource[Any]):
 class MlflowTracking(dg.ConfigurableResource[Any]):
     """MLflow runs that belong to a Dagster run, and links into the MLflow UI.
 
-    dagster-mlflow stays behind this resource: it imports MLflow when it is imported (2 s), and it never ends its run when a step
-    succeeds, so both are handled here.
+    Only this resource uses dagster-mlflow, because it has two flaws: importing it imports MLflow (2 s), and it does not end its MLflow
+    run if a step succeeds.
     """
 
     @contextmanager
     def run(self, context: dg.AssetExecutionContext, experiment: str, name: str) -> Iterator[str]:
-        """An MLflow run tagged with the Dagster run; yields its id, and ends it as finished or failed."""
+        """Start an MLflow run tagged with the Dagster run; yields its id, and ends the run as finished or failed."""
         import mlflow
         from dagster_mlflow.resources import MlFlow
 
@@ -91,21 +90,21 @@ class MlflowTracking(dg.ConfigurableResource[Any]):
 
     @staticmethod
     def artefact_root() -> str:
-        """Where MLflow puts artefacts of new experiments."""
+        """The root for artefacts of new MLflow experiments."""
         return f"{settings().store_root}/mlflow"
 
     @staticmethod
     def run_url(experiment_id: str, run_id: str) -> str:
-        """The run's page in the MLflow UI."""
+        """The address of the run's page in the MLflow UI."""
         return f"{ui_url()}/#/experiments/{experiment_id}/runs/{run_id}"
 
     @staticmethod
     def model_url(name: str, version: int) -> str:
-        """The model version's page in the MLflow UI."""
+        """The address of the model version's page in the MLflow UI."""
         return f"{ui_url()}/#/models/{name}/versions/{version}"
 
 
 def ui_url() -> str:
-    """Root of the MLflow UI: the tracking server where one is set, else the local one."""
+    """The root of the MLflow UI: the configured tracking server, or else the local one."""
     uri = settings().mlflow_tracking_uri or ""
     return uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{settings().mlflow_port}"

@@ -1,4 +1,4 @@
-"""For tests of a whole installation: the command line in a process of its own, with a home and ports of its own."""
+"""For tests of a whole installation: the command line in a separate process, with its own home and ports."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ DEMO_SECONDS = 900
 
 @dataclass
 class Installation:
-    """One home with its ports."""
+    """A home and its ports."""
 
     home: Path
     environment: dict[str, str]
@@ -39,7 +39,7 @@ class Installation:
         )
 
     def start(self, *arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
-        """Start a command in a session of its own; returns it and the file that its output goes to."""
+        """Start a command in its own session; returns the process and its output file."""
         output = self.home.parent / f"output-{len(list(self.home.parent.glob('output-*')))}"
         with output.open("wb") as file:
             process = subprocess.Popen(
@@ -53,11 +53,11 @@ class Installation:
         return process, output
 
     def url(self, service: str) -> str:
-        """Address of a service (`API`, `DAGSTER`, …)."""
+        """The address of a service (`API`, `DAGSTER`, …)."""
         return f"http://127.0.0.1:{self.environment[f'LIFECYCLE_{service}_PORT']}"
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
-        """Ask the platform's database, starting the server for it when none runs."""
+        """Query the platform's database; the server is started for this if it is not running."""
         server = EmbeddedPostgres(self.home / "postgres", int(self.environment["LIFECYCLE_PG_PORT"]))
         running = server.running_port() is not None
         server.start()
@@ -70,7 +70,7 @@ class Installation:
 
 
 def wait_for(condition: Any, process: subprocess.Popen[bytes], output: Path, seconds: float = DEMO_SECONDS) -> None:
-    """Wait until `condition()` holds; fails with the output when the process ends first, or time is up."""
+    """Wait until `condition()` holds; fail with the output if the process ends first or takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -81,7 +81,7 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes], output: Path, sec
 
 
 def new_installation(folder: Path) -> Installation:
-    """A home of its own, with free ports and nothing set from outside."""
+    """A new home with free ports and no settings from the environment."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("LIFECYCLE_", "DAGSTER_", "MLFLOW_"))
     }

@@ -1,4 +1,4 @@
-"""For tests of local services: free ports, waiting on a condition, whether a process ended. Does not belong here: data, fixtures."""
+"""For tests of local services: free ports, waiting for a condition, whether a process ended."""
 
 import socket
 import time
@@ -18,7 +18,7 @@ def unused_ports(count: int) -> list[int]:
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
-    """Wait until the condition holds; fail the test, naming `what`, when it does not in time."""
+    """Wait until the condition holds; fail the test, naming `what`, if it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -27,7 +27,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0
 
 
 def gone(process: psutil.Process) -> bool:
-    """Whether a process ended; a zombie, which nobody reaped, counts."""
+    """Whether a process ended; a zombie counts as ended."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,1 +1,1 @@
-"""Analytics: dbt's models and tests as assets and checks."""
+"""The analytics stage: dbt models as assets, dbt tests as checks."""

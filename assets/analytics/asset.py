@@ -1,6 +1,6 @@
-"""dbt's models as assets, dbt's tests as asset checks.
+"""dbt models as assets, dbt tests as asset checks.
 
-The manifest is made by the build (`make setup`): parsing it in every process made runs three times slower.
+`make setup` writes the manifest: parsing the dbt project in every process made runs three times slower.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ MANIFEST = DBT_FOLDER / "target" / "manifest.json"
 
 
 class _Translator(DagsterDbtTranslator):
-    """Every model in one group, owned by the data team; sources keep `schema/table` keys and so join the graph's tables."""
+    """Puts every model into one group of the data team. Sources keep `schema/table` keys, which match the graph's external tables."""
 
     def get_asset_spec(self, manifest: Mapping[str, Any], unique_id: str, project: DbtProject | None) -> dg.AssetSpec:
         spec = super().get_asset_spec(manifest, unique_id, project)
@@ -35,5 +35,5 @@ def _manifest() -> Path:
 
 @dbt_assets(manifest=_manifest(), dagster_dbt_translator=_Translator(), name="analytics_models", project=None)
 def analytics_models(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
-    """Run and test every model, in dbt's own order."""
+    """Build and test every model, in dbt's order."""
     yield from dbt.cli(["build"], context=context).stream()

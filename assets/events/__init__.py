@@ -1,1 +1,1 @@
-"""Events on their way out of PostgreSQL: the hourly and history archive, then the cleaned days."""
+"""The event stage: events are archived from PostgreSQL, by hour and as history, and then cleaned."""

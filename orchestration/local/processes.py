@@ -1,8 +1,8 @@
-"""Child processes: started in a session of their own, recorded, watched, and ended with everything they started.
+"""Child processes: each starts in its own session, is recorded and watched, and is stopped together with everything it started.
 
-A record in `run/NAME.json` outlives a supervisor that was killed, so that the next start can end what it left behind. Process numbers
-are used again, and a session does not hold what leaves it; so each start has a token of its own, which every process it leads to
-inherits in its environment, and a process counts as ours when it carries the token.
+A record in `run/NAME.json` outlives a killed supervisor, so that the next start can stop what it left running. Process numbers are
+reused, and processes can leave a session. So each start has its own token, which all its processes inherit in their environment; a
+process is ours if it has the token.
 """
 
 import json
@@ -33,7 +33,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class Service:
-    """One process to run: `after` names the services that must be ready first; `port_setting` is the setting that chooses `port`."""
+    """A process to run. `after` names the services that must be ready first; `port_setting` is the setting that chooses `port`."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Record:
-    """What `run/NAME.json` says of a started process; `token` is what it and all its children carry in `LIFECYCLE_START`."""
+    """The content of `run/NAME.json` for a started process. It and all its children have `token` in `LIFECYCLE_START`."""
 
     name: str
     title: str
@@ -60,7 +60,7 @@ class Record:
 
     @property
     def alive(self) -> bool:
-        """Whether the recorded process itself still runs."""
+        """Whether the recorded process itself is still running."""
         try:
             return _token(psutil.Process(self.pid)) == self.token
         except psutil.Error:
@@ -79,7 +79,7 @@ class _Child:
 
 @dataclass
 class Supervisor:
-    """The children of one command on one home."""
+    """The child processes of one command on one home."""
 
     home: Path
     environment: Mapping[str, str]
@@ -89,7 +89,7 @@ class Supervisor:
     def launch(self, services: Iterable[Service]) -> None:
         """Start the services whose predecessors are ready, and remember the others. Returns at once.
 
-        Raises LifecycleError before anything is started when a port is in use.
+        Raises LifecycleError, before anything is started, if a port is in use.
         """
         new = list(services)
         for service in new:
@@ -99,9 +99,9 @@ class Supervisor:
         self.advance()
 
     def advance(self) -> bool:
-        """One look at every child: start what may start, notice what is ready. Returns whether all are.
+        """Check every child once: start those that can start and note those that are ready. Returns whether all are ready.
 
-        Raises LifecycleError, with the end of its log, for a child that died or missed its deadline.
+        Raises LifecycleError, with the end of the log, if a child died or missed its deadline.
         """
         for child in self._children.values():
             if child.process is None:
@@ -118,9 +118,9 @@ class Supervisor:
         return all(child.ready_after is not None for child in self._children.values())
 
     def wait_ready(self, names: Sequence[str] = (), on_tick: Callable[[], None] = lambda: None) -> None:
-        """Wait until the named services (all, when none is named) are ready.
+        """Wait until the named services (by default all) are ready.
 
-        Each has its own deadline, so this ends. Raises LifecycleError, also when another one dies meanwhile.
+        Each service has a deadline, so this ends. Raises LifecycleError, also if another service dies meanwhile.
         """
         wanted = list(names) or list(self._children)
         while True:
@@ -131,7 +131,7 @@ class Supervisor:
             time.sleep(POLL_SECONDS)
 
     def tend(self) -> None:
-        """One look at running children: one that died is announced and started again, up to three times.
+        """Check running children once. A dead one is reported and restarted, up to three times.
 
         Raises LifecycleError after that.
         """
@@ -141,40 +141,40 @@ class Supervisor:
                 if child.ready_after is None:
                     self._look(child)
                 continue
-            said = _with_log(f"{child.service.title} ended {_how(code)}.", self.log_file(child.service.name))
+            message = _with_log(f"{child.service.title} ended {_how(code)}.", self.log_file(child.service.name))
             if child.restarts >= MOST_RESTARTS:
-                raise LifecycleError(f"{said}\nIt was started {MOST_RESTARTS + 1} times, so everything is stopped.")
+                raise LifecycleError(f"{message}\nIt was started {MOST_RESTARTS + 1} times, so everything is stopped.")
             child.restarts += 1
-            self.say(f"{said}\nStarting it again ({child.restarts} of {MOST_RESTARTS}).")
+            self.say(f"{message}\nStarting it again ({child.restarts} of {MOST_RESTARTS}).")
             if child.record is not None:
                 end_processes([child.record])
             child.ready_after = None
             self._spawn(child)
 
     def stop(self) -> None:
-        """End every child and whatever it started. Their records stay until `forget`."""
+        """Stop every child and everything it started. Their records are kept until `forget`."""
         end_processes([child.record for child in self._children.values() if child.record is not None])
         for child in self._children.values():
             if child.process is not None:
                 child.process.wait()
 
     def forget(self) -> None:
-        """Remove the records of stopped children: nothing is left to be cleared up after them."""
+        """Remove the records of stopped children, after which the next start has nothing to clean up."""
         forget([child.record for child in self._children.values() if child.record is not None], self.home)
         self._children.clear()
 
     def ready(self, name: str) -> bool:
-        """Whether a service is ready; one that was never asked for counts as ready."""
+        """Whether a service is ready. A service that was never launched counts as ready."""
         child = self._children.get(name)
         return child is None or child.ready_after is not None
 
     def seconds(self, name: str) -> float | None:
-        """How long a service took to become ready; None while it is not."""
+        """How many seconds a service took to become ready; None while it is not ready."""
         child = self._children.get(name)
         return None if child is None else child.ready_after
 
     def log_file(self, name: str) -> Path:
-        """Where a service's output goes."""
+        """The file for a service's output."""
         return self.home / "logs" / f"{name}.log"
 
     def _look(self, child: _Child) -> None:
@@ -182,8 +182,8 @@ class Supervisor:
         if child.service.ready():
             child.ready_after = waited
         elif waited > child.service.deadline_seconds:
-            said = f"{child.service.title} was not ready within {child.service.deadline_seconds:.0f} s."
-            raise LifecycleError(_with_log(said, self.log_file(child.service.name)))
+            message = f"{child.service.title} was not ready within {child.service.deadline_seconds:.0f} s."
+            raise LifecycleError(_with_log(message, self.log_file(child.service.name)))
 
     def _spawn(self, child: _Child) -> None:
         service, log = child.service, self.log_file(child.service.name)
@@ -193,7 +193,7 @@ class Supervisor:
                 log.replace(log.with_suffix(".log.1"))
             since = datetime.now(UTC).isoformat(timespec="seconds")
             record = Record(service.name, service.title, 0, uuid.uuid4().hex, since, service.url, str(log))
-            # Recorded before it starts, by its token, and again with its number: a kill in between leaves nothing that nobody knows.
+            # Recorded with its token before it starts, and again with its number: a kill in between leaves no unknown process.
             write_record(self.home, record)
             with uninterrupted(), log.open("wb") as output:
                 child.process = subprocess.Popen(
@@ -213,29 +213,29 @@ class Supervisor:
 
 
 def write_record(home: Path, record: Record) -> None:
-    """Keep a record in `run/`."""
+    """Write a record to `run/`."""
     write_atomically(home / "run" / f"{record.name}.json", json.dumps(asdict(record), indent=1))
 
 
 def records(home: Path) -> list[Record]:
-    """Every record in `run/`, whether its process lives or not. A file that is no record is removed."""
-    found = []
+    """Every record in `run/`, whether or not its process is alive. Files that are not valid records are removed."""
+    valid = []
     for file in sorted((home / "run").glob("*.json")):
         try:
-            found.append(Record(**json.loads(file.read_text())))
+            valid.append(Record(**json.loads(file.read_text())))
         except (json.JSONDecodeError, TypeError):
             file.unlink(missing_ok=True)
-    return found
+    return valid
 
 
 def end_processes(ended: Sequence[Record], seconds: float = STOP_SECONDS) -> int:
-    """End all processes of the recorded starts, politely and after `seconds` by force; returns how many there were."""
+    """Terminate all processes of the recorded starts, and kill them after `seconds`; returns how many were running."""
     tokens = {record.token for record in ended}
     running = _members(tokens)
     for process in running:
         _signal(process, process.terminate)
     _wait_gone(running, seconds)
-    # Looked for again: a process may have been forked while its parent was told to end.
+    # Search again: a process may have been forked while its parent was terminated.
     left = _members(tokens)
     for process in left:
         _signal(process, process.kill)
@@ -258,24 +258,24 @@ def log_tail(file: Path, lines: int = _TAIL_LINES) -> list[str]:
 
 
 def _members(tokens: set[str]) -> list[psutil.Process]:
-    found = []
+    members = []
     for process in psutil.process_iter():
         try:
             if _token(process) in tokens:
-                found.append(process)
+                members.append(process)
         except psutil.Error:
-            # Gone meanwhile, or another user's.
+            # It ended meanwhile, or belongs to another user.
             continue
-    return found
+    return members
 
 
 def _token(process: psutil.Process) -> str | None:
-    """The token a process carries; None for a zombie, which has ended."""
+    """The token of a process; None for a zombie, which has ended."""
     return None if process.status() == psutil.STATUS_ZOMBIE else process.environ().get(TOKEN_VARIABLE)
 
 
 def _wait_gone(processes: Sequence[psutil.Process], seconds: float) -> None:
-    """Wait until none runs, `seconds` at most. A zombie does not run: where nobody reaps orphans it stays in the list for ever."""
+    """Wait until all have ended, at most `seconds`. A zombie has ended: where nothing reaps orphans, it stays listed for ever."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(_runs(process) for process in processes):
         time.sleep(POLL_SECONDS / 2)
@@ -302,7 +302,7 @@ def _how(code: int) -> str:
 def _with_log(sentence: str, log: Path) -> str:
     tail = log_tail(log)
     return (
-        "\n".join([f"{sentence} Its whole log: {log}", *(f"  | {line}" for line in tail)])
+        "\n".join([f"{sentence} Its full log: {log}", *(f"  | {line}" for line in tail)])
         if tail
         else f"{sentence} Its log {log} is empty."
     )

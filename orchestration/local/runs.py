@@ -1,6 +1,7 @@
-"""Dagster runs of this home whose processes end, or ended, with it.
+"""Cancels or closes Dagster runs of this home whose processes end with the platform.
 
-A command of its own (`python -m orchestration.local.runs`), because it needs Dagster (0.6 s to import) and the children's environment.
+Runs as a separate command (`python -m orchestration.local.runs`), because it needs Dagster (0.6 s to import) and the children's
+environment.
 """
 
 import argparse
@@ -12,15 +13,15 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 
 from orchestration.local.environment import code_socket
 
-# A process that executes runs itself tags them with its home, as the run launcher tags the others with its code server.
+# A process that executes runs itself tags them with its home. The run launcher tags all others with its code server.
 HOME_TAG = "lifecycle/home"
 _LAUNCHER_TAG = ".dagster/grpc_info"
 _IN_PROGRESS = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
-LOST = "The platform was ended while this run was in progress, so its process is gone. Nothing it had stored is lost: launch it again."
+LOST = "The platform was stopped while this run was in progress, so its process is gone. Nothing it had stored is lost: launch it again."
 
 
 def cancel_running(instance: DagsterInstance, home: Path | None) -> int:
-    """Mark runs in progress as being cancelled, so that their processes, ended next, report a cancellation and not a failure."""
+    """Mark runs in progress as being cancelled, so that their processes, which are stopped next, report a cancellation, not a failure."""
     count = 0
     for run in _in_progress(instance, home):
         if run.status != DagsterRunStatus.CANCELING:
@@ -30,7 +31,7 @@ def cancel_running(instance: DagsterInstance, home: Path | None) -> int:
 
 
 def close_lost(instance: DagsterInstance, home: Path | None) -> int:
-    """Report runs in progress as ended: cancelled if that was asked for, else failed. To be called when no process of theirs lives."""
+    """Report runs in progress as ended: cancelled if that was requested, else failed. Call this when all their processes have ended."""
     count = 0
     for run in _in_progress(instance, home):
         if run.status == DagsterRunStatus.CANCELING:
@@ -42,7 +43,7 @@ def close_lost(instance: DagsterInstance, home: Path | None) -> int:
 
 
 def _in_progress(instance: DagsterInstance, home: Path | None) -> Iterator[DagsterRun]:
-    """Runs in progress of one home; of all homes when it is None, which is right where the database is this home's alone."""
+    """Runs in progress of one home; of all homes if `home` is None, for a database that only this home uses."""
     for run in instance.get_runs(RunsFilter(statuses=_IN_PROGRESS)):
         launched_by = json.loads(run.tags.get(_LAUNCHER_TAG, "{}")).get("socket")
         if home is None or launched_by == str(code_socket(home)) or run.tags.get(HOME_TAG) == str(home):
@@ -50,7 +51,7 @@ def _in_progress(instance: DagsterInstance, home: Path | None) -> Iterator[Dagst
 
 
 def main() -> None:
-    """`cancel` or `close`, with `--home FOLDER` where several homes share the database. Prints how many runs it touched."""
+    """`cancel` or `close`, with `--home FOLDER` if several homes share the database. Prints how many runs were changed."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("verb", choices=["cancel", "close"])
     parser.add_argument("--home", type=Path)

@@ -1,7 +1,7 @@
-"""The services of a local installation: their commands, addresses, and how each shows that it is ready.
+"""The services of a local installation: their commands, addresses and readiness probes.
 
-Dagster runs as three processes on one code server, so that definitions are loaded once: `dagster dev` would load them for the UI and
-for the daemon, and can't be ended from the background (signals.py).
+Dagster runs as three processes with one code server, so that definitions are loaded once. `dagster dev` would load them for the UI and
+for the daemon, and can't be stopped when it runs in the background (signals.py).
 """
 
 import sys
@@ -19,7 +19,7 @@ EVERYTHING = (WEBSERVER, MLFLOW, API, DOCS, CODE, DAEMON)
 
 
 def all_services(settings: Settings) -> dict[str, Service]:
-    """Every service of a home by its short name, in the order of a person's interest."""
+    """Every service of a home by its short name; the ones that people open come first."""
     workspace = str(settings.home / "dagster" / "workspace.yaml")
     socket = code_socket(settings.home)
     dagster_url, api_url = f"http://{HOST}:{settings.dagster_port}", f"http://{HOST}:{settings.api_port}"
@@ -38,7 +38,7 @@ def all_services(settings: Settings) -> dict[str, Service]:
         Service(
             DOCS, "dbt docs", (sys.executable, "-m", "orchestration.local.docs_site"),
             answers(docs_url), docs_url, settings.docs_port, "LIFECYCLE_DOCS_PORT",
-            after=(WEBSERVER,),  # making the site takes a core for 10 s, which the UI needs more
+            after=(WEBSERVER,),  # building the site uses a core for 10 s, which the UI needs more
         ),
         Service(
             CODE, "Dagster code location",
@@ -49,7 +49,8 @@ def all_services(settings: Settings) -> dict[str, Service]:
             accepts(socket),
         ),
         Service(
-            # After MLflow, whose first start makes its tables: a sensor that asks it meanwhile would make them too, and one would fail.
+            # After MLflow, which creates its tables at its first start: a sensor that queries MLflow meanwhile would create them too, and
+            # one of the two would fail.
             DAEMON, "Dagster daemon", (_script("dagster-daemon"), "run", "--workspace", workspace),
             logged(settings.home / "logs" / f"{DAEMON}.log", "Instance is configured with the following daemons"),
             after=(CODE, MLFLOW),
@@ -59,12 +60,12 @@ def all_services(settings: Settings) -> dict[str, Service]:
 
 
 def _mlflow(settings: Settings) -> list[Service]:
-    """The MLflow server over the same database that jobs write to; none when tracking goes to a server of the user's."""
+    """The MLflow server on the database that jobs write to; none if tracking goes to the user's own server."""
     if (settings.mlflow_tracking_uri or "").startswith(("http://", "https://")):
         return []
     url = f"http://{HOST}:{settings.mlflow_port}"
     command = (
-        # Its database is in MLFLOW_BACKEND_STORE_URI: a command line is read by every user of the machine, and the URI has the password.
+        # Its database URI is in MLFLOW_BACKEND_STORE_URI because it has a password, and every user of the machine can read command lines.
         _script("mlflow"), "server",
         "--default-artifact-root", f"{absolute(settings.store_root)}/mlflow", "--no-serve-artifacts",
         "--host", HOST, "--port", str(settings.mlflow_port), "--workers", "1",
@@ -75,5 +76,5 @@ def _mlflow(settings: Settings) -> list[Service]:
 
 
 def _script(name: str) -> str:
-    """A command of this Python's environment, whether or not it is activated."""
+    """A command of this Python environment, whether or not it is activated."""
     return str(Path(sys.executable).parent / name)

@@ -1,4 +1,4 @@
-"""Signals of the command line: SIGINT, SIGTERM and SIGHUP all end a command the same way, and never half-way through a start or a stop."""
+"""Signals: SIGINT, SIGTERM and SIGHUP all end a command the same way, and never in the middle of a start or a stop."""
 
 import signal
 import threading
@@ -14,8 +14,8 @@ Handler = Callable[[int, FrameType | None], None]
 def interrupt_on_signals() -> None:
     """Let each ending signal raise KeyboardInterrupt in the main thread.
 
-    A shell without job control starts background commands with SIGINT ignored; children inherit that, and Dagster makes its SIGTERM
-    handler a copy of the SIGINT one, so that nothing but SIGKILL would end it. A handler set here becomes the default in children.
+    A shell without job control starts background commands with SIGINT ignored. Children inherit that, and Dagster copies its SIGINT
+    handler for SIGTERM, so that only SIGKILL would end it. A handler that is set here becomes the default in children.
     """
     for number in ENDING:
         signal.signal(number, _interrupt)
@@ -23,22 +23,22 @@ def interrupt_on_signals() -> None:
 
 @contextmanager
 def held_signals(on_signal: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
-    """Put ending signals off until the block is left; yields the list of those that came. The caller decides what they mean.
+    """Hold back ending signals while the block runs; yields the list of signals received. The caller decides what to do about them.
 
-    Outside of the main thread, where Python allows no handlers, nothing is put off.
+    Outside the main thread, where Python allows no handlers, nothing is held back.
     """
-    came: list[int] = []
+    received: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
+    def record(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         on_signal()
 
     if threading.current_thread() is not threading.main_thread():
-        yield came
+        yield received
         return
-    before = {number: signal.signal(number, note) for number in ENDING}
+    before = {number: signal.signal(number, record) for number in ENDING}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -46,10 +46,10 @@ def held_signals(on_signal: Callable[[], None] = lambda: None) -> Iterator[list[
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Run a short block to its end; a signal that came meanwhile interrupts right after it."""
-    with held_signals() as came:
+    """Run a short block to its end. A signal received meanwhile interrupts right after it."""
+    with held_signals() as received:
         yield
-    if came:
+    if received:
         raise KeyboardInterrupt
 
 

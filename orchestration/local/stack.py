@@ -1,6 +1,6 @@
-"""The local platform of one home as a whole: what must be there, in which order it starts, and how all of it ends.
+"""The local platform of one home: what it needs, the order in which it starts, and how it stops.
 
-with Stack(settings(), "lifecycle up", DAGSTER) as stack:   # home, lock, what an earlier start left, PostgreSQL, schemas
+with Stack(settings(), "lifecycle up", DAGSTER) as stack:   # home, lock, leftovers of earlier starts, PostgreSQL, schemas
     stack.start()                                           # returns at once
     stack.wait()                                            # until every service is ready
 """
@@ -29,18 +29,18 @@ _DAGSTER_SECONDS = 60
 
 
 class Stack:
-    """A context: entering prepares everything that services need, leaving ends all of it, data kept."""
+    """A context manager: entering prepares everything that services need, leaving stops everything; data is kept."""
 
     def __init__(
         self, settings: Settings, purpose: str, services: Iterable[str] = (), say: Callable[[str], None] = print
     ) -> None:
-        """`services` are short names (services.py) that `start` may be asked for: their ports are looked at before anything starts.
+        """`services` are the short names (services.py) that may be passed to `start`: their ports are checked before anything starts.
 
-        `purpose` is what a second command is told holds the home; `say` gets sentences for the user.
+        A second command on the same home is refused with `purpose` as the command in use; `say` gets messages for the user.
         """
         self.settings = settings
         known = all_services(settings)
-        # A name without a service is MLflow when tracking goes to a server of the user's.
+        # Only MLflow can be a name without a service: if tracking goes to the user's own server.
         self._planned = {name: known[name] for name in services if name in known}
         self.purpose = purpose
         self.say = say
@@ -49,7 +49,7 @@ class Stack:
         self._used_dagster = False
 
     def __enter__(self) -> "Stack":
-        """Raises LifecycleError with one sentence; nothing is left running then."""
+        """Raises LifecycleError, after which nothing is left running."""
         try:
             self._enter()
         except BaseException:
@@ -62,8 +62,8 @@ class Stack:
         self._exit.enter_context(locked(self.settings.home, self.purpose))
         stale = records(self.settings.home)
         if left := end_processes(stale):
-            self.say(f"Ended {left} process{'es' if left > 1 else ''} that an earlier start had left behind.")
-        # After those: they hold the ports. Before PostgreSQL: a refusal should not take a second.
+            self.say(f"Stopped {left} process{'es' if left > 1 else ''} that an earlier start had left running.")
+        # After those processes, which use the ports, and before PostgreSQL, so that a refusal takes less than a second.
         for service in self._planned.values():
             if service.port is not None:
                 require_free(service.port, service.title, service.port_setting)
@@ -79,31 +79,31 @@ class Stack:
         if stale:
             self._settle_runs("close")
             forget(stale, self.settings.home)
-        # Imported here: alembic takes half a second, and a home that can't be used should be refused at once.
+        # Imported here: alembic takes half a second to import, and a home that can't be used should be refused at once.
         from foundation.migrate import migrate
 
         migrate(self.settings.platform_url)
 
     def start(self, names: Iterable[str] = ()) -> None:
-        """Start planned services (all, when none is named) and return at once. Raises LifecycleError when a port is in use."""
+        """Start planned services (by default all) and return at once. Raises LifecycleError if a port is in use."""
         chosen = set(names) or set(self._planned)
         services = [service for name, service in self._planned.items() if name in chosen]
         if CODE in chosen:
-            # A server that was killed leaves its socket, and gRPC would refuse the path.
+            # A killed server leaves its socket, and gRPC would refuse the path.
             code_socket(self.settings.home).unlink(missing_ok=True)
             self._used_dagster = True
         if set(DAGSTER) & chosen:
-            self._make_dagster_tables()
+            self._create_dagster_tables()
         self.supervisor.launch(services)
 
     def wait(self, names: Sequence[str] = (), on_tick: Callable[[], None] = lambda: None) -> None:
-        """Wait until the named services (all that were started, when none is named) are ready. Raises LifecycleError."""
+        """Wait until the named services (by default all that were started) are ready. Raises LifecycleError."""
         self.supervisor.wait_ready(names, on_tick)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End services, close runs in flight, stop PostgreSQL, free the home. A signal meanwhile does not cut it short."""
+        """Stop services, close runs in flight, stop PostgreSQL and unlock the home. Signals do not interrupt this."""
         with (
             held_signals(on_signal=lambda: self.say("Still stopping: processes get 20 s to end by themselves.")),
             self._exit,
@@ -115,25 +115,25 @@ class Stack:
                 self._settle_runs("close")
             self.supervisor.forget()
 
-    def _make_dagster_tables(self) -> None:
-        """At a home's first start, before the processes that would each make them."""
+    def _create_dagster_tables(self) -> None:
+        """Create Dagster's tables at a home's first start, before the processes that would each try to."""
         if not dagster_tables.missing(self.settings.sibling_url("dagster")):
             return
         try:
             done = self._run_module("orchestration.local.dagster_tables")
         except subprocess.TimeoutExpired as error:
             raise LifecycleError(
-                f"Dagster's tables were not made within {_DAGSTER_SECONDS} s: see whether PostgreSQL or the machine is overloaded, and "
-                "start again."
+                f"Dagster's tables were not created within {_DAGSTER_SECONDS} s: check whether PostgreSQL or the machine is overloaded, "
+                "and start again."
             ) from error
         if done.returncode != 0:
             raise LifecycleError(
-                f"Dagster's tables could not be made on {where(self.settings.sibling_url('dagster'))} ({_last_line(done.stderr)}): "
-                "correct what it says, or remove that database if nothing in it is needed."
+                f"Dagster's tables could not be created on {where(self.settings.sibling_url('dagster'))} ({_last_line(done.stderr)}): "
+                "fix that error, or remove the database if nothing in it is needed."
             )
 
     def _run_module(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command of ours that needs Dagster, in a process of its own. Raises TimeoutExpired."""
+        """Run one of our modules that need Dagster in a separate process. Raises TimeoutExpired."""
         return subprocess.run(
             [sys.executable, "-m", module, *arguments],
             env=dict(self.supervisor.environment), cwd=self.settings.home, stdin=subprocess.DEVNULL,
@@ -141,12 +141,12 @@ class Stack:
         )  # fmt: skip
 
     def _settle_runs(self, verb: str) -> None:
-        """Cancel or close the runs in flight. A failure is said, and does not keep the rest from ending."""
+        """Cancel or close the runs in flight. An error is reported, and the rest still stops."""
         if not _runs_in_progress(self.settings.sibling_url("dagster")):
             return
-        whose = [] if self.settings.embedded else ["--home", str(self.settings.home)]
+        options = [] if self.settings.embedded else ["--home", str(self.settings.home)]
         try:
-            done = self._run_module("orchestration.local.runs", verb, *whose)
+            done = self._run_module("orchestration.local.runs", verb, *options)
         except subprocess.TimeoutExpired:
             self.say(
                 "Dagster's database did not answer, so runs in flight may be shown as running until the next start."
@@ -161,14 +161,14 @@ class Stack:
 
 
 def _last_line(text: str) -> str:
-    """What a traceback ends with."""
+    """The last line of a traceback, which has the error."""
     return (text.strip().splitlines() or ["no reason given"])[-1]
 
 
 def _runs_in_progress(dagster_url: str) -> int:
-    """How many runs Dagster's table calls in progress.
+    """How many runs are in progress in Dagster's table.
 
-    Asked by SQL: importing Dagster only to hear "none" would double the time of a stop.
+    Uses SQL: importing Dagster only to count no runs would double the time of a stop.
     """
     try:
         with psycopg.connect(dagster_url, connect_timeout=CONNECT_SECONDS) as connection:
@@ -176,6 +176,6 @@ def _runs_in_progress(dagster_url: str) -> int:
                 "SELECT count(*) FROM runs WHERE status = ANY(%s)", [["STARTING", "STARTED", "CANCELING"]]
             ).fetchone()
     except (psycopg.OperationalError, psycopg.errors.UndefinedTable):
-        # No database, or one that Dagster never used: nothing that could be marked.
+        # No database, or one that Dagster never used: there are no runs to mark.
         return 0
     return int(row[0]) if row else 0

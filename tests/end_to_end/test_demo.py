@@ -1,4 +1,4 @@
-"""The demo as a user sees it: killed and run again, run once more, and looked at afterwards."""
+"""The demo as a user sees it: killed and run again, repeated, and inspected in the UIs afterwards."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 from demo_support import Installation, new_installation, wait_for
 
 Demo = tuple[Installation, str]
-"""A finished demo, and what its last run printed."""
+"""A finished demo, and the output of its last run."""
 
 STATE = {
     "events by type": "SELECT event_type, count(*) FROM exp.events GROUP BY 1 ORDER BY 1",
@@ -27,11 +27,11 @@ STATE = {
 
 @pytest.fixture(scope="module")
 def interrupted_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """A demo that was killed in the middle and run again to its end. It takes minutes, so it is run once."""
+    """A demo that was killed in the middle and run again to its end. It takes minutes, so all tests share it."""
     installation = new_installation(tmp_path_factory.mktemp("demo"))
     process, output = installation.start("demo")
     try:
-        # Base model is the stage after the dataset: the kill falls into its run, with every service up.
+        # The base model is the stage after the dataset: the kill happens during its run, with all services up.
         wait_for(
             lambda: "Training dataset" in output.read_text() and "Base model" not in output.read_text(), process, output
         )
@@ -44,7 +44,7 @@ def interrupted_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]
         installation.run("down", seconds=120)
 
 
-def test_a_killed_demo_ends_in_the_same_table(interrupted_demo: Demo) -> None:
+def test_a_killed_demo_ends_with_the_same_table(interrupted_demo: Demo) -> None:
     installation, printed = interrupted_demo
     for line in (
         "rows in",
@@ -60,10 +60,10 @@ def test_a_killed_demo_ends_in_the_same_table(interrupted_demo: Demo) -> None:
         assert line in printed, f"the table has no line '{line}'"
     assert re.search(r"gate\W+(passed|refused|not evaluated)", printed)
     versions = installation.query("SELECT count(DISTINCT mlflow_model_version) FROM exp.offline_replay_results")
-    assert versions == [(1,)], "killed or not, one version is trained and replayed"
+    assert versions == [(1,)], "exactly one version is trained and replayed, also after a kill"
 
 
-def test_what_the_gate_decided_is_what_is_served(interrupted_demo: Demo) -> None:
+def test_the_gates_verdict_decides_what_is_served(interrupted_demo: Demo) -> None:
     installation, _ = interrupted_demo
     verdict = installation.query("SELECT verdict FROM exp.offline_replay_results")[0][0]
     variants = dict(
@@ -95,7 +95,7 @@ def test_a_third_run_changes_nothing(interrupted_demo: Demo) -> None:
     assert {name: installation.query(statement) for name, statement in STATE.items()} == before
 
 
-def test_everything_is_visible_afterwards(interrupted_demo: Demo) -> None:
+def test_the_uis_answer_and_show_the_sensors_run(interrupted_demo: Demo) -> None:
     installation, _ = interrupted_demo
     began = time.time()
     process, output = installation.start("up")
@@ -111,14 +111,14 @@ def test_everything_is_visible_afterwards(interrupted_demo: Demo) -> None:
         )
         query = "{ runsOrError { ... on Runs { results { jobName status creationTime tags { key value } } } } }"
         runs = httpx.post(installation.url("DAGSTER") + "/graphql", json={"query": query}, trust_env=False).json()
-        found = runs["data"]["runsOrError"]["results"]
-        sensed = [run for run in found if {"key": "dagster/sensor_name", "value": "new_model_version"} in run["tags"]]
-        # A refused gate fails its check, and with it the run; a killed attempt may stand beside the one that was finished.
+        results = runs["data"]["runsOrError"]["results"]
+        sensed = [run for run in results if {"key": "dagster/sensor_name", "value": "new_model_version"} in run["tags"]]
+        # If the gate refuses, its check fails, and the run with it. There may be a killed attempt besides the finished one.
         verdict = installation.query("SELECT verdict FROM exp.offline_replay_results")[0][0]
         ended = "SUCCESS" if verdict == "passed" else "FAILURE"
         assert [run["jobName"] for run in sensed if run["status"] == ended] == ["replay_and_gate"]
-        # What began since may run: a sensor asks for hours with late events whenever an hour is over.
-        before = [run for run in found if run["creationTime"] < began]
+        # Newer runs may be in progress: a sensor requests hours with late events whenever an hour is over.
+        before = [run for run in results if run["creationTime"] < began]
         assert before and not [run for run in before if run["status"] in ("STARTED", "STARTING", "QUEUED")], (
             "a killed run is shown as running"
         )

@@ -1,6 +1,6 @@
-"""Starts and ends of the local platform that go wrong: a run in flight, a killed supervisor, two commands on one home.
+"""Faults while the local platform starts and stops: a run in flight, a killed supervisor, two commands on one home.
 
-On a real embedded PostgreSQL and a real Dagster, with a code location whose only asset takes minutes.
+Uses a real embedded PostgreSQL and a real Dagster, with a code location whose only asset takes minutes.
 """
 
 import os
@@ -35,7 +35,7 @@ SLOW_JOB = {"repositoryLocationName": "orchestration", "repositoryName": "__repo
 
 @pytest.fixture
 def platform(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home with free ports, whose code location is the slow one. Whatever a test leaves running is ended."""
+    """A home with free ports and the slow code location. Everything that a test leaves running is stopped."""
     for name, port in zip(("PG", "DAGSTER"), unused_ports(2), strict=True):
         monkeypatch.setenv(f"LIFECYCLE_{name}_PORT", str(port))
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
@@ -48,7 +48,7 @@ def platform(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def graphql(query: str, **variables: object) -> dict[str, dict[str, object]]:
-    """Ask the Dagster UI of this home."""
+    """Query the Dagster UI of this home."""
     url = f"http://127.0.0.1:{settings().dagster_port}/graphql"
     answer = httpx.post(url, json={"query": query, "variables": variables}, timeout=30, trust_env=False)
     return dict(answer.json()["data"])
@@ -64,7 +64,7 @@ def launch_slow_run() -> str:
 
 
 def lifecycle_up() -> subprocess.CompletedProcess[str]:
-    """`lifecycle up`, expected to refuse."""
+    """Run `lifecycle up`, which is expected to refuse."""
     command = [sys.executable, "-m", "orchestration.cli", "up"]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
 
@@ -86,7 +86,7 @@ def test_a_run_in_flight_is_cancelled_when_the_platform_stops(platform: Path) ->
         assert graphql(RUN, id=run_id)["runOrError"]["status"] == "CANCELED"
 
 
-def test_what_a_killed_start_left_is_ended_and_its_run_is_told_as_lost(platform: Path) -> None:
+def test_leftovers_of_a_killed_start_are_stopped_and_its_run_is_marked_as_lost(platform: Path) -> None:
     text = f"""
 import os, signal, sys
 sys.path.insert(0, {str(TESTS / "faults")!r})
@@ -111,19 +111,19 @@ with Stack(settings(), "lifecycle up", DAGSTER) as stack:
     for process in (code, *workers):
         process.kill()
 
-    said: list[str] = []
-    with Stack(settings(), "lifecycle up", DAGSTER, say=said.append) as stack:
+    messages: list[str] = []
+    with Stack(settings(), "lifecycle up", DAGSTER, say=messages.append) as stack:
         assert not any(record.alive for record in left) and all(gone(worker) for worker in workers)
         stack.start()
         stack.wait()
         assert graphql(RUN, id=run_id)["runOrError"]["status"] == "FAILURE"
-        messages = [event.get("message", "") for event in graphql(EVENTS, id=run_id)["logsForRun"]["events"]]  # type: ignore[attr-defined]
-        assert any("its process is gone" in message for message in messages)
-    assert said[0].startswith("Ended ") and "an earlier start had left behind" in said[0]
-    assert "Marked 1 run(s) in Dagster as ended" in said[1]
+        log = [event.get("message", "") for event in graphql(EVENTS, id=run_id)["logsForRun"]["events"]]  # type: ignore[attr-defined]
+        assert any("its process is gone" in line for line in log)
+    assert messages[0].startswith("Stopped ") and "an earlier start had left running" in messages[0]
+    assert "Marked 1 run(s) in Dagster as ended" in messages[1]
 
 
-def test_definitions_that_cannot_be_loaded_are_told_and_nothing_stays(
+def test_definitions_that_cannot_be_loaded_are_reported_and_everything_stops(
     platform: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(services, "DEFINITIONS_MODULE", "no_such_module")
@@ -136,7 +136,7 @@ def test_definitions_that_cannot_be_loaded_are_told_and_nothing_stays(
     assert records(platform) == [] and embedded_server(settings()).process() is None
 
 
-def test_a_second_command_on_one_home_is_told_who_holds_it(platform: Path) -> None:
+def test_a_second_command_on_a_home_is_refused_and_names_the_first(platform: Path) -> None:
     prepare(settings())
     with locked(platform, "lifecycle demo"):
         second = lifecycle_up()
@@ -144,24 +144,25 @@ def test_a_second_command_on_one_home_is_told_who_holds_it(platform: Path) -> No
     assert f"is in use by `lifecycle demo` (process {os.getpid()}" in second.stderr and second.stderr.count("\n") == 1
 
 
-def test_a_port_in_use_is_told_before_postgresql_starts(platform: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_reported_before_postgresql_starts(platform: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setenv("LIFECYCLE_MLFLOW_PORT", str(port))
         second = lifecycle_up()
     assert second.returncode == 1
     assert second.stderr == (
-        f"lifecycle: Port {port} is in use, so MLflow can't start: end what listens there, or choose another with LIFECYCLE_MLFLOW_PORT.\n"
+        f"lifecycle: Port {port} is in use, so MLflow can't start: stop the program that listens there, "
+        "or choose another port with LIFECYCLE_MLFLOW_PORT.\n"
     )
     assert not (platform / "postgres").exists()
 
 
-def test_dagster_tables_are_there_before_its_processes_start(platform: Path) -> None:
-    """Three processes that make them at once fail on each other's types: seen at a first start beside other work."""
+def test_dagster_tables_exist_before_its_processes_start(platform: Path) -> None:
+    """Processes that create them at the same time fail on each other's types, as happened at a first start on a busy machine."""
     with Stack(settings(), "a test", DAGSTER, say=lambda _sentence: None) as stack:
         dagster_url = stack.settings.sibling_url("dagster")
         assert dagster_tables.missing(dagster_url)
         stack.start()
-        # `start` returns at once; the processes themselves take seconds before they look at the database.
+        # `start` returns at once, and the processes take seconds before they use the database.
         assert not dagster_tables.missing(dagster_url)
         stack.wait()

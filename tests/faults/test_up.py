@@ -1,4 +1,4 @@
-"""`lifecycle up` as a person starts it, in the background and without a terminal: everything answers, and one signal ends all of it."""
+"""`lifecycle up` in the background and without a terminal: every service answers, and one signal stops everything."""
 
 import json
 import os
@@ -27,11 +27,11 @@ START_SECONDS = 240
 @pytest.fixture
 def ports(home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Free ports for every service, as settings of the test's home."""
-    found = dict(zip(PORTS, unused_ports(len(PORTS)), strict=True))
-    for name, port in found.items():
+    ports = dict(zip(PORTS, unused_ports(len(PORTS)), strict=True))
+    for name, port in ports.items():
         monkeypatch.setenv(f"LIFECYCLE_{name}_PORT", str(port))
     settings.cache_clear()
-    return found
+    return ports
 
 
 def lifecycle(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,7 @@ def lifecycle(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def running_up(home: Path) -> Iterator[subprocess.Popen[str]]:
-    """`lifecycle up` in the background, ready. Started as a shell without job control starts it: with SIGINT ignored."""
+    """`lifecycle up` in the background, ready. It starts with SIGINT ignored, as in a shell without job control."""
     home.mkdir(exist_ok=True)
     output = home / "up.out"
     with output.open("w") as stream:
@@ -69,18 +69,18 @@ def running_up(home: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def everything_of(home: Path) -> list[psutil.Process]:
-    """Every process that runs for the home: services, what they started, PostgreSQL."""
+    """Every process of the home: services, their children, PostgreSQL."""
     roots = [psutil.Process(record.pid) for record in records(home)]
     postgres = psutil.Process(int((home / "postgres" / "data" / "postmaster.pid").read_text().split()[0]))
     return [process for root in (*roots, postgres) for process in (root, *root.children(recursive=True))]
 
 
 def get(port: int, path: str = "/") -> httpx.Response:
-    """Ask a service over HTTP."""
+    """Send a GET request to a service."""
     return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=30, trust_env=False, follow_redirects=True)
 
 
-def test_up_serves_everything_and_one_signal_ends_it(home: Path, ports: dict[str, int]) -> None:
+def test_up_serves_everything_and_one_signal_stops_it(home: Path, ports: dict[str, int]) -> None:
     with running_up(home) as up:
         assert get(ports["DAGSTER"], "/server_info").json()["dagster_webserver_version"]
         assert get(ports["MLFLOW"], "/health").text == "OK"
@@ -106,8 +106,8 @@ def test_up_serves_everything_and_one_signal_ends_it(home: Path, ports: dict[str
         assert [process for process in everything if not gone(process)] == []
     assert records(home) == [] and holder(home) is None
 
-    said = lifecycle("db", "start")
-    assert said.returncode == 0, said.stderr
+    started = lifecycle("db", "start")
+    assert started.returncode == 0, started.stderr
     try:
         with psycopg.connect(settings().platform_url) as connection:
             assert connection.execute("SELECT description FROM exp.policies WHERE name = 'kept'").fetchall() == [
@@ -117,18 +117,20 @@ def test_up_serves_everything_and_one_signal_ends_it(home: Path, ports: dict[str
         assert lifecycle("db", "stop").returncode == 0
 
 
-def test_down_ends_an_up_that_was_killed_and_one_that_runs(home: Path, ports: dict[str, int]) -> None:
+def test_down_stops_a_killed_up_and_a_running_one(home: Path, ports: dict[str, int]) -> None:
     with running_up(home) as up:
         everything = everything_of(home)
         up.kill()
         up.wait()
-        assert all(record.alive for record in records(home)), "the services end with their supervisor: nothing is shown"
+        assert all(record.alive for record in records(home)), (
+            "the services ended with their supervisor, so this test shows nothing"
+        )
         shown = json.loads(lifecycle("status", "--json").stdout)
         assert shown["held_by"] is None and shown["services"][0]["state"] == "running"
 
         ended = lifecycle("down")
         assert ended.returncode == 0, ended.stderr
-        assert "that an earlier start had left behind" in ended.stdout
+        assert "that an earlier start had left running" in ended.stdout
         assert [process for process in everything if not gone(process)] == []
 
     with running_up(home) as up:

@@ -1,4 +1,4 @@
-"""Dagster's instance as the home configures it: its storage is PostgreSQL, and with a bucket as store the logs of steps go there."""
+"""Dagster's instance as the home configures it: it stores runs in PostgreSQL, and step logs in the bucket if the store is one."""
 
 from io import TextIOBase
 from pathlib import Path
@@ -25,16 +25,14 @@ def instance_of(current: Settings, monkeypatch: pytest.MonkeyPatch) -> DagsterIn
 
 @pytest.fixture
 def on_postgres(home: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings of a home on the test's PostgreSQL, with the databases beside it made."""
+    """Settings of a home on the test's PostgreSQL, with the databases of Dagster and MLflow created."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     settings.cache_clear()
     ensure_reachable(settings())
     return prepare(settings())
 
 
-def test_storage_queue_and_retries_are_what_the_template_says(
-    on_postgres: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_storage_queue_and_retries_match_the_template(on_postgres: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     with instance_of(on_postgres, monkeypatch) as instance:
         assert type(instance.run_storage).__module__.startswith("dagster_postgres")
         assert type(instance.event_log_storage).__module__.startswith("dagster_postgres")
@@ -48,7 +46,7 @@ def test_storage_queue_and_retries_are_what_the_template_says(
         assert instance.get_run_records() == []
 
 
-def test_logs_of_steps_go_to_the_bucket(
+def test_step_logs_go_to_the_bucket(
     on_postgres: Settings, s3_root: str, s3_environment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_bucket = on_postgres.model_copy(update={"store": s3_root})

@@ -100,7 +100,7 @@ def test_launch_fails_with_the_setting_when_the_port_is_in_use(supervisor: Super
 def test_dead_service_is_reported_with_the_end_of_its_log(supervisor: Supervisor) -> None:
     supervisor.launch([script("import sys; print('a word'); sys.exit('the reason')")])
     with pytest.raises(
-        LifecycleError, match=r"^The script ended with exit code 1\. Its whole log: .*script\.log"
+        LifecycleError, match=r"^The script ended with exit code 1\. Its full log: .*script\.log"
     ) as raised:
         supervisor.wait_ready()
     assert str(raised.value).endswith("  | a word\n  | the reason")

@@ -1,4 +1,4 @@
-"""The demo's pure parts: a history folder's files, progress that names its stages."""
+"""Parts of the demo without services: the files of a history folder, progress output, and errors of failed runs."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from orchestration.demo.dagster_client import DagsterClient
 from orchestration.demo.progress import Progress
 
 
-def test_the_catalogue_is_told_from_the_diary(tmp_path: Path) -> None:
+def test_history_files_distinguishes_the_catalogue_from_the_diary(tmp_path: Path) -> None:
     (tmp_path / "recipes.csv").touch()
     (tmp_path / "interactions.parquet").touch()
     (tmp_path / "notes.txt").touch()
@@ -19,7 +19,7 @@ def test_the_catalogue_is_told_from_the_diary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [[], ["recipes.csv"], ["recipes.csv", "a.csv", "b.csv"], ["a.csv", "b.csv"]])
-def test_an_unclear_folder_is_refused_by_name(tmp_path: Path, names: list[str]) -> None:
+def test_an_ambiguous_folder_is_refused_by_name(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(HistoryFolderError, match=str(tmp_path)):
@@ -31,7 +31,7 @@ def test_a_missing_folder_is_refused() -> None:
         history_files(Path("/nowhere/at/all"))
 
 
-def test_progress_keeps_every_stage_with_its_outcome() -> None:
+def test_progress_records_every_stage_with_its_outcome() -> None:
     console = Console(record=True, width=120)
     progress = Progress(console, {"first": 2.0, "second": 8.0})
     with progress.stage("first") as stage:
@@ -46,14 +46,14 @@ def test_progress_keeps_every_stage_with_its_outcome() -> None:
 
 
 class Log(DagsterClient):
-    """A client of a run whose log is given."""
+    """A client that answers with the given log of a run."""
 
     def __init__(self, *events: dict[str, Any]) -> None:
         super().__init__("http://127.0.0.1:1")
         self._events = events
 
     def query(self, text: str, variables: Any = None) -> dict[str, Any]:
-        """Two pages."""
+        """The log in two pages."""
         second = variables["cursor"] == "more"
         events = self._events[1:] if second else self._events[:1]
         return {"logsForRun": {"events": list(events), "cursor": "more", "hasMore": not second}}
@@ -67,7 +67,7 @@ ENDED = {"message": "Execution of run for \"__ASSET_JOB\" failed. Steps failed: 
 
 
 @pytest.mark.parametrize(
-    ("events", "told"),
+    ("events", "reason"),
     [
         ([{"stepKey": "a", "error": FAILURE}, ENDED], "No data: load some."),
         (
@@ -79,5 +79,5 @@ ENDED = {"message": "Execution of run for \"__ASSET_JOB\" failed. Steps failed: 
         ([{}, {}], "the run failed without a message."),
     ],
 )
-def test_a_failed_run_is_told_in_its_own_sentence(events: list[dict[str, Any]], told: str) -> None:
-    assert Log(*events).why_failed("run") == told
+def test_why_failed_returns_the_error_of_the_failed_step(events: list[dict[str, Any]], reason: str) -> None:
+    assert Log(*events).why_failed("run") == reason

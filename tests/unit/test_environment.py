@@ -1,4 +1,4 @@
-"""What children are given: addresses of the platform under the names that other programs expect."""
+"""The environment of child processes: addresses of the platform under the names that other programs expect."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ URL = "postgresql://me:p%40ss%2Fword@db.example:5433/platform?sslmode=require"
 
 @pytest.fixture
 def external(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings with a PostgreSQL of the user's."""
+    """Settings with the user's own PostgreSQL."""
     monkeypatch.setenv("DATABASE_URL", URL)
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -23,24 +23,25 @@ def external(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def test_every_program_gets_the_same_database(external: Settings) -> None:
-    given = child_environment(external)
+    environment = child_environment(external)
 
-    assert given["DATABASE_URL"] == URL
+    assert environment["DATABASE_URL"] == URL
     assert (
-        given["DAGSTER_POSTGRES_URL"]
+        environment["DAGSTER_POSTGRES_URL"]
         == "postgresql+psycopg2://me:p%40ss%2Fword@db.example:5433/dagster?sslmode=require"
     )
     assert (
-        given["MLFLOW_TRACKING_URI"] == "postgresql+psycopg2://me:p%40ss%2Fword@db.example:5433/mlflow?sslmode=require"
+        environment["MLFLOW_TRACKING_URI"]
+        == "postgresql+psycopg2://me:p%40ss%2Fword@db.example:5433/mlflow?sslmode=require"
     )
-    assert {name: given[f"LIFECYCLE_DBT_{name}"] for name in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE")} == {
+    assert {name: environment[f"LIFECYCLE_DBT_{name}"] for name in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE")} == {
         "HOST": "db.example", "PORT": "5433", "USER": "me", "PASSWORD": "p@ss/word", "DATABASE": "platform",
     }  # fmt: skip
 
 
 def test_a_child_reads_the_same_settings(external: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = child_environment(external)
-    for name, value in given.items():
+    environment = child_environment(external)
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings.cache_clear()
     child = settings()
@@ -50,25 +51,25 @@ def test_a_child_reads_the_same_settings(external: Settings, monkeypatch: pytest
     assert child.store_root == external.store_root and child.datasets_root == external.datasets_root
     assert child.first_day == external.first_day is not None
     assert child.config_dir == external.config_dir
-    given_again = {"database_url", "mlflow_tracking_uri", "store", "datasets"}
-    assert child.model_dump(exclude=given_again) == external.model_dump(exclude=given_again)
+    resolved = {"database_url", "mlflow_tracking_uri", "store", "datasets"}
+    assert child.model_dump(exclude=resolved) == external.model_dump(exclude=resolved)
 
 
-def test_nothing_phones_home(external: Settings) -> None:
-    given = child_environment(external)
-    assert given["MLFLOW_DISABLE_TELEMETRY"] == "true" and given["DO_NOT_TRACK"] == "1"
+def test_telemetry_is_disabled(external: Settings) -> None:
+    environment = child_environment(external)
+    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true" and environment["DO_NOT_TRACK"] == "1"
     for kind in ("local", "s3"):
         instance = yaml.safe_load((PROJECT_ROOT / "deploy" / kind / "dagster.yaml").read_text())
         assert instance["telemetry"] == {"enabled": False} and instance["nux"] == {"enabled": False}
 
 
-def test_a_threads_setting_of_the_user_stays(external: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_thread_count_is_kept(external: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= int(child_environment(external)["OMP_NUM_THREADS"]) <= 4
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert child_environment(external)["OMP_NUM_THREADS"] == "7"
 
 
-def test_one_endpoint_setting_reaches_mlflow_and_everyone_else(
+def test_an_endpoint_reaches_mlflow_and_other_programs_from_either_variable(
     external: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
@@ -78,7 +79,7 @@ def test_one_endpoint_setting_reaches_mlflow_and_everyone_else(
     assert child_environment(external)["AWS_ENDPOINT_URL_S3"] == "http://127.0.0.1:9001"
 
 
-def test_a_bucket_as_store_puts_the_logs_of_steps_into_it(external: Settings) -> None:
+def test_step_logs_go_to_the_bucket_when_the_store_is_one(external: Settings) -> None:
     in_bucket = external.model_copy(update={"store": "s3://bucket/team/lifecycle"})
 
     assert child_environment(in_bucket)["DAGSTER_COMPUTE_LOGS_BUCKET"] == "bucket"
@@ -87,7 +88,7 @@ def test_a_bucket_as_store_puts_the_logs_of_steps_into_it(external: Settings) ->
     assert _compute_log_class(write_dagster_home(external)) == "LocalComputeLogManager"
 
 
-def test_the_two_instances_differ_in_nothing_but_the_logs_of_steps() -> None:
+def test_the_two_dagster_instances_differ_only_in_step_logs() -> None:
     local, bucket = (
         yaml.safe_load((PROJECT_ROOT / "deploy" / kind / "dagster.yaml").read_text()) for kind in ("local", "s3")
     )
@@ -96,7 +97,7 @@ def test_the_two_instances_differ_in_nothing_but_the_logs_of_steps() -> None:
     assert local["run_retries"]["max_retries"] == 0 and not local["run_retries"]["retry_on_asset_or_op_failure"]
 
 
-def test_the_workspace_names_the_location_as_the_checkout_does(external: Settings) -> None:
+def test_the_workspace_uses_the_same_location_name_as_the_checkout(external: Settings) -> None:
     written = yaml.safe_load((write_dagster_home(external) / "workspace.yaml").read_text())["load_from"][0][
         "grpc_server"
     ]
@@ -105,7 +106,7 @@ def test_the_workspace_names_the_location_as_the_checkout_does(external: Setting
     assert written["socket"] == str(code_socket(external.home))
 
 
-def test_a_long_home_still_gets_a_socket_that_the_system_takes() -> None:
+def test_a_long_home_gets_a_socket_with_a_short_path() -> None:
     assert code_socket(Path("/home/me/.lifecycle")) == Path("/home/me/.lifecycle/run/code.sock")
     long_homes = [Path("/" + "long/" * 30 + end) for end in ("a", "b")]
     sockets = {code_socket(home) for home in long_homes}

@@ -1,4 +1,4 @@
-"""The home folder: what can't be written is one sentence, and what is recorded stays as it was."""
+"""The home folder: a folder that can't be written is a clear error, and recorded settings are kept."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ from orchestration.local.home import (
 )
 
 
-def test_the_first_start_makes_the_folders_and_records_the_first_day(home: Path) -> None:
+def test_the_first_start_creates_folders_and_records_the_first_day(home: Path) -> None:
     prepared = prepare(settings())
 
     assert (home / "logs").is_dir() and (home / "dagster").is_dir()
@@ -55,13 +55,13 @@ def test_recording_a_setting_keeps_every_other_line(home: Path) -> None:
     assert "REPLAY_FROM" not in file.read_text()
 
 
-def test_a_name_that_is_no_setting_is_refused(home: Path) -> None:
+def test_an_unknown_setting_is_refused(home: Path) -> None:
     prepare(settings())
     with pytest.raises(ValueError, match="'first_dya' is not a setting"):
         record_setting("first_dya", 1)
 
 
-def test_a_home_under_a_file_is_one_sentence(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_under_a_file_is_a_clear_error(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LIFECYCLE_HOME", str(tmp_path / "file" / "home"))
     settings.cache_clear()
@@ -70,8 +70,8 @@ def test_a_home_under_a_file_is_one_sentence(tmp_path: Path, home: Path, monkeyp
         prepare(settings())
 
 
-def test_a_home_without_permission_is_one_sentence(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # By injection: for root, who runs these tests in containers, no folder is without permission.
+def test_a_home_without_write_permission_is_a_clear_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Injected, because root, which runs these tests in containers, may write everywhere.
     def refuse(path: Path, *_args: object, **_options: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
@@ -82,25 +82,25 @@ def test_a_home_without_permission_is_one_sentence(home: Path, monkeypatch: pyte
         prepare(settings())
 
 
-def test_a_nearly_full_disk_is_refused_before_anything_is_stored(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nearly_full_disk_is_refused_before_anything_is_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(2**40, 2**40, 3 * 2**20))
 
-    with pytest.raises(LifecycleError, match="has 3 MB left and 256 MB are needed"):
+    with pytest.raises(LifecycleError, match="has 3 MB left, but 256 MB are needed"):
         prepare(settings())
     assert not (home / SETTINGS_FILE).exists()
 
 
-def test_a_full_disk_is_called_full() -> None:
+def test_a_full_disk_is_reported_as_full() -> None:
     error = cannot_write(Path("/home"), OSError(errno.ENOSPC, "No space left on device"))
     assert str(error).startswith("The disk of /home is full: free some space")
 
 
-def test_a_held_home_names_its_holder_and_is_free_afterwards(home: Path) -> None:
+def test_a_locked_home_names_its_holder_and_is_free_afterwards(home: Path) -> None:
     prepare(settings())
     with locked(home, "lifecycle up"):
-        held = holder(home)
-        assert held is not None and (held.pid, held.purpose) == (os.getpid(), "lifecycle up")
+        user = holder(home)
+        assert user is not None and (user.pid, user.purpose) == (os.getpid(), "lifecycle up")
         with (
             pytest.raises(
                 LifecycleError, match=rf"in use by `lifecycle up` \(process {os.getpid()}, since .*`lifecycle down`"

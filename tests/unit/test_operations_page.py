@@ -1,4 +1,4 @@
-"""docs/operations.md names what there is: metrics, errors of readiness, variables of traces."""
+"""docs/operations.md lists all metrics, readiness errors and tracing settings."""
 
 import re
 
@@ -11,24 +11,24 @@ PAGE = (PROJECT_ROOT / "docs" / "operations.md").read_text()
 
 
 def rows(heading: str) -> set[str]:
-    """The first cells of the tables of a section."""
+    """The first cells of all table rows in a section."""
     section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return set(re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE))
 
 
-def test_every_metric_is_there_and_no_other() -> None:
-    counted = {
+def test_the_page_lists_exactly_the_existing_metrics() -> None:
+    exported = {
         f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in Metrics().registry.collect()
     }
-    assert counted and rows("Metrics") == counted
+    assert exported and rows("Metrics") == exported
 
 
-def test_every_error_of_readiness_is_there() -> None:
+def test_the_page_lists_every_readiness_error() -> None:
     errors = {error for error, _ in health._SCHEMA.values()} | {"database_unreachable", health._DATABASE_REJECTS[0]}
     assert errors <= rows("Health")
 
 
-def test_traces_are_told_as_they_are() -> None:
+def test_the_page_describes_tracing_correctly() -> None:
     section = PAGE.partition("\n## Traces\n")[2]
     assert tracing.INSTALL in section and f"`{tracing.SERVICE_NAME}`" in section
     assert f"at most {tracing.FLUSH_SECONDS:g} s" in PAGE

@@ -1,4 +1,4 @@
-"""Ending signals: one way to end, children that can be ended, and no end half-way through a block that must be whole."""
+"""Ending signals: they all end a command the same way, children can be ended, and protected blocks run to their end."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ subprocess.run([sys.executable, "-c", sys.argv[2]])
 
 
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
+def restored_handlers() -> Iterator[None]:
     """Put pytest's own handlers back."""
     before = {number: signal.getsignal(number) for number in ENDING}
     yield
@@ -29,16 +29,16 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("who", "child_hears"), [("nobody", False), ("ours", True)])
-def test_children_of_a_background_command_hear_sigint(who: str, child_hears: bool) -> None:
+@pytest.mark.parametrize(("handlers", "child_hears"), [("none", False), ("ours", True)])
+def test_children_of_a_background_command_receive_sigint(handlers: str, child_hears: bool) -> None:
     # Without our handlers the child of a background command ignores SIGINT, and Dagster then ignores SIGTERM as well.
-    said = subprocess.run(
-        ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-c", PARENT, who, ASK],
+    printed = subprocess.run(
+        ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-c", PARENT, handlers, ASK],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert ("default_int_handler" in said.stdout) is child_hears
+    assert ("default_int_handler" in printed.stdout) is child_hears
 
 
 @pytest.mark.parametrize("number", ENDING)
@@ -48,7 +48,7 @@ def test_every_ending_signal_interrupts(number: int) -> None:
         os.kill(os.getpid(), number)
 
 
-def test_a_block_that_must_be_whole_is_interrupted_after_its_end() -> None:
+def test_a_protected_block_is_interrupted_after_its_end() -> None:
     interrupt_on_signals()
     done = []
     with pytest.raises(KeyboardInterrupt), uninterrupted():
@@ -57,12 +57,12 @@ def test_a_block_that_must_be_whole_is_interrupted_after_its_end() -> None:
     assert done == ["whole"]
 
 
-def test_signals_during_a_stop_are_noted_and_do_not_cut_it_short() -> None:
+def test_signals_during_a_stop_are_recorded_and_do_not_interrupt_it() -> None:
     interrupt_on_signals()
-    said = []
-    with held_signals(on_signal=lambda: said.append("still stopping")) as came:
+    messages = []
+    with held_signals(on_signal=lambda: messages.append("still stopping")) as received:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
-    assert came == [signal.SIGINT, signal.SIGTERM] and said == ["still stopping"] * 2
+    assert received == [signal.SIGINT, signal.SIGTERM] and messages == ["still stopping"] * 2
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
