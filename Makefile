@@ -42,7 +42,7 @@ demo: setup ## The whole graph once, from events to a variant that is served; HI
 up: setup ## Start Dagster, MLflow, the API and the dbt docs, and stay; Ctrl-C ends all of them, data kept
 	@$(BIN)/lifecycle up
 
-down: ## End what runs, whoever started it; data is kept
+down: ## Stop all services of this home; data is kept
 	@$(INSTALLED) && $(BIN)/lifecycle down
 
 clean: ## Remove .lifecycle with all its data (asks first; YES=1 does not ask)

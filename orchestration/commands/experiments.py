@@ -84,7 +84,7 @@ def ramp(
     ],
     reason: Reason,
 ) -> None:
-    """Let the arms of a running split with a remainder grow: whoever is in an arm stays in it."""
+    """Increase the arms' share of a running split that has a remainder. Units keep their arm."""
     from experimentation.config.variant_changes import shares_of
     from experimentation.runs.allocations import parse_share
     from experimentation.runs.lifecycle import ramp_run
@@ -175,7 +175,7 @@ def _newest(connection: Any, name: str) -> "Run":
 
 def _said(reason: str) -> str:
     if not reason.strip():
-        raise typer.BadParameter("--reason is empty: say why, for whoever reads the audit log.")
+        raise typer.BadParameter("--reason is empty: give the reason for the audit log.")
     return reason.strip()
 
 

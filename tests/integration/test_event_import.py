@@ -143,7 +143,7 @@ def test_sync_leaves_an_imported_run_alone(database_url: str, tmp_path: Path) ->
         other = sync(connection, config_of(tmp_path), model_stage=every_model_exists, by="test")
         same_name = sync(connection, config_of(tmp_path, SYNCED), model_stage=every_model_exists, by="test")
     assert (other.changes, other.notes, same_name.changes) == ((), (), ())
-    assert same_name.notes == ("trial run 1 is completed for good: to try anew, give the experiment another name",)
+    assert same_name.notes == ("trial run 1 is completed for good: to run it again, give the experiment another name",)
     assert rows(database_url, STATE) == before
 
 

@@ -207,7 +207,7 @@ def test_completed_experiment_is_not_reopened(files: Files) -> None:
     complete_run(files.connection, runs_of(files.connection, "cards")[0].id, shipped="with_cards", change=BY)
     report = files.apply()
     assert report.changes == ()
-    assert report.notes == ("cards run 1 is completed for good: to try anew, give the experiment another name",)
+    assert report.notes == ("cards run 1 is completed for good: to run it again, give the experiment another name",)
 
 
 def test_completed_experiment_is_not_created_when_it_never_ran_here(files: Files) -> None:

@@ -1,4 +1,4 @@
--- Where the numbers change because a unit was erased. Once retention dropped what held a day's events, they can't be made anew and stay.
+-- Where the numbers change because a unit was erased. Once retention dropped what held a day's events, they can't be recomputed, so they stay.
 select
     day as bucket_day,
     erased_at

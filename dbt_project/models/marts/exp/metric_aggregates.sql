@@ -21,7 +21,7 @@
 with
 
 {% if is_incremental() %}
--- Whole days are made anew, found by when their events were stored: a late event changes its hour, its day and the day's percentiles.
+-- Whole days are recomputed, found by when their events were stored: a late event changes its hour, its day and the day's percentiles.
 changed_days as materialized (
     select distinct bucket_day
     from {{ ref('int_experiment_events') }}
