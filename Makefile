@@ -1,14 +1,14 @@
-# One way to run everything. `make` alone lists what there is. CI runs `make test` (.ci/run), which begins with `make check`.
+# One way to run everything. `make` alone lists all targets. CI runs `make test` (.ci/run), which begins with `make check`.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The build of torch: pip finds a CPU build where there is one; docs/getting-started.md, "CPU or CUDA", says how to choose.
+# The build of torch. docs/getting-started.md, "CPU or CUDA", says how to choose one.
 TORCH ?= torch==2.13.0
 PIP_TORCH_ARGS ?=
-# mypy has an environment of its own: it wants a newer pathspec than dbt allows.
+# mypy has its own environment, because it needs a newer pathspec than dbt allows.
 MYPY ?= mypy==2.4.1
-# A folder with a recipe catalogue and a cooking diary. It gets a home of its own, so that the sample and a diary stand side by side.
+# A folder with a recipe catalogue and a cooking diary. It gets its own home, so that it does not replace the sample.
 HISTORY ?=
 ifneq ($(strip $(HISTORY)),)
 LIFECYCLE_HOME ?= $(CURDIR)/.lifecycle/histories/$(notdir $(patsubst %/,%,$(strip $(HISTORY))))
@@ -36,10 +36,10 @@ help: ## List these targets
 
 setup: $(STAMP) $(MANIFEST) ## Make .venv and install the pinned dependencies; instant when nothing changed
 
-demo: setup ## The whole graph once, from events to a variant that is served; HISTORY=folder takes a real cooking diary
+demo: setup ## Run the whole graph once, from events to a served variant; HISTORY=folder uses a real cooking diary
 	@$(BIN)/lifecycle demo $(if $(strip $(HISTORY)),--history "$(strip $(HISTORY))")
 
-up: setup ## Start Dagster, MLflow, the API and the dbt docs, and stay; Ctrl-C ends all of them, data kept
+up: setup ## Start Dagster, MLflow, the API and the dbt docs, and keep running; Ctrl-C stops them, data is kept
 	@$(BIN)/lifecycle up
 
 down: ## Stop all services of this home; data is kept
@@ -51,7 +51,7 @@ clean: ## Remove .lifecycle with all its data (asks first; YES=1 does not ask)
 bench: setup ## Measure ratios against a floor, in one run
 	@$(BIN)/python -m benchmarks.bench
 
-soak: setup ## Ten minutes of killing the API and stopping PostgreSQL under load: nothing acknowledged may be lost or doubled
+soak: setup ## Kill the API and stop PostgreSQL under load for ten minutes: no acknowledged event may be lost or stored twice
 	@$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 check: setup ## Style, types, import contracts, dependencies and unit tests: about a minute
@@ -60,14 +60,14 @@ check: setup ## Style, types, import contracts, dependencies and unit tests: abo
 	@echo "== dependencies";     $(BIN)/deptry . && cd client && ../$(BIN)/deptry .
 	@$(MAKE) --no-print-directory -j2 -Otarget types unit
 
-# Side by side: each keeps about one core busy for most of a minute.
+# In parallel: each keeps about one core busy for most of a minute.
 types: setup
 	@echo "== types";            $(VENV)/mypy/bin/mypy --python-executable $(BIN)/python
 
 unit: setup
 	@echo "== tests: unit";      $(PYTEST_PARALLEL) tests/unit
 
-fix: setup ## Mend what can be mended by itself: imports, formatting, simple lint
+fix: setup ## Fix what can be fixed automatically: imports, formatting, simple lint
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 coverage: setup ## Unit and integration tests with coverage of the rooms: a table here, pages in .coverage-html/
@@ -78,15 +78,15 @@ ifneq ($(strip $(K)$(FILE)),)
 test: setup
 	@$(BIN)/python -m pytest -q --durations 10 $(if $(K),-k "$(K)") $(or $(FILE),tests)
 else
-test: check ## Everything that must hold: the check, dbt, then integration, model, data, fault and end-to-end tests; K=, FILE= choose
+test: check ## Run all checks and tests: the check, dbt, then integration, model, data, fault and end-to-end tests; K= and FILE= select
 	@echo "== dbt";              rm -f $(MANIFEST)
 	@$(MAKE) --no-print-directory $(MANIFEST)
 	@echo "== tests: $(TESTS)"; $(PYTEST_PARALLEL) $(TESTS:%=tests/%)
 	@echo "== tests: end_to_end"; $(BIN)/python -m pytest -q --durations 10 tests/end_to_end
-	@echo "== all of it holds"
+	@echo "== everything passed"
 endif
 
-# torch comes first and by itself: its build is the reader's choice, and the constraints then keep it.
+# torch is installed first and by itself: its build is the user's choice, and the constraints keep it.
 $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 	@command -v git >/dev/null || { echo "git is missing: install it with your system's package manager." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || { \
@@ -103,7 +103,7 @@ $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)/mypy && $(VENV)/mypy/bin/python -m pip install --quiet '$(MYPY)'
 	@touch $@
 
-# Parsed once, here: parsing in every process of Dagster made runs three times slower.
+# Parsed once here, because parsing in every process of Dagster made runs three times slower.
 $(MANIFEST): $(STAMP) $(DBT_SOURCES)
 	@$(BIN)/dbt --quiet parse --project-dir dbt_project --profiles-dir dbt_project
 	@touch $@

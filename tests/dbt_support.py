@@ -1,7 +1,4 @@
-"""For tests of the dbt project: a database that dbt is run against, events to fill it with, and the numbers they should give.
-
-Does not belong here: fixtures, or anything that asserts about one model.
-"""
+"""For tests of the dbt project: a database for dbt, events to fill it with, and the aggregates that they should give."""
 
 import json
 import math
@@ -29,7 +26,7 @@ from orchestration.local.environment import child_environment
 
 PROJECT = PROJECT_ROOT / "dbt_project"
 FIRST_DAY = datetime(2026, 3, 7, tzinfo=UTC)
-"""The second day is the one on which New York's clocks change: the database thinks in New York's time, the buckets must not."""
+"""New York's clocks change on the second day: the database uses New York's time zone, which must not affect the buckets."""
 DAYS = 3
 
 Key = tuple[str, str, str, str, datetime]
@@ -65,9 +62,9 @@ def event(event_type: str, at: datetime, variants: list[str], **more: Any) -> Ev
     }
 
 
-def counts(one: Event, run: str, overridden: Set[tuple[str, str]]) -> bool:
-    """Whether the run makes anything of it: it was not reconstructed, and no override ever showed its unit a variant of the run."""
-    return not (one["payload"] or {}).get("reconstructed") and (run, one["unit_id"]) not in overridden
+def counts(event: Event, run: str, overridden: Set[tuple[str, str]]) -> bool:
+    """Whether an event counts for the run: it is not reconstructed, and no override ever showed its unit a variant of the run."""
+    return not (event["payload"] or {}).get("reconstructed") and (run, event["unit_id"]) not in overridden
 
 
 def ordinary_events(seed: int = 7) -> list[Event]:
@@ -95,7 +92,7 @@ def ordinary_events(seed: int = 7) -> list[Event]:
 
 
 def odd_events() -> list[Event]:
-    """What must not be counted, or not twice, or must not stop the build."""
+    """Events that must not be counted, or not twice, or must not fail the build."""
     noon = FIRST_DAY + timedelta(hours=12)
     unknown = event("plan_generated", noon, [], metrics={"latency_ms": 1e6})
     unknown["experiments"] = [
@@ -114,7 +111,8 @@ def odd_events() -> list[Event]:
             payload={"reconstructed": True},
         ),
         event("plan_generated", noon, [], metrics={"latency_ms": 1e6}),
-        # Of the second experiment alone, and of none: the unit looked at a variant of the first one once.
+        # The first event counts only for the second experiment, the other two for none: an override once showed the unit a variant of the
+        # first experiment.
         event("plan_generated", noon, [TREATMENT, OTHER], metrics={"latency_ms": 1e6}, unit_id="qa"),
         event("plan_generated", noon, [CONTROL], metrics={"latency_ms": 1e6}, unit_id="qa"),
         event("plan_accepted", noon + timedelta(days=1), [CONTROL], metrics={"edit_count": 1}, unit_id="qa"),
@@ -136,24 +134,24 @@ def odd_events() -> list[Event]:
             [CONTROL],
             metrics={"custom_extreme": 1e300, "acceptance_rate": 7, "latency_p50": 7, "x" * 101: 1},
         ),
-        # An hour of its own, in which a plan is accepted and edited though none was generated.
+        # A separate hour in which a plan is accepted and edited, although none was generated.
         event("plan_accepted", FIRST_DAY + timedelta(days=DAYS, hours=1), [TREATMENT]),
         event("meal_swapped", FIRST_DAY + timedelta(days=DAYS, hours=1), [TREATMENT]),
     ]
 
 
 def expected(events: list[Event], overridden: Set[tuple[str, str]]) -> dict[Key, Moments]:
-    """What the aggregates should be, from the events and the (run, unit) that were overridden alone, by numpy."""
+    """The aggregates that the events should give, computed with numpy; `overridden` has (run, unit) pairs."""
     buckets: dict[tuple[str, str, datetime], list[Event]] = defaultdict(list)
-    for one in events:
+    for event in events:
         named = {
-            (part.get("variant_id", "").lower(), part.get("experiment_id", "").lower()) for part in one["experiments"]
+            (part.get("variant_id", "").lower(), part.get("experiment_id", "").lower()) for part in event["experiments"]
         }
-        hour = one["timestamp"].replace(minute=0, second=0, microsecond=0)
+        hour = event["timestamp"].replace(minute=0, second=0, microsecond=0)
         for variant, run in RUN_OF.items():
-            if (variant, run) in named and counts(one, run, overridden):
-                buckets[variant, "hourly", hour].append(one)
-                buckets[variant, "daily", hour.replace(hour=0)].append(one)
+            if (variant, run) in named and counts(event, run, overridden):
+                buckets[variant, "hourly", hour].append(event)
+                buckets[variant, "daily", hour.replace(hour=0)].append(event)
     return {
         (RUN_OF[variant], variant, metric, kind, start): moments
         for (variant, kind, start), inside in buckets.items()
@@ -162,9 +160,9 @@ def expected(events: list[Event], overridden: Set[tuple[str, str]]) -> dict[Key,
 
 
 def of_numbers(events: list[Event]) -> dict[str, Moments]:
-    """Every number of the events, and the percentiles of their latencies."""
+    """Aggregates of every number in the events, and the percentiles of their latencies."""
     numbers: dict[str, list[float]] = defaultdict(list)
-    for name, value in ((name, value) for one in events for name, value in one["metrics"].items()):
+    for name, value in ((name, value) for event in events for name, value in event["metrics"].items()):
         usable = type(value) in (int, float) and abs(value) < 1e100 and len(name) <= 100
         if usable and name not in {*RATES, *PERCENTILES, "cost_per_plan"}:
             numbers[name].append(value)
@@ -180,23 +178,30 @@ def of_numbers(events: list[Event]) -> dict[str, Moments]:
 
 
 def of_rates(events: list[Event]) -> dict[str, Moments]:
-    """The four rates, where the events have anything to do with plans."""
-    counts = Counter(one["event_type"] for one in events)
-    costs = [one["metrics"]["cost_usd"] for one in events if "cost_usd" in one["metrics"]]
+    """The four rates; empty if no event is about a plan or has a cost."""
+    counts = Counter(event["event_type"] for event in events)
+    costs = [event["metrics"]["cost_usd"] for event in events if "cost_usd" in event["metrics"]]
     if not (PLANNING & counts.keys() or costs):
         return {}
-    tops: dict[str, tuple[float | None, int]]
-    tops = {name: (sum(counts[part] for part in parts), counts[of]) for name, (parts, of) in RATES.items()}
-    tops["cost_per_plan"] = (math.fsum(costs) if costs else None, counts["plan_generated"])
+    ratios: dict[str, tuple[float | None, int]]
+    ratios = {name: (sum(counts[part] for part in parts), counts[of]) for name, (parts, of) in RATES.items()}
+    ratios["cost_per_plan"] = (math.fsum(costs) if costs else None, counts["plan_generated"])
     return {
-        name: (below, top, top / below if top is not None and below else None, None, None, None)
-        for name, (top, below) in tops.items()
+        name: (
+            denominator,
+            numerator,
+            numerator / denominator if numerator is not None and denominator else None,
+            None,
+            None,
+            None,
+        )
+        for name, (numerator, denominator) in ratios.items()
     }
 
 
 @dataclass
 class Warehouse:
-    """A migrated database, dbt against it, and the events that were put in."""
+    """A migrated database, dbt for it, and the events that were stored."""
 
     url: str
     scratch: Path
@@ -228,8 +233,11 @@ class Warehouse:
             "created_at",
         ]
         values = [
-            [json.dumps(one[name]) if name in {"experiments", "metrics", "payload"} else one[name] for name in columns]
-            for one in events
+            [
+                json.dumps(event[name]) if name in {"experiments", "metrics", "payload"} else event[name]
+                for name in columns
+            ]
+            for event in events
         ]
         with self.connect() as connection, connection.cursor() as cursor:
             cursor.executemany(
@@ -240,7 +248,7 @@ class Warehouse:
             )
 
     def override(self, run: str, *unit_ids: str) -> None:
-        """Show the units a variant of the run, and take that back at once."""
+        """Override the units' variant of the run, and remove the overrides at once."""
         self.overridden |= {(run, unit_id) for unit_id in unit_ids}
         with self.connect() as connection:
             for overrides in ({unit_id: "control" for unit_id in unit_ids}, {}):
@@ -249,15 +257,15 @@ class Warehouse:
                 )
 
     def remove(self, events: list[Event]) -> None:
-        gone = {one["id"] for one in events}
-        self.events = [one for one in self.events if one["id"] not in gone]
+        removed = {event["id"] for event in events}
+        self.events = [event for event in self.events if event["id"] not in removed]
         with self.connect() as connection:
-            connection.execute("DELETE FROM exp.events WHERE id = ANY(%s::uuid[])", (list(gone),))
+            connection.execute("DELETE FROM exp.events WHERE id = ANY(%s::uuid[])", (list(removed),))
 
     def invoke(self, *arguments: str, variables: Mapping[str, str] | None = None) -> Any:
-        """Run dbt with the environment that the platform gives it, in folders of its own; returns what dbt made.
+        """Run dbt with the platform's environment and separate folders; returns dbt's result.
 
-        In this process: importing dbt costs as much as a run of it.
+        Runs in this process: importing dbt takes as long as running it.
         """
         folders = {
             "project-dir": PROJECT,
@@ -275,25 +283,25 @@ class Warehouse:
         return done.result
 
     def dbt(self, *arguments: str, variables: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Run `dbt build` or the like; returns each node's status by name. An error (not a failed test) fails here."""
+        """Run `dbt build` or a similar command; returns each node's status by name. Fails on errors, but not on failed tests."""
         result = self.invoke(*arguments, variables=variables)
         assert isinstance(result, RunExecutionResult)
-        broken = [(one.node.name, one.message) for one in result.results if one.status == "error"]
-        assert not broken, broken
-        return {one.node.name: str(one.status) for one in result.results}
+        errors = [(outcome.node.name, outcome.message) for outcome in result.results if outcome.status == "error"]
+        assert not errors, errors
+        return {outcome.node.name: str(outcome.status) for outcome in result.results}
 
     def aggregates(self) -> dict[Key, dict[str, Any]]:
         rows = self.rows("SELECT * FROM exp.metric_aggregates")
-        named: dict[Key, dict[str, Any]] = {}
+        by_key: dict[Key, dict[str, Any]] = {}
         for row in rows:
             run, variant = str(row["experiment_id"]), str(row["variant_id"])
-            named[run, variant, row["metric_name"], row["bucket_type"], row["bucket_start"]] = row
-        assert len(named) == len(rows)
-        return named
+            by_key[run, variant, row["metric_name"], row["bucket_type"], row["bucket_start"]] = row
+        assert len(by_key) == len(rows)
+        return by_key
 
 
 def fill(url: str) -> None:
-    """Two runs that are served and a draft, with 60 enrolled units of which 50 ever get a plan."""
+    """Two served runs and a draft; 70 units are enrolled in the first run."""
     with psycopg.connect(url) as connection:
         ensure_event_partitions(connection, date.today(), days_ahead=1)
         for run, name, status in (
@@ -356,22 +364,22 @@ def moments_of(row: Mapping[str, Any]) -> Moments:
     return row["count"], row["sum"], row["mean"], row["min"], row["max"], row["stddev"]
 
 
-def assert_numbers(found: Mapping[Key, Mapping[str, Any]], wanted: Mapping[Key, Moments]) -> None:
-    """The same keys, nulls in the same places, and numbers equal up to the rounding of doubles."""
-    assert set(found) == set(wanted)
+def assert_numbers(actual: Mapping[Key, Mapping[str, Any]], wanted: Mapping[Key, Moments]) -> None:
+    """Assert the same keys, the same nulls, and numbers that are equal up to the rounding of doubles."""
+    assert set(actual) == set(wanted)
     for key, moments in wanted.items():
-        for here, there in zip(moments_of(found[key]), moments, strict=True):
-            assert (here is None) == (there is None), (key, moments_of(found[key]), moments)
-            assert here is None or here == pytest.approx(there, rel=1e-9, abs=1e-12), (
+        for value, wanted_value in zip(moments_of(actual[key]), moments, strict=True):
+            assert (value is None) == (wanted_value is None), (key, moments_of(actual[key]), moments)
+            assert value is None or value == pytest.approx(wanted_value, rel=1e-9, abs=1e-12), (
                 key,
-                moments_of(found[key]),
+                moments_of(actual[key]),
                 moments,
             )
 
 
 @contextmanager
 def new_warehouse(server: str, template: str, scratch: Path) -> Iterator[Warehouse]:
-    """A warehouse in a migrated database of its own, which is dropped in the end. The database thinks in New York's time."""
+    """A warehouse in its own migrated database, which is dropped at the end. The database uses New York's time zone."""
     name = f"dbt_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")

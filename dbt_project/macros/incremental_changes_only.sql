@@ -1,6 +1,6 @@
 {#
-  The incremental strategy `changes_only`. The model selects what differs from the table: new and changed rows, and for each row that is
-  to go its id with a null count. What did not change is not touched, and keeps its created_at. One transaction.
+  The incremental strategy `changes_only`. The model selects the differences from the table: new and changed rows, and each row to delete,
+  with a null count. Unchanged rows are not touched and keep their created_at. Runs in one transaction.
 #}
 {% macro get_incremental_changes_only_sql(arg_dict) %}
     {%- set columns = get_quoted_csv(arg_dict["dest_columns"] | map(attribute="name")) -%}

@@ -4,8 +4,8 @@
         'description': 'The allocations of every started run sum to exactly 1, now and in each of its epochs.',
     })
 }}
--- Of every run that is or was served, now and in each of its epochs: else some units would fall through the walk to the last variant.
--- An epoch's variants are keys of a jsonb object, which no foreign key holds: a share of an unknown variant does not count.
+-- Checks every run that is or was served, now and in each of its epochs: otherwise some units would fall through to the last variant.
+-- An epoch's variants are keys of a jsonb object, without a foreign key: the share of an unknown variant does not count.
 select
     experiment_id,
     null::int as epoch,

@@ -4,8 +4,8 @@
         'description': 'Counts, sums, extremes and spread of each day are those of its hours, merged.',
     })
 }}
--- Moments merged from the stored hourly rows (Chan et al.) against the stored daily row. Hours are kept for a shorter time than days: days
--- without hours are left out. Rates merge like sums; percentiles do not merge.
+-- Compares moments merged from the stored hourly rows (Chan et al.) with the stored daily row. Hours are kept for a shorter time than days,
+-- so days without hours are left out. Rates merge like sums; percentiles do not merge.
 with
 
 hourly as (
@@ -26,7 +26,7 @@ merged as (
         sum(hourly."sum") as "sum",
         min(hourly."min") as "min",
         max(hourly."max") as "max",
-        -- Squared deviations from the day's mean: those within each hour, and those of the hours' means.
+        -- Squared deviations from the day's mean: within each hour, and of the hours' means.
         sum(coalesce(hourly.stddev, 0) ^ 2 * (hourly."count" - 1) + hourly."count" * (hourly.mean - daily.mean) ^ 2) as deviations
     from hourly
     inner join {{ ref('metric_aggregates') }} as daily
@@ -54,7 +54,7 @@ where daily.bucket_type = 'daily'
         merged."count" <> daily."count"
         or merged."min" is distinct from daily."min"
         or merged."max" is distinct from daily."max"
-        -- Doubles: equal up to their rounding.
+        -- Doubles are equal up to rounding.
         or abs(merged."sum" - daily."sum") > 1e-9 * greatest(abs(daily."min"), abs(daily."max"), abs(daily."sum")) * daily."count"
         or abs(sqrt(merged.deviations / nullif(daily."count" - 1, 0)) - daily.stddev)
             > 1e-6 * greatest(abs(daily."min"), abs(daily."max"))

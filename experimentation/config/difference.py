@@ -212,7 +212,9 @@ def _compare_experiment(
         result.leaving.add(latest.id)
     if latest is not None and latest.status == "completed":
         if entry.status != "completed":
-            result.notes.append(f"{latest.label} is completed for good: to run it again, give the experiment another name")
+            result.notes.append(
+                f"{latest.label} is completed for good: to run it again, give the experiment another name"
+            )
         return
     if latest is None and entry.status == "completed":
         result.notes.append(f"{entry.name} is completed and never ran here: nothing is made for it")

@@ -1,6 +1,6 @@
-"""Two real experiments that ran elsewhere, imported by the mappings in the docs, and counted again by polars from their files.
+"""Two real experiments, imported with the mappings in the docs and compared with counts of their files by polars.
 
-The literal numbers are those of the files' own descriptions: 90,189 players, 8,077 people.
+The literal numbers come from the files' own descriptions: 90,189 players, 8,077 people.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def data_file(name: str) -> Path:
 def warehouse(
     postgres_server: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Warehouse]:
-    """A database with both experiments."""
+    """A database with both experiments imported."""
     files = {name: data_file(f"{name}.csv") for name in ("cookie_cats", "adsmart")}
     with new_warehouse(postgres_server, migrated_template, tmp_path_factory.mktemp("dbt")) as warehouse:
         for name, path in files.items():
@@ -93,7 +93,7 @@ def test_every_player_is_stored_once_with_its_metrics(warehouse: Warehouse, play
     assert rows(warehouse.url, UNITS, ["cookie_cats"]) == expected
     stored = rows(warehouse.url, SUMS, ["cookie_cats"])
     assert stored == sums(players, "version", "retention_1", "retention_7", "sum_game_rounds")
-    # The absurd player is data.
+    # The player with an absurd number of rounds is kept.
     assert max(row[4] for row in stored) == 49_854
 
 
@@ -129,6 +129,6 @@ def test_dbt_computes_the_same_means(warehouse: Warehouse, players: pl.DataFrame
         ]
         assert [row[:3] for row in means] == [row[:3] for row in expected]
         assert [row[3] for row in means] == pytest.approx([row[3] for row in expected], rel=1e-12)
-    # The file does not say who reached the gate; an ad was shown to everybody who has a row.
+    # The first file does not say who reached the gate. In the second, everybody with a row was shown an ad.
     assert {exposed for _, exposed, _ in rows(warehouse.url, EXPOSED, ["cookie_cats"])} == {0}
     assert all(exposed == units for _, exposed, units in rows(warehouse.url, EXPOSED, ["adsmart"]))

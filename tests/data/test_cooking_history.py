@@ -1,6 +1,6 @@
 """The real cooking diary, from its two files to training rows, with exact counts.
 
-The literal numbers were counted with the csv module alone, not with the code under test: records a person, divided by five and
+The literal numbers were counted with the csv module, not with the code under test: records per person, divided by five and
 rounded down, without the two recipes of more than 24 hours.
 """
 
@@ -39,7 +39,7 @@ def read(folder: Path, plan_size: int = 5, max_minutes: int = 1440) -> History:
     )
 
 
-def test_everything_is_accounted_for(cooking_history: Path) -> None:
+def test_every_record_is_counted_or_rejected(cooking_history: Path) -> None:
     history = read(cooking_history)
     assert history.counts == {
         "recipes_read": 381,
@@ -64,7 +64,7 @@ def test_everything_is_accounted_for(cooking_history: Path) -> None:
     assert [lines[reject.line - 1].split(",")[2] for reject in absurd] in (["1920", "7205"], ["7205", "1920"])
 
 
-def test_the_numbers_hold_when_counted_another_way(cooking_history: Path) -> None:
+def test_plans_match_an_independent_count(cooking_history: Path) -> None:
     history = read(cooking_history)
     with (cooking_history / "recipes.csv").open(newline="") as file:
         minutes = {row["id"]: int(row["minutes"]) for row in csv.DictReader(file)}
@@ -113,13 +113,13 @@ def test_rows_are_split_by_time_and_contain_the_plan_before(cooking_history: Pat
         assert (row["metadata"]["split"] == "replay") == late
         assert row["metadata"]["reconstructed"] and row["metadata"]["proposed_plan"] is None
         eaten = {meal["recipe_id"] for plan in row["input"]["recent_plans"] for meal in plan["meals"]}
-        # Nobody in this diary reviews a recipe twice, so a history that contained the plan itself would show here.
+        # Nobody in this diary reviews a recipe twice, so this would fail if the history contained the plan itself.
         assert not eaten & {meal["recipe_id"] for meal in row["target"]["accepted_plan"]["meals"]}
     with_history = sum(row["input"]["previous_plan"] is not None for row in rows)
     assert 1000 < with_history < 1427
 
 
-def test_the_diary_survives_postgresql_and_the_archive(
+def test_the_diary_is_the_same_after_postgresql_and_the_archive(
     cooking_history: Path, database_url: str, tmp_path: Path
 ) -> None:
     history, store = read(cooking_history), ObjectStore(str(tmp_path))

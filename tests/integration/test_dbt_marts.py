@@ -1,4 +1,4 @@
-"""The marts and views of the dbt project, its documentation, and that its tests can fail: on one filled database, built from nothing."""
+"""The marts and views of the dbt project, its documentation, and failures of its tests, on one filled database."""
 
 import json
 import math
@@ -43,19 +43,19 @@ def built(
         yield warehouse
 
 
-def test_aggregates_made_at_once_are_those_of_the_events(built: Warehouse) -> None:
+def test_a_first_build_aggregates_all_events(built: Warehouse) -> None:
     assert_numbers(built.aggregates(), expected(built.events, built.overridden))
 
 
-def test_variant_performance_tells_each_variant_as_it_was(built: Warehouse) -> None:
+def test_variant_performance_matches_the_events(built: Warehouse) -> None:
     marts = {str(row["variant_id"]): row for row in built.rows("SELECT * FROM analytics.mart_variant_performance")}
     assert set(marts) == set(RUN_OF)
     for variant in (CONTROL, TREATMENT):
         mine = [
-            one for one in built.events
-            if carried(variant) in one["experiments"] and counts(one, RUN, built.overridden)
+            event for event in built.events
+            if carried(variant) in event["experiments"] and counts(event, RUN, built.overridden)
         ]  # fmt: skip
-        of = {kind: [one for one in mine if one["event_type"] == kind] for kind in PLANNING}
+        of = {kind: [event for event in mine if event["event_type"] == kind] for kind in PLANNING}
         generated, accepted = len(of["plan_generated"]), len(of["plan_accepted"])
         row = marts[variant]
         assert (row["plans_generated"], row["plans_accepted"]) == (generated, accepted)
@@ -64,24 +64,24 @@ def test_variant_performance_tells_each_variant_as_it_was(built: Warehouse) -> N
             (len(of["edit_applied"]) + len(of["meal_swapped"])) / accepted
         )
         assert row["validator_intervention_rate"] == pytest.approx(len(of["validator_intervention"]) / generated)
-        latencies = [one["metrics"]["latency_ms"] for one in mine if "latency_ms" in one["metrics"]]
-        found = [row["latency_p50_ms"], row["latency_p95_ms"], row["latency_p99_ms"]]
-        assert found == pytest.approx(np.percentile(latencies, [50, 95, 99]))
-        cost = math.fsum(one["metrics"].get("cost_usd", 0) for one in mine)
+        latencies = [event["metrics"]["latency_ms"] for event in mine if "latency_ms" in event["metrics"]]
+        percentiles = [row["latency_p50_ms"], row["latency_p95_ms"], row["latency_p99_ms"]]
+        assert percentiles == pytest.approx(np.percentile(latencies, [50, 95, 99]))
+        cost = math.fsum(event["metrics"].get("cost_usd", 0) for event in mine)
         assert (row["cost_usd"], row["cost_per_plan"]) == pytest.approx((cost, cost / generated))
-        edits = [one["metrics"]["edit_count"] for one in of["plan_accepted"] if "edit_count" in one["metrics"]]
+        edits = [event["metrics"]["edit_count"] for event in of["plan_accepted"] if "edit_count" in event["metrics"]]
         assert row["accepted_without_edits"] == edits.count(0)
         assert row["accepted_after_3_or_more_edits"] == sum(count >= 3 for count in edits)
         assigned = {f"h-{number}" for number in range(70) if (CONTROL if number % 2 else TREATMENT) == variant}
-        # An enrolled unit that an override showed a variant later does not belong to the run any more.
+        # An enrolled unit that was overridden later no longer belongs to the run.
         assert row["assigned_units"] == len(assigned - {"h-8"}) == (35 if variant == CONTROL else 34)
-        assert row["exposed_units"] == len(assigned & {one["unit_id"] for one in of["plan_generated"]}) > 0
+        assert row["exposed_units"] == len(assigned & {event["unit_id"] for event in of["plan_generated"]}) > 0
     untouched = marts[REMAINDER]
     assert (untouched["plans_generated"], untouched["acceptance_rate"], untouched["latency_p50_ms"]) == (0, None, None)
     assert marts[OTHER]["is_shipped"]
 
 
-def test_the_overview_has_a_row_a_run(built: Warehouse) -> None:
+def test_the_overview_has_one_row_per_run(built: Warehouse) -> None:
     rows = {str(row["experiment_id"]): row for row in built.rows("SELECT * FROM analytics.mart_experiment_overview")}
     assert set(rows) == {RUN, OTHER_RUN, DRAFT}
     assert rows[RUN]["traffic"] == "remainder 80.00 %, candidate_v2 10.00 %, control 10.00 %"
@@ -90,7 +90,7 @@ def test_the_overview_has_a_row_a_run(built: Warehouse) -> None:
     assert (rows[DRAFT]["variant_count"], rows[DRAFT]["traffic"], rows[DRAFT]["plans_generated"]) == (0, None, 0)
 
 
-def test_replays_stand_with_their_verdict_and_policy_version(built: Warehouse) -> None:
+def test_replays_are_listed_with_verdict_and_policy_version(built: Warehouse) -> None:
     rows = {row["model_version"]: row for row in built.rows("SELECT * FROM analytics.mart_offline_replay")}
     assert (rows["2"]["policy_name"], rows["2"]["policy_version"], rows["2"]["verdict"]) == (
         "planner_policy",
@@ -141,9 +141,9 @@ def test_every_relation_and_column_is_documented(built: Warehouse) -> None:
     assert all(exposure["depends_on"]["nodes"] for exposure in manifest["exposures"].values())
 
 
-def test_a_person_reads_the_descriptions_in_the_database_too(built: Warehouse) -> None:
-    rows = built.rows("SELECT obj_description('exp.v_experiment_metrics'::regclass) AS said")
-    assert rows[0]["said"].startswith("The aggregates with the names")
+def test_descriptions_are_comments_in_the_database(built: Warehouse) -> None:
+    rows = built.rows("SELECT obj_description('exp.v_experiment_metrics'::regclass) AS description")
+    assert rows[0]["description"].startswith("The aggregates with the names")
 
 
 def test_the_tests_of_the_project_can_fail(built: Warehouse) -> None:
@@ -164,7 +164,7 @@ def test_the_tests_of_the_project_can_fail(built: Warehouse) -> None:
     assert {name for name, status in statuses.items() if status == "fail"} == set(broken)
 
 
-def test_the_project_parses_where_no_database_is(tmp_path: Path) -> None:
+def test_the_project_parses_without_a_database(tmp_path: Path) -> None:
     nowhere = Warehouse(f"postgresql://nobody:v3ry-hidden@127.0.0.1:{unused_ports(1)[0]}/nothing", tmp_path)
     nowhere.invoke("parse")
     manifest = (nowhere.target / "manifest.json").read_text()

@@ -1,7 +1,7 @@
-"""`exp.metric_aggregates` on a real database: every number against one computed here, and what a build does to rows that are there already.
+"""`exp.metric_aggregates` on a real database: every number is compared with one computed here, also after incremental builds.
 
-One database lives through a story (empty, filled, built again, late events, a backfill, an override); each test looks at the pictures taken
-on the way.
+One database goes through several steps (empty, filled, built again, late events, a backfill, an override). Each test looks at snapshots of
+the aggregates after these steps.
 """
 
 import math
@@ -38,7 +38,7 @@ from dbt_support import (
 
 @dataclass
 class Story:
-    """Pictures of the aggregates, and dbt's own results, at each step."""
+    """Snapshots of the aggregates and dbt's own results after each step."""
 
     warehouse: Warehouse
     pictures: dict[str, dict[Key, dict[str, Any]]] = field(default_factory=dict)
@@ -57,22 +57,22 @@ class Story:
 @pytest.fixture(scope="module")
 def story(postgres_server: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     with new_warehouse(postgres_server, migrated_template, tmp_path_factory.mktemp("dbt")) as warehouse:
-        yield tell(warehouse)
+        yield build_all(warehouse)
 
 
-def tell(warehouse: Warehouse) -> Story:
-    told = Story(warehouse)
-    told.build("empty")
+def build_all(warehouse: Warehouse) -> Story:
+    story = Story(warehouse)
+    story.build("empty")
 
     fill(warehouse.url)
     warehouse.override(RUN, "qa")
     warehouse.store(ordinary_events() + odd_events())
-    told.build("filled")
-    told.build("again")
+    story.build("filled")
+    story.build("again")
 
-    # Late on the first day; on the third, stored in a transaction that began before the last build and committed after it.
+    # A late event on the first day, and one on the third day whose transaction began before the last build and committed after it.
     now = datetime.now(UTC)
-    told.late = event(
+    story.late = event(
         "plan_generated", FIRST_DAY + timedelta(hours=3), [CONTROL], metrics={"latency_ms": 9999.5}, created_at=now
     )
     committed_late = event(
@@ -82,42 +82,42 @@ def tell(warehouse: Warehouse) -> Story:
         metrics={"latency_ms": 5},
         created_at=now - timedelta(minutes=30),
     )
-    warehouse.store([told.late, committed_late])
-    warehouse.remove([one for one in warehouse.events if "custom_score" in one["metrics"]])
-    told.build("late", "run", "--select", "metric_aggregates")
+    warehouse.store([story.late, committed_late])
+    warehouse.remove([event for event in warehouse.events if "custom_score" in event["metrics"]])
+    story.build("late", "run", "--select", "metric_aggregates")
 
-    # Nothing is stored here, so no build can know that the second day has lost its events.
-    second_day = [one for one in warehouse.events if one["timestamp"].date() == (FIRST_DAY + timedelta(days=1)).date()]
-    warehouse.remove(second_day)
-    told.build("unnoticed", "run", "--select", "metric_aggregates")
-    told.build("backfilled", "build", recompute_from="2026-03-08", recompute_to="2026-03-08")
+    # Nothing is stored here, so no build can know that the events of the second day are gone.
+    second_day = (FIRST_DAY + timedelta(days=1)).date()
+    warehouse.remove([event for event in warehouse.events if event["timestamp"].date() == second_day])
+    story.build("unnoticed", "run", "--select", "metric_aggregates")
+    story.build("backfilled", "build", recompute_from="2026-03-08", recompute_to="2026-03-08")
 
-    # Has events on days of which nothing was stored lately.
+    # This unit has events on days for which nothing was stored recently.
     warehouse.override(RUN, "h-1")
-    told.build("overridden", "run", "--select", "metric_aggregates")
-    return told
+    story.build("overridden", "run", "--select", "metric_aggregates")
+    return story
 
 
-def only(statuses: Mapping[str, str], *wanted: str) -> dict[str, str]:
-    return {name: status for name, status in statuses.items() if status not in wanted}
+def unexpected(statuses: Mapping[str, str], *expected: str) -> dict[str, str]:
+    return {name: status for name, status in statuses.items() if status not in expected}
 
 
-def test_an_empty_database_builds_and_holds_nothing(story: Story) -> None:
-    assert not only(story.statuses["empty"], "success", "pass", "no-op")
+def test_an_empty_database_builds_without_aggregates(story: Story) -> None:
+    assert not unexpected(story.statuses["empty"], "success", "pass", "no-op")
     assert story.pictures["empty"] == {}
 
 
-def test_a_filled_database_builds_green(story: Story) -> None:
+def test_a_filled_database_builds_without_failures(story: Story) -> None:
     for step in ("filled", "again"):
-        assert not only(story.statuses[step], "success", "pass", "no-op")
+        assert not unexpected(story.statuses[step], "success", "pass", "no-op")
 
 
 @pytest.mark.parametrize("step", ["filled", "late", "backfilled", "overridden"])
-def test_every_number_is_what_its_events_say(story: Story, step: str) -> None:
+def test_every_number_matches_its_events(story: Story, step: str) -> None:
     assert_numbers(story.pictures[step], expected(story.events[step], story.overridden[step]))
 
 
-def test_the_metrics_of_the_specification_are_all_there(story: Story) -> None:
+def test_all_metrics_of_the_specification_exist(story: Story) -> None:
     metrics = {metric for _, variant, metric, _, _ in story.pictures["filled"] if variant == CONTROL}
     named = {"latency_ms", "token_count", "cost_usd", "edit_count", *PERCENTILES, *RATES, "cost_per_plan"}
     assert metrics == named | {"custom_score"}
@@ -138,7 +138,7 @@ def test_daily_rows_are_the_merge_of_their_hours(story: Story) -> None:
             assert row["sum"] == pytest.approx(
                 math.fsum(hour["sum"] for hour in hours if hour["sum"] is not None), rel=1e-12
             )
-        # The offset's hours round their means to whole numbers: the day is exact, merging the hours' doubles is not.
+        # The hourly means of the offset metric are rounded to whole numbers: the day is exact, merging the hours' doubles is not.
         if row["stddev"] is not None and metric != "offset_metric":
             within = math.fsum((hour["stddev"] or 0.0) ** 2 * (hour["count"] - 1) for hour in hours)
             between = math.fsum(hour["count"] * (hour["mean"] - row["mean"]) ** 2 for hour in hours)
@@ -147,7 +147,7 @@ def test_daily_rows_are_the_merge_of_their_hours(story: Story) -> None:
     assert merged > 10
 
 
-def test_a_large_offset_costs_no_digits(story: Story) -> None:
+def test_a_large_offset_loses_no_digits(story: Story) -> None:
     row = story.pictures["filled"][OTHER_RUN, OTHER, "offset_metric", "daily", FIRST_DAY]
     assert row["stddev"] == pytest.approx(np.std([1, 2, 4], ddof=1), rel=1e-12)
     assert row["sum"] == 3e15 + 7
@@ -161,18 +161,18 @@ def test_a_rate_without_a_denominator_is_null(story: Story) -> None:
     assert picture[RUN, TREATMENT, "avg_edits_per_plan", "hourly", hour]["mean"] == 1
 
 
-def test_building_twice_changes_nothing_at_all(story: Story) -> None:
+def test_a_second_build_changes_nothing(story: Story) -> None:
     assert story.pictures["again"] == story.pictures["filled"]
 
 
-def test_a_late_event_changes_its_day_and_nothing_else(story: Story) -> None:
+def test_a_late_event_changes_only_its_day(story: Story) -> None:
     before, after = story.pictures["again"], story.pictures["late"]
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     hour = story.late["timestamp"]
     assert (RUN, CONTROL, "latency_p99", "daily", FIRST_DAY) in changed
     assert (RUN, CONTROL, "latency_ms", "hourly", hour) in changed
     assert {key[4].date() for key in changed} == {FIRST_DAY.date(), (FIRST_DAY + timedelta(days=2)).date()}
-    # What did not change is as it was made, in the same day too.
+    # Unchanged rows are not touched, not even those of the same day.
     assert (RUN, TREATMENT, "latency_ms", "daily", FIRST_DAY) not in changed
     assert (
         after[RUN, CONTROL, "latency_ms", "daily", FIRST_DAY]["created_at"]
@@ -180,12 +180,12 @@ def test_a_late_event_changes_its_day_and_nothing_else(story: Story) -> None:
     )
 
 
-def test_a_metric_whose_events_are_gone_leaves_no_row(story: Story) -> None:
+def test_a_metric_without_events_loses_its_rows(story: Story) -> None:
     assert any(key[2] == "custom_score" for key in story.pictures["again"])
     assert not any(key[2] == "custom_score" for key in story.pictures["late"])
 
 
-def test_a_backfill_finds_what_no_stored_row_tells(story: Story) -> None:
+def test_a_backfill_removes_rows_of_deleted_events(story: Story) -> None:
     second = FIRST_DAY + timedelta(days=1)
     assert story.pictures["unnoticed"] == story.pictures["late"]
     left = {key for key in story.pictures["backfilled"] if second <= key[4] < second + timedelta(days=1)}
@@ -196,13 +196,13 @@ def test_a_backfill_finds_what_no_stored_row_tells(story: Story) -> None:
     assert story.pictures["backfilled"] == others
 
 
-def test_a_unit_that_is_overridden_late_counts_no_more_on_any_day(story: Story) -> None:
+def test_a_unit_that_is_overridden_late_no_longer_counts_on_any_day(story: Story) -> None:
     last_hour = (RUN, TREATMENT, "acceptance_rate", "hourly", FIRST_DAY + timedelta(days=DAYS, hours=1))
     assert last_hour in story.pictures["backfilled"]
     assert last_hour not in story.pictures["overridden"]
 
 
-def test_an_override_of_one_run_takes_an_event_from_no_other(story: Story) -> None:
+def test_an_override_does_not_affect_other_runs(story: Story) -> None:
     noon = FIRST_DAY + timedelta(hours=12)
     assert story.pictures["filled"][OTHER_RUN, OTHER, "latency_ms", "hourly", noon]["max"] == 1e6
     assert story.pictures["filled"][RUN, TREATMENT, "latency_ms", "hourly", noon]["max"] < 1e6

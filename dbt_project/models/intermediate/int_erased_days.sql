@@ -1,4 +1,5 @@
--- Where the numbers change because a unit was erased. Once retention dropped what held a day's events, they can't be recomputed, so they stay.
+-- Days whose aggregates change because a unit was erased. Once retention has dropped the day's partition, its aggregates can't be rebuilt
+-- and stay as they are.
 select
     day as bucket_day,
     erased_at

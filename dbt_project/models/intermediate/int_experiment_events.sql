@@ -1,6 +1,6 @@
--- An event counts once for each variant that it carries, however often it names it; a plan reconstructed from a diary never counts,
--- nor what a unit does in a run in which it was ever shown a variant by an override.
--- References are compared as text: an id that is no UUID, or of no variant, is a flagged event and not a failed build.
+-- An event counts once for each variant that it names, even if it names the variant repeatedly. Two kinds of events never count: plans that
+-- were reconstructed from a diary, and events of a unit in a run of which an override ever showed it a variant.
+-- References are compared as text: an invalid UUID or an unknown variant means a flagged event, not a failed build.
 select
     events.event_id,
     variants.experiment_id,

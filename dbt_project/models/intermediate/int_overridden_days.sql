@@ -1,4 +1,4 @@
--- Where the numbers change when a unit is overridden: what it did before counts no more.
+-- Days whose aggregates change when a unit is overridden: its earlier events no longer count.
 select
     date_trunc('day', events.occurred_at, 'UTC') as bucket_day,
     max(overridden.overridden_since) as overridden_since

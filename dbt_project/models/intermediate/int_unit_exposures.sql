@@ -1,5 +1,5 @@
--- Exposed is a unit that was assigned a variant and then took part in an event that carries it: an `exposure`, or a plan made for it.
--- A unit that was ever shown a variant by an override does not belong to the run's population.
+-- A unit is exposed if it was assigned a variant and then had an event with that variant: an `exposure`, or a plan made for it.
+-- A unit that an override ever showed a variant does not belong to the run's population.
 select
     assignments.experiment_id,
     assignments.variant_id,

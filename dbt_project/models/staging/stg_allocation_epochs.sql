@@ -1,4 +1,4 @@
--- One row a variant, where the table has one row an epoch with all its allocations.
+-- One row per epoch and variant; the table has one row per epoch with all its allocations.
 select
     epochs.experiment_id,
     epochs.epoch,

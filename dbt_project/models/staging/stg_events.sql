@@ -7,7 +7,7 @@ select
     context ->> 'workflow_type' as workflow_type,
     context ->> 'mode' as mode,
     payload ->> 'plan_id' as plan_id,
-    -- One malformed row must not stop every number: what is not of the right shape carries nothing.
+    -- A malformed row must not fail the build: values of the wrong shape are treated as empty.
     case when jsonb_typeof(experiments) = 'array' then experiments else '[]' end as experiments,
     case when jsonb_typeof(metrics) = 'object' then metrics else '{}' end as metrics,
     coalesce(payload @> '{"reconstructed": true}', false) as is_reconstructed,

@@ -1,4 +1,4 @@
-{# Every row for which the condition is false. A null is no failure: what is missing is what not_null is for. #}
+{# Every row for which the condition is false. A null is not a failure: not_null checks for missing values. #}
 {% test holds(model, condition) %}
     select *
     from {{ model }}

@@ -9,7 +9,7 @@ units as (
     group by variant_id
 ),
 
--- The daily aggregates outlive the events, so totals come from them: a rate's `sum` is its numerator and its `count` its denominator.
+-- Totals come from the daily aggregates, which outlive the events: a rate's `sum` is its numerator and its `count` its denominator.
 totals as (
     select
         variant_id,

@@ -11,17 +11,17 @@
         pre_hook="select pg_advisory_xact_lock(hashtext('exp.metric_aggregates'))",
     )
 }}
-{#- Named outside of the condition, or dbt would not know that it comes first. -#}
+{#- Referenced outside the condition, so that dbt always knows these dependencies. -#}
 {%- set overridden_days, erased_days = ref('int_overridden_days'), ref('int_erased_days') -%}
 {#-
-  Sums are exact (numeric) until the last step, so that neither the order of rows nor the way from hours to days changes a digit.
-  Numbers are read out of the events' json once.
+  Sums are exact (numeric) until the last step, so that neither the order of rows nor the roll-up from hours to days changes a digit.
+  Numbers are extracted from the events' JSON once.
 -#}
 
 with
 
 {% if is_incremental() %}
--- Whole days are recomputed, found by when their events were stored: a late event changes its hour, its day and the day's percentiles.
+-- Whole days are rebuilt, chosen by when their events were stored: a late event changes its hour, its day and the day's percentiles.
 changed_days as materialized (
     select distinct bucket_day
     from {{ ref('int_experiment_events') }}
@@ -29,14 +29,14 @@ changed_days as materialized (
 
     union
 
-    -- What overridden units did before counts no more.
+    -- Earlier events of overridden units no longer count.
     select bucket_day
     from {{ overridden_days }}
     where overridden_since > (select coalesce(max(created_at), '-infinity') from {{ this }}) - interval '{{ var("stored_overlap") }}'
 
     union
 
-    -- What erased units did counts no more.
+    -- Events of erased units no longer count.
     select bucket_day
     from {{ erased_days }}
     where erased_at > (select coalesce(max(created_at), '-infinity') from {{ this }}) - interval '{{ var("stored_overlap") }}'
@@ -50,7 +50,7 @@ changed_days as materialized (
 
     union
 
-    -- Days of which no event is left.
+    -- Days without any events left.
     select distinct date_trunc('day', bucket_start, 'UTC')
     from {{ this }}
     where {{ in_backfill('bucket_start') }}
@@ -68,7 +68,7 @@ events as materialized (
     from {{ ref('int_experiment_events') }}
     {% if is_incremental() %}
     where bucket_day in (select bucket_day from changed_days)
-        -- The same said with bounds, by which PostgreSQL leaves out the other days' partitions.
+        -- The same condition as bounds, so that PostgreSQL skips the partitions of other days.
         and occurred_at >= (select min(bucket_day) from changed_days)
         and occurred_at < (select max(bucket_day) from changed_days) + interval '24 hours'
     {% endif %}
@@ -86,7 +86,7 @@ numbers as materialized (
     cross join lateral (
         select case when jsonb_typeof(metric.value) = 'number' then metric.value::numeric end as value
     ) as number
-    -- Sums of what lies within these bounds fit a double.
+    -- Sums of numbers within these bounds fit a double.
     where events.metrics <> '{}'
         and (number.value = 0 or abs(number.value) between 1e-100 and 1e100)
         and length(metric.key) between 1 and 100
@@ -243,7 +243,7 @@ where old.id is null
 
 union all
 
--- … and what the events of its day no longer give: a null count removes it.
+-- … and rows that the events of their day no longer have: a null count removes them.
 select
     old.id, old.experiment_id, old.variant_id, old.metric_name, old.bucket_type, old.bucket_start,
     null, null, null, null, null, null, old.created_at
