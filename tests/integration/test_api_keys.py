@@ -113,7 +113,7 @@ def test_rotation_fails_for_unknown_and_revoked_keys_and_invalid_grace(
             rotate_api_key(connection, "shop", grace, change=BY)
     assert works(database_url, old) == [True]
     revoke_api_key(connection, "shop", change=BY)
-    with pytest.raises(LifecycleError, match=r"API key shop was revoked on 2\d{3}-\d\d-\d\d: make one with"):
+    with pytest.raises(LifecycleError, match=r"API key shop was revoked on 2\d{3}-\d\d-\d\d: create one with"):
         rotate_api_key(connection, "shop", change=BY)
 
 

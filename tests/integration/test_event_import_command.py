@@ -112,7 +112,7 @@ def test_a_log_that_grew_is_reported(environment: dict[str, str], tmp_path: Path
         (b"", CLICKS, "is empty"),
         (b"user,at\n", CLICKS, "has no rows"),
         (b"usr,at\nu,2020-01-02T00:00:00Z\n", CLICKS, "has no column user: did you mean usr? It has usr, at."),
-        (b"user,at\n", "event_type: click", "mapping.yml:1: An event needs unit_type and unit_id and timestamp."),
+        (b"user,at\n", "event_type: click", "mapping.yml:1: The mapping needs unit_type and unit_id and timestamp."),
     ],
     ids=["empty", "no rows", "missing column", "wrong mapping"],
 )
