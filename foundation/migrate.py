@@ -46,7 +46,7 @@ def migrate(url: str) -> None:
     engine = create_engine(address, poolclass=NullPool, connect_args={"connect_timeout": CONNECT_SECONDS})
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": locks.MIGRATIONS})
-        version = _version(connection.connection.driver_connection)  # type: ignore[arg-type]
+        version = _version(connection.connection.driver_connection)
         if _state(version) == "newer":
             raise MigrationError(_newer(version))
         # Alembic's version table is in `exp`, so the schema must exist before the first revision.

@@ -23,7 +23,7 @@ NAME = "planner_model"
 ROWS = sample_rows(households=12, plans=3, held_out=6)
 
 
-class Told(PythonModel):
+class Told(PythonModel):  # type: ignore[misc]  # mlflow is not followed (pyproject.toml)
     """A candidate that knows `share` of each accepted plan, and nothing when its adapter is off. For tests alone."""
 
     def __init__(self, rows: list[Row], share: float) -> None:

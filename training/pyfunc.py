@@ -77,7 +77,7 @@ def requirements(packages: Sequence[str]) -> list[str]:
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in packages]
 
 
-class PlannerModel(PythonModel):
+class PlannerModel(PythonModel):  # type: ignore[misc]  # mlflow is not followed (pyproject.toml)
     """A packaged planner."""
 
     def load_context(self, context: Any) -> None:

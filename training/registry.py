@@ -76,8 +76,8 @@ def fluent(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
