@@ -258,10 +258,6 @@ class DagsterClient:
         """The address of the run's page."""
         return f"{self.url}/runs/{run_id}"
 
-    def asset_url(self, asset: str) -> str:
-        """The address of the asset's page."""
-        return f"{self.url}/assets/{asset}"
-
     def close(self) -> None:
         """Close the connection."""
         self._http.close()

@@ -34,7 +34,7 @@ def is_current(site: Path, project: Path = DBT_PROJECT) -> bool:
 
 
 def generate(current: Settings) -> Path:
-    """Build the site from the dbt project and the database's catalogue; returns its folder.
+    """Build the site from the dbt project and the database's tables; returns its folder.
 
     Raises LifecycleError with the end of dbt's output.
     """

@@ -4,9 +4,9 @@ from datetime import date
 
 import polars as pl
 import pytest
+from learnability import learnability
 
 from planner.catalogue import sample_catalogue
-from planner.learnability import learnability
 from planner.simulator import Sample, simulate
 
 
