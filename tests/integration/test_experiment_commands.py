@@ -194,7 +194,9 @@ def test_outlook_predicts_the_next_sync(
     assert outlook == (None if after == run.status else expected)
 
 
-def test_outlook_is_empty_when_the_files_do_not_decide(connection: psycopg.Connection[Any], tmp_path: Path) -> None:
+def test_outlook_is_empty_when_the_files_do_not_control_the_run(
+    connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
     apply(connection, tmp_path)
     run = pause_run(connection, runs_of(connection, "cards")[0].id, change=BY)
     assert sync_outlook(connection, config_of(tmp_path), "cards") is None
@@ -240,7 +242,7 @@ layers:
 """
 
 
-def test_a_split_with_a_remainder_is_ramped_and_the_file_follows(
+def test_ramp_changes_a_split_with_a_remainder_and_sync_accepts_the_updated_file(
     lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     apply(connection, tmp_path, GROWS)

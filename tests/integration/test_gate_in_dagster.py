@@ -82,7 +82,7 @@ def asked_for(instance: dg.DagsterInstance) -> dict[str, str]:
     return {str(request.partition_key): str(request.run_key) for request in result.run_requests or ()}
 
 
-def test_a_refused_version_fails_its_check_and_gets_no_candidate(place: Place, instance: dg.DagsterInstance) -> None:
+def test_refused_version_fails_its_check_and_opens_no_candidate_run(place: Place, instance: dg.DagsterInstance) -> None:
     finished = run(instance, POOR)
     (evaluation,) = finished.get_asset_check_evaluations()
     assert (evaluation.check_name, evaluation.passed, evaluation.severity) == (
@@ -101,7 +101,7 @@ def test_a_refused_version_fails_its_check_and_gets_no_candidate(place: Place, i
     assert model_version_key(NAME, POOR) not in asked_for(instance), "a refusal is a result: nothing is tried again"
 
 
-def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.DagsterInstance) -> None:
+def test_version_that_passes_becomes_a_candidate_once(place: Place, instance: dg.DagsterInstance) -> None:
     # Against a version that knows nothing, so that leftovers are no matter here.
     for _ in range(2):
         finished = run(instance, GOOD, baseline=POOR)
@@ -119,7 +119,7 @@ def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.Da
     assert shares == [("control", "control", 0.1), ("remainder", "remainder", 0.8), ("candidate_v2", "treatment", 0.1)]
 
 
-def test_a_version_that_passed_without_a_candidate_is_requested_again(
+def test_candidate_is_requested_again_when_a_version_passed_without_one(
     place: Place, instance: dg.DagsterInstance
 ) -> None:
     """As after a kill between the replay and the candidate."""
@@ -149,14 +149,12 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     return str(error.to_string())
 
 
-def test_a_candidate_started_by_hand_fails_without_a_replay_record(place: Place, instance: dg.DagsterInstance) -> None:
+def test_manual_candidate_run_fails_without_a_replay_record(place: Place, instance: dg.DagsterInstance) -> None:
     message = failure(candidate_alone(instance, FAIR))
     assert "replay_metrics has no record for planner_model@3" in message and "no data is not a pass" in message
 
 
-def test_a_candidate_started_by_hand_fails_when_its_replay_was_refused(
-    place: Place, instance: dg.DagsterInstance
-) -> None:
+def test_manual_candidate_run_fails_when_the_replay_was_refused(place: Place, instance: dg.DagsterInstance) -> None:
     run(instance, POOR)
     assert "planner_model@4 has not passed its replay gate" in failure(candidate_alone(instance, POOR))
 
@@ -179,7 +177,7 @@ def test_the_sensor_requests_each_registered_version_once(place: Place, instance
     assert asked_for(instance) == first, "two looks ask for the same run key, and Dagster starts a key once"
 
 
-def test_a_version_whose_replay_fails_is_tried_three_times(place: Place, instance: dg.DagsterInstance) -> None:
+def test_failing_replay_is_tried_three_times(place: Place, instance: dg.DagsterInstance) -> None:
     key = model_version_key(NAME, SILENT)
     for attempt in range(1, MOST_ATTEMPTS + 1):
         assert asked_for(instance)[key] == f"{key}#{attempt}"
@@ -191,7 +189,7 @@ def test_a_version_whose_replay_fails_is_tried_three_times(place: Place, instanc
     assert f"{key} broke its replay {MOST_ATTEMPTS} times" in str(skipped.skip_message)
 
 
-def test_a_version_that_is_being_replayed_is_left_alone(place: Place, instance: dg.DagsterInstance) -> None:
+def test_version_is_not_requested_while_it_is_being_replayed(place: Place, instance: dg.DagsterInstance) -> None:
     key = model_version_key(NAME, GOOD)
     instance.add_run(
         dg.DagsterRun(job_name=replay_job.name, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": key})

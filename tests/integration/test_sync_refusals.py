@@ -122,7 +122,7 @@ def test_version_number_that_promotion_took_is_refused(files: Files) -> None:
     ]
 
 
-def test_variant_is_refused_when_its_version_can_not_be_served(files: Files) -> None:
+def test_variant_is_refused_when_its_version_cannot_be_served(files: Files) -> None:
     def naming(line: str) -> str:
         return SPLIT.replace("config: {feature_enabled: true}", line)
 

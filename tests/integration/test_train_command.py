@@ -135,7 +135,7 @@ def test_the_mlflow_run_has_all_params_tags_metrics_and_artefacts(trained: tuple
     assert written["training"]["epochs"] == 1 and "tracking_uri" not in written["mlflow"]
 
 
-def test_the_version_is_registered_with_what_others_need_to_know(trained: tuple[Path, Any], dataset: Path) -> None:
+def test_version_is_registered_with_tags_and_training_rows(trained: tuple[Path, Any], dataset: Path) -> None:
     output, done = trained
     uri = tracking(output)
     assert json.loads((output / "model_version.json").read_text()) == done.version.to_dict()
@@ -171,9 +171,7 @@ def test_stages_and_aliases(trained: tuple[Path, Any]) -> None:
         registry.get_model_version(uri, "planner_model", 9)
 
 
-def test_the_same_training_again_returns_the_registered_version(
-    trained: tuple[Path, Any], dataset: Path, base: Path
-) -> None:
+def test_repeated_training_returns_the_registered_version(trained: tuple[Path, Any], dataset: Path, base: Path) -> None:
     output, done = trained
     progress = Quiet()
     again = train(config(dataset, base, output, mlflow__tags={"owner": "test"}), progress)
@@ -217,7 +215,7 @@ def alone_in_a_new_process(output: Path, uri: str, frame: pd.DataFrame, folder: 
     return found
 
 
-def test_the_version_loads_by_itself_and_a_broken_row_fails_alone(trained: tuple[Path, Any], tmp_path: Path) -> None:
+def test_version_loads_in_a_new_process_and_only_a_broken_row_fails(trained: tuple[Path, Any], tmp_path: Path) -> None:
     output, done = trained
     held_out = [row for row in ROWS if row["metadata"]["split"] == "replay"][:8]
     frame = inputs_frame(held_out)
@@ -271,7 +269,7 @@ def test_another_product_trains_on_the_built_in_base(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(("architecture", "options_"), [("qwen2", {}), ("gpt2", {"lora__enabled": False})])
-def test_a_hub_model_trains_when_its_tokenizer_knows_no_item(
+def test_hub_model_trains_when_its_tokenizer_has_no_item_tokens(
     dataset: Path, tmp_path: Path, architecture: str, options_: dict[str, Any]
 ) -> None:
     base = foreign_base(tmp_path / architecture, architecture)
@@ -358,7 +356,9 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return told[-1]
 
 
-def test_refusals_say_what_to_do(dataset: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals_explain_how_to_fix_the_input(
+    dataset: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     closed_port = free_port()
     out = tmp_path / "out"
     assert "add --dataset" in refused(capsys, ["--output-dir", str(out)])
@@ -387,7 +387,7 @@ def test_an_unwritable_artefact_store_is_refused_before_training(dataset: Path, 
     assert run.info.status == "FAILED"
 
 
-def test_a_base_of_another_catalogue_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_base_is_refused_when_it_lacks_items_of_the_catalogue(dataset: Path, tmp_path: Path) -> None:
     other = small_base(tmp_path / "other", small_product(20))
     with pytest.raises(TrainingError, match="does not know 20 of 40 items"):
         train(config(dataset, other, tmp_path / "out"), Quiet())
