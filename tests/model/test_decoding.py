@@ -41,7 +41,7 @@ def decoder_of(folder: Path, prior: np.ndarray, **options: Any) -> Decoder:
     return Decoder(model, Codec(PRODUCT, tokenizer, PreprocessingSection(), 1024), prior, **options)
 
 
-def test_only_legal_items_come_out_and_no_item_twice(decoder: Decoder) -> None:
+def test_plans_contain_only_legal_items_without_duplicates(decoder: Decoder) -> None:
     inputs = INPUTS if decoder.model.config.model_type == "llama" else INPUTS[:12]
     for row_input, answer in zip(inputs, decoder.decode(inputs), strict=True):
         assert answer.error is None
@@ -58,7 +58,7 @@ def test_an_item_of_a_foreign_tokenizer_is_several_tokens(decoder: Decoder) -> N
     assert lengths == {1} if built_in else min(lengths) > 1
 
 
-def test_the_batch_changes_nothing(decoder: Decoder) -> None:
+def test_plans_do_not_depend_on_the_batch(decoder: Decoder) -> None:
     # A foreign tokenizer writes a prompt of a thousand tokens: fewer rows tell as much.
     inputs = INPUTS[: 40 if decoder.model.config.model_type == "llama" else 5]
     together = decoder.decode(inputs)
@@ -69,7 +69,7 @@ def test_the_batch_changes_nothing(decoder: Decoder) -> None:
     assert decoder.decode(inputs[:3]) + decoder.decode(inputs[3:]) == together
 
 
-def test_a_strong_prior_decides_and_ties_go_to_the_product_order(tmp_path: Path) -> None:
+def test_strong_prior_decides_and_ties_follow_the_product_order(tmp_path: Path) -> None:
     folder = small_base(tmp_path / "base", PRODUCT)
     popular = np.full(len(PRODUCT.items()), 1e-30)
     popular[[3, 5, 7, 9]] = 0.25
@@ -84,7 +84,7 @@ def test_a_strong_prior_decides_and_ties_go_to_the_product_order(tmp_path: Path)
     assert decoder.decode([free])[0].items == [PRODUCT.items()[at] for at in (3, 5, 7, 9)]
 
 
-def test_a_broken_row_fails_alone(decoder: Decoder) -> None:
+def test_only_broken_rows_of_a_batch_fail(decoder: Decoder) -> None:
     whole = decoder.decode(INPUTS[:6])
     broken = [dict(one) for one in INPUTS[:6]]
     broken[2]["household"] = None
@@ -95,7 +95,7 @@ def test_a_broken_row_fails_alone(decoder: Decoder) -> None:
     assert answers[2].items == [] and "TypeError" in (answers[2].error or "")
 
 
-def test_a_household_that_may_eat_nothing_gets_an_empty_plan_and_a_reason(decoder: Decoder) -> None:
+def test_plan_is_empty_with_an_error_when_no_item_is_legal(decoder: Decoder) -> None:
     hungry = {**INPUTS[0], "constraints": {"budget": None, "max_prep_time": 1, "excluded_ingredients": []}}
     answer = decoder.decode([hungry])[0]
     assert answer.items == [] and answer.error == "No item is legal for this row."
