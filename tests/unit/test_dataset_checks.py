@@ -53,14 +53,14 @@ def edited(change: Callable[[dict[str, Any]], None], every: int = 10_000) -> pl.
     return pl.DataFrame(changed, schema=rows.schema)
 
 
-def test_good_rows_pass_everything_in_order() -> None:
+def test_good_rows_pass_all_checks_in_order() -> None:
     found = answers(good()[0])
     assert list(found) == list(CHECKS)
     assert [one.name for one in found.values() if not one.passed] == []
     assert {one.severity for one in found.values()} == {"ERROR", "WARN"}
 
 
-def test_a_first_version_has_nothing_to_be_compared_with() -> None:
+def test_first_version_passes_without_an_earlier_version() -> None:
     found = answers(good()[0], published=None, before=None)
     assert all(one.passed for one in found.values())
 
@@ -120,14 +120,14 @@ def no_side(row: dict[str, Any]) -> None:
         (no_side, "split_by_household", "1 have no known split"),
     ],
 )
-def test_each_check_finds_one_broken_row(change: Callable[[dict[str, Any]], None], check: str, says: str) -> None:
+def test_each_check_finds_a_single_broken_row(change: Callable[[dict[str, Any]], None], check: str, says: str) -> None:
     found = answers(edited(change))[check]
     assert not found.passed
     assert says in found.sentence
     assert found.severity == "ERROR"
 
 
-def test_too_few_rows_say_what_to_do() -> None:
+def test_check_names_the_setting_when_there_are_too_few_rows() -> None:
     found = answers(good()[0].head(3))["enough_rows"]
     assert not found.passed
     assert "3 rows, at least 50 needed" in found.sentence
@@ -164,7 +164,7 @@ def test_acceptances_without_a_row_are_counted() -> None:
         (lambda rows: rows.select("target", "input", "metadata"), "another order"),
     ],
 )
-def test_a_changed_schema_is_named(rows: Callable[[pl.DataFrame], pl.DataFrame], says: str) -> None:
+def test_schema_check_names_the_changed_field(rows: Callable[[pl.DataFrame], pl.DataFrame], says: str) -> None:
     from assets.datasets.checks import schema_as_published
 
     found = schema_as_published(rows(good()[0]), good()[1]["published"], NULLABLE)
@@ -172,14 +172,14 @@ def test_a_changed_schema_is_named(rows: Callable[[pl.DataFrame], pl.DataFrame],
     assert says in found.sentence
 
 
-def test_a_field_that_may_be_null_all_at_once_is_a_change() -> None:
+def test_schema_check_fails_when_a_field_becomes_nullable() -> None:
     from assets.datasets.checks import schema_as_published
 
     found = schema_as_published(good()[0], good()[1]["published"], NULLABLE | {"input.mode"})
     assert "input.mode has nullable True and was published with False" in found.sentence
 
 
-def test_replay_by_time_lets_households_return() -> None:
+def test_household_may_be_on_both_sides_of_a_split_by_time() -> None:
     def later_is_replay(row: dict[str, Any]) -> None:
         late = row["metadata"]["timestamp"] >= datetime(2025, 5, 20, tzinfo=UTC)
         row["metadata"]["split"] = "replay" if late else "train"
@@ -189,7 +189,7 @@ def test_replay_by_time_lets_households_return() -> None:
     assert not answers(rows, by_time=False)["split_by_household"].passed
 
 
-def test_a_shift_of_items_or_segments_warns() -> None:
+def test_drift_check_warns_when_items_or_segments_shift() -> None:
     def everyone_in_one_mode(row: dict[str, Any]) -> None:
         row["input"]["mode"] = "constrained"
 
@@ -205,7 +205,7 @@ def test_a_shift_of_items_or_segments_warns() -> None:
     assert "items shifted" in answers(edited(everyone_eats_the_same, every=1))["no_drift"].sentence
 
 
-def test_the_index_equals_its_formula() -> None:
+def test_population_stability_index_equals_its_formula() -> None:
     before = pl.Series("value", ["a"] * 60 + ["b"] * 40)
     now = pl.Series("value", ["a"] * 30 + ["b"] * 70)
     shares = np.array([[60.5, 40.5, 0.5], [30.5, 70.5, 0.5]]) / 101.5

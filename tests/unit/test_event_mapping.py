@@ -129,7 +129,7 @@ def test_digest_ignores_comments_and_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cookie_cats", "adsmart"])
-def test_the_examples_can_be_read(name: str) -> None:
+def test_example_mappings_can_be_read(name: str) -> None:
     mapping = read_mapping(EXAMPLES / f"{name}.yml")
     assert mapping.declared is not None and mapping.declared.name == name
 

@@ -33,7 +33,7 @@ def household(*pantry: str) -> dict[str, Any]:
     }
 
 
-def test_the_meal_planner_has_offsets() -> None:
+def test_meal_planner_has_offsets() -> None:
     assert isinstance(PRODUCT, HasOffsets)
 
 
@@ -46,15 +46,15 @@ def test_each_pantry_item_that_a_recipe_uses_adds_to_it() -> None:
 
 
 @pytest.mark.parametrize("pantry", [None, {}, {"items": None}, {"items": []}])
-def test_an_empty_or_unknown_pantry_asks_for_nothing(pantry: Any) -> None:
+def test_offsets_are_empty_when_the_pantry_is_empty_or_unknown(pantry: Any) -> None:
     assert PRODUCT.offsets({**household(), "pantry": pantry}) == {}
 
 
-def test_staples_and_unknown_things_ask_for_nothing() -> None:
+def test_offsets_ignore_staples_and_unknown_items() -> None:
     assert PRODUCT.offsets(household(*STAPLES, "a jar of buttons")) == {}
 
 
-def test_the_prior_alone_prefers_what_uses_the_pantry() -> None:
+def test_prior_planner_prefers_recipes_that_use_the_pantry() -> None:
     """The reference planner beside a model: with equal popularity, the pantry decides."""
     items = list(PRODUCT.items())
     taught = {

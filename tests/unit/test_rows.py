@@ -81,7 +81,7 @@ def rows_of(events: list[dict[str, Any]], **frames: list[dict[str, Any]]) -> lis
     return planner_rows(events_frame(events), domain(**frames), WINDOW).to_dicts()
 
 
-def test_a_row_has_exactly_the_contract_s_fields_and_values() -> None:
+def test_row_has_exactly_the_fields_and_values_of_the_contract() -> None:
     made = START + DAY
     events = [
         *session("before", START - DAY, "r0", "r1"),
@@ -173,7 +173,7 @@ def test_a_row_has_exactly_the_contract_s_fields_and_values() -> None:
     ]  # fmt: skip
 
 
-def test_what_a_household_swapped_in_is_remembered() -> None:
+def test_history_marks_swapped_in_items() -> None:
     first = START + DAY
     swap = happened(
         "meal_swapped", first + timedelta(minutes=5), plan_id="a", day=1, from_meal_id="r5", to_meal_id="r1"
@@ -188,7 +188,7 @@ def test_what_a_household_swapped_in_is_remembered() -> None:
     ]
 
 
-def test_history_reaches_the_look_back_and_not_further() -> None:
+def test_history_ends_at_the_look_back() -> None:
     now = START + 10 * DAY
     ages = [27, 28, 29, 3]
     events = [
@@ -200,7 +200,7 @@ def test_history_reaches_the_look_back_and_not_further() -> None:
     assert [plan["days_ago"] for plan in row["input"]["recent_plans"]] == [28, 27, 3]
 
 
-def test_an_acceptance_at_the_very_moment_of_making_is_not_history() -> None:
+def test_acceptance_at_the_moment_of_generation_is_not_history() -> None:
     now = START + 10 * DAY
     rows = rows_of([*session("a", now - DAY, "r1", accepted=now), *session("b", now, "r0")])
     assert rows[1]["input"]["previous_plan"] is None
@@ -236,7 +236,7 @@ def test_a_plan_that_is_accepted_twice_is_one_row() -> None:
     assert made.excluded == {"accepted_again": 1}
 
 
-def test_the_window_is_of_acceptances_and_half_open() -> None:
+def test_window_is_half_open_and_applies_to_acceptances() -> None:
     events = [
         *session("too early", START - DAY, "r0", accepted=START - timedelta(microseconds=1)),
         *session("first", START - DAY, "r0", accepted=START),
@@ -246,7 +246,7 @@ def test_the_window_is_of_acceptances_and_half_open() -> None:
     assert [row["metadata"]["plan_id"] for row in rows_of(events)] == ["first", "last"]
 
 
-def test_reconstructed_plans_need_no_proposal_and_begin_with_their_first_meal() -> None:
+def test_reconstructed_plans_need_no_proposal_and_start_at_their_first_meal() -> None:
     reconstructed = happened("plan_accepted", START + 5 * DAY, plan_id="p", meals=meals("r0", "r1"), reconstructed=True,
                              started_at=(START + DAY).isoformat())  # fmt: skip
     between = session("between", START + 2 * DAY, "r5")
@@ -274,12 +274,12 @@ def test_hostile_payloads_give_no_rows_and_no_crash() -> None:
     assert made.excluded["malformed_event"] > 40
 
 
-def test_no_events_give_no_rows_of_the_same_shape() -> None:
+def test_rows_keep_their_schema_without_events() -> None:
     made = build_rows(events_frame([]), domain(), WINDOW)
     assert (made.frame.schema, made.frame.height, made.excluded) == (ROW_SCHEMA, 0, {})
 
 
-def test_the_same_event_id_at_two_times_is_two_rows() -> None:
+def test_event_id_that_occurs_at_two_times_gives_two_rows() -> None:
     one, two = session("a", START + DAY, "r0"), session("b", START + 2 * DAY, "r1")
     two[1]["event_id"] = one[1]["event_id"]
     rows = rows_of(one + two)
@@ -299,7 +299,7 @@ def world() -> tuple[pl.DataFrame, dict[str, pl.DataFrame], RowWindow, list[dict
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(position=st.floats(0, 1), seed=st.integers(0, 2**31), drop=st.booleans())
-def test_nothing_after_a_plan_was_made_reaches_its_input(position: float, seed: int, drop: bool) -> None:
+def test_row_input_ignores_everything_after_the_plan_was_generated(position: float, seed: int, drop: bool) -> None:
     events, tables, window, rows = world()
     row = rows[min(int(position * len(rows)), len(rows) - 1)]
     plan, household = row["metadata"]["plan_id"], row["input"]["household"]["id"]
@@ -340,7 +340,7 @@ def test_nothing_after_a_plan_was_made_reaches_its_input(position: float, seed: 
     assert same["input"] == row["input"]
 
 
-def test_the_property_test_would_see_a_leak() -> None:
+def test_data_would_reveal_a_leak_in_the_property_test() -> None:
     # A snapshot just after the plan was made does change what a leaking join would show, so the data can tell.
     events, tables, _, rows = world()
     times = events.filter(pl.col("event_type") == "plan_generated")["timestamp"]
@@ -356,7 +356,7 @@ def test_the_order_of_events_and_tables_does_not_matter() -> None:
     assert rows == sorted(rows, key=lambda row: (row["metadata"]["timestamp"], row["metadata"]["event_id"]))
 
 
-def test_only_the_named_fields_are_ever_null() -> None:
+def test_only_nullable_fields_are_null() -> None:
     _, _, _, rows = world()
 
     def nulls(value: Any, path: str) -> set[str]:

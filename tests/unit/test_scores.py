@@ -109,7 +109,7 @@ def test_leftovers_counts_pantry_and_opened_things() -> None:
     assert scores.leftovers(KITCHEN, row_input, []) == 0.0
 
 
-def test_leftovers_do_not_apply_where_nothing_can_be_left() -> None:
+def test_leftovers_do_not_apply_when_only_staples_are_used() -> None:
     salted = Catalogue([Recipe("s", "S", ("salt", "water"), 1, (), 1)])
     assert scores.leftovers(salted, row(plan("s"), pantry=("salt",))["input"], ["s"]) is None
 
