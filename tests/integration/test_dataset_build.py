@@ -64,9 +64,9 @@ def test_build_writes_three_files_that_training_can_read(store: ObjectStore) -> 
         "model": "planner",
         "created_at": "2025-06-02T00:00:00+00:00",
     }
-    fields = {one["name"]: one for one in schema["fields"]}
+    fields = {field["name"]: field for field in schema["fields"]}
     assert list(fields) == ["input", "target", "metadata"]
-    nested = {one["name"]: one for one in fields["input"]["fields"]}
+    nested = {field["name"]: field for field in fields["input"]["fields"]}
     assert nested["previous_plan"]["nullable"] and not nested["household"]["nullable"]
     assert nested["pantry"]["fields"][0] == {
         "name": "items",
@@ -136,8 +136,8 @@ def test_versions_are_listed_by_date_without_incomplete_ones(store: ObjectStore)
     store.write("planner/2025-06-02/schema.json", b"{}")
     store.write("planner/notes/training.parquet", b"not a version")
     assert versions(store, "planner")[-2:] == ["2025-06-01-r10", "2025-06-01-r11"]
-    found = version_before(store, "planner", date(2025, 6, 2))
-    assert found is not None and found.version.version == "2025-06-01-r11"
+    latest = version_before(store, "planner", date(2025, 6, 2))
+    assert latest is not None and latest.version.version == "2025-06-01-r11"
     assert version_before(store, "planner", date(2025, 6, 1)) is None
 
 

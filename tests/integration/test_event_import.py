@@ -281,16 +281,16 @@ def test_mapping_without_stored_events_does_not_block_another_mapping(
 
 
 def test_grown_log_is_reported_unless_it_has_event_ids(database_url: str, tmp_path: Path) -> None:
-    one, two = f"user,at,id\nu,{AT},a\n", f"user,at,id\nu,{AT},a\nv,{AT},b\n"
+    short, grown = f"user,at,id\nu,{AT},a\n", f"user,at,id\nu,{AT},a\nv,{AT},b\n"
     plain, hashed = mapping_of(tmp_path, CLICKS), mapping_of(tmp_path, CLICKS + "event_id: {column: id, as: hash}\n")
-    assert store(database_url, written(tmp_path, "log.csv", one), plain).other_content is None
-    assert store(database_url, written(tmp_path, "log.csv", one), plain).other_content is None
-    path = written(tmp_path, "log.csv", two)
+    assert store(database_url, written(tmp_path, "log.csv", short), plain).other_content is None
+    assert store(database_url, written(tmp_path, "log.csv", short), plain).other_content is None
+    path = written(tmp_path, "log.csv", grown)
     assert judge(database_url, path, plain).other_content is not None
     assert judge(database_url, path, hashed).other_content is None
-    compressed = written(tmp_path, "log.csv.gz", gzip.compress(one.encode()))
+    compressed = written(tmp_path, "log.csv.gz", gzip.compress(short.encode()))
     assert judge(database_url, compressed, plain).other_content is not None
-    assert judge(database_url, written(tmp_path, "other.csv", two), plain).other_content is None
+    assert judge(database_url, written(tmp_path, "other.csv", grown), plain).other_content is None
 
 
 @pytest.mark.parametrize(("name", "content"), [("log.csv", "usr,at\n1,2\n"), ("log.jsonl", '{"usr": 1, "at": 2}\n')])

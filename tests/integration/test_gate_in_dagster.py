@@ -38,21 +38,23 @@ def place(
     registered: Path, tmp_path: Path, home: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
     """A registry, a database with the project's own configuration, and the settings that lead to both."""
-    made = Place(registered, tmp_path, database_url)
+    gate_place = Place(registered, tmp_path, database_url)
     monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gate_place.tracking_uri)
     settings.cache_clear()
     apply_configuration(settings())
-    yield made
+    yield gate_place
 
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     folder = tmp_path / "dagster"
     folder.mkdir()
-    with instance_for_test(temp_dir=str(folder)) as made:
-        made.add_dynamic_partitions(str(MODEL_VERSIONS.name), [model_version_key(NAME, version) for version in SHARES])
-        yield made
+    with instance_for_test(temp_dir=str(folder)) as dagster_instance:
+        dagster_instance.add_dynamic_partitions(
+            str(MODEL_VERSIONS.name), [model_version_key(NAME, version) for version in SHARES]
+        )
+        yield dagster_instance
 
 
 def run(instance: dg.DagsterInstance, version: int, baseline: int | None = None) -> dg.ExecuteInProcessResult:
@@ -107,10 +109,10 @@ def test_version_that_passes_becomes_a_candidate_once(place: Place, instance: dg
         finished = run(instance, GOOD, baseline=POOR)
         assert finished.success, [event.description for event in finished.get_asset_check_evaluations()]
     with psycopg.connect(place.database_url) as connection:
-        made = version_of_model(connection, installed_product().policy_name, NAME, GOOD)
-        assert made is not None and made.version == 2
+        candidate = version_of_model(connection, installed_product().policy_name, NAME, GOOD)
+        assert candidate is not None and candidate.version == 2
         control = version_of_model(connection, installed_product().policy_name, NAME, BASELINE)
-        assert control is not None and made.config_defaults == control.config_defaults != {}, (
+        assert control is not None and candidate.config_defaults == control.config_defaults != {}, (
             "both arms get the same params"
         )
         before, opened = runs_of(connection, installed_product().experiment_name)

@@ -52,7 +52,9 @@ def test_heuristic_gets_a_new_version_when_the_catalogue_changes(uri: str, tmp_p
 def test_heuristic_version_answers_like_the_planner_and_only_a_broken_row_fails(uri: str, tmp_path: Path) -> None:
     version = registered(uri, artifact_root=str(tmp_path))
     inputs = [row["input"] for row in rows_of(PRODUCT, 12)]
-    frame = pd.DataFrame({name: pd.Series([one[name] for one in inputs], dtype=object) for name in inputs[0]})
+    frame = pd.DataFrame(
+        {name: pd.Series([row_input[name] for row_input in inputs], dtype=object) for name in inputs[0]}
+    )
     frame.at[4, "constraints"] = 7
     with registry.fluent(uri):
         answers = mlflow.pyfunc.load_model(version.uri).predict(frame)

@@ -150,31 +150,31 @@ def test_only_a_draft_can_change_its_range(connection: psycopg.Connection[Any]) 
     assert load_run(connection, run.id).layer == page(1_000, 2_000)
 
 
-def take(url: str, name: str, first: int, end: int, barrier: Any, told: Any) -> None:
+def take(url: str, name: str, first: int, end: int, barrier: Any, answers: Any) -> None:
     """In a process of its own: take a range as soon as the others are ready to."""
     with psycopg.connect(url, autocommit=True) as own:
         barrier.wait(60)
         try:
             made(own, name, page(first, end))
         except LayerError:
-            told.put((name, "refused"))
+            answers.put((name, "refused"))
         else:
-            told.put((name, "taken"))
+            answers.put((name, "taken"))
 
 
 def test_one_process_gets_the_range_when_several_request_overlapping_ranges(
     connection: psycopg.Connection[Any], database_url: str
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    barrier, told = context.Barrier(3), context.Queue()
+    barrier, queue = context.Barrier(3), context.Queue()
     # The first and the last don't overlap, so that both may have theirs when the one in the middle comes too late.
     wishes = {"low": (1_000, 4_000), "middle": (3_999, 7_001), "high": (7_000, 10_000)}
     processes = [
-        context.Process(target=take, args=(database_url, name, *wish, barrier, told)) for name, wish in wishes.items()
+        context.Process(target=take, args=(database_url, name, *wish, barrier, queue)) for name, wish in wishes.items()
     ]
     for process in processes:
         process.start()
-    answers = dict(told.get(timeout=60) for _ in processes)
+    answers = dict(queue.get(timeout=60) for _ in processes)
     for process in processes:
         process.join(60)
     got = {name for name, answer in answers.items() if answer == "taken"}

@@ -202,10 +202,10 @@ def test_rows_of_the_candidates_policy_are_reported_separately(place: Place) -> 
                 connection,
                 "planner_policy",
                 mlflow_model_name=NAME,
-                mlflow_model_version=one,
+                mlflow_model_version=model_version,
                 change=Change("test", "test"),
             )
-            for one in (BASELINE, version)
+            for model_version in (BASELINE, version)
         ]
     rows = sample_rows(households=12, plans=3, held_out=6)
     for number, row in enumerate(rows):
@@ -296,8 +296,8 @@ def test_the_command_exits_1_with_one_sentence_when_a_replay_is_impossible(
 ) -> None:
     given = options if "--dataset" in options else (*options, "--dataset", place.dataset)
     assert command(*given) == 1
-    told = capsys.readouterr().err.strip()
-    assert words in told and "Traceback" not in told and "\n" not in told
+    message = capsys.readouterr().err.strip()
+    assert words in message and "Traceback" not in message and "\n" not in message
 
 
 def test_an_unreachable_database_is_reported_in_one_sentence(
@@ -319,8 +319,8 @@ def test_an_unreachable_mlflow_is_reported_in_one_sentence(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     settings.cache_clear()
     assert command("--model-version", 2, "--dataset", "x") == 1
-    told = capsys.readouterr().err
-    assert "is not reachable" in told and "nothing was replayed" in told
+    message = capsys.readouterr().err
+    assert "is not reachable" in message and "nothing was replayed" in message
 
 
 def test_option_is_refused_when_weights_do_not_sum_to_one(

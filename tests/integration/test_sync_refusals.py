@@ -139,12 +139,12 @@ def test_variant_is_refused_when_its_version_cannot_be_served(files: Files) -> N
     ]
     report = files.apply(naming("policy: planner_policy@2"), policies + "        status: deprecated\n")
     assert report.notes == ("with_cards names planner_policy@2, which is deprecated: it works, and should be replaced",)
-    made = get_version(files.connection, "planner_policy", 2)
-    assert made is not None
+    version = get_version(files.connection, "planner_policy", 2)
+    assert version is not None
     # The same version by its id is no change.
     assert (
         files.apply(
-            naming(f"config: {{policy_version_id: {made.id}}}"), policies + "        status: deprecated\n"
+            naming(f"config: {{policy_version_id: {version.id}}}"), policies + "        status: deprecated\n"
         ).changes
         == ()
     )

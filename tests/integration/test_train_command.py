@@ -83,7 +83,9 @@ def tracking(output: Path) -> str:
 
 def inputs_frame(rows: list[Row]) -> pd.DataFrame:
     inputs = [row["input"] for row in rows]
-    return pd.DataFrame({name: pd.Series([one[name] for one in inputs], dtype=object) for name in inputs[0]})
+    return pd.DataFrame(
+        {name: pd.Series([row_input[name] for row_input in inputs], dtype=object) for name in inputs[0]}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -150,18 +152,18 @@ def test_version_is_registered_with_tags_and_training_rows(trained: tuple[Path, 
     seen = [row["metadata"] for row in ROWS if row["metadata"]["split"] != "replay"]
     assert tags["stage"] == "none" and tags["kind"] == "fine-tuned"
     assert (tags["dataset_version"], tags["dataset_uri"]) == ("2025-01-12", str(dataset))
-    assert tags["trained_until"] == max(one["timestamp"] for one in seen).isoformat()
+    assert tags["trained_until"] == max(metadata["timestamp"] for metadata in seen).isoformat()
     rows = registry.training_rows(uri, "planner_model", 1)
     assert rows is not None
-    assert set(rows["event_id"].to_pylist()) == {one["event_id"] for one in seen}
+    assert set(rows["event_id"].to_pylist()) == {metadata["event_id"] for metadata in seen}
 
 
 def test_stages_and_aliases(trained: tuple[Path, Any]) -> None:
     uri = tracking(trained[0])
     assert registry.version_of_alias(uri, "planner_model", "production") is None
     registry.set_stage(uri, "planner_model", 1, "production")
-    found = registry.version_of_alias(uri, "planner_model", "production")
-    assert found is not None and found.version == 1
+    production = registry.version_of_alias(uri, "planner_model", "production")
+    assert production is not None and production.version == 1
     registry.set_stage(uri, "planner_model", 1, "archived")
     assert registry.candidate_versions(uri, "planner_model") == []
     registry.set_stage(uri, "planner_model", 1, "none")
@@ -211,8 +213,8 @@ def alone_in_a_new_process(output: Path, uri: str, frame: pd.DataFrame, folder: 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    output_record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return output_record
 
 
 def test_version_loads_in_a_new_process_and_only_a_broken_row_fails(trained: tuple[Path, Any], tmp_path: Path) -> None:
@@ -220,17 +222,17 @@ def test_version_loads_in_a_new_process_and_only_a_broken_row_fails(trained: tup
     held_out = [row for row in ROWS if row["metadata"]["split"] == "replay"][:8]
     frame = inputs_frame(held_out)
     frame.at[3, "household"] = None
-    found = alone_in_a_new_process(output, done.version.uri, frame, tmp_path)
-    assert "artifacts/code/training" in found["code"]
-    assert found["columns"] == ["meals", "tokens_generated", "error"]
-    for number, (row, (meals, tokens, error)) in enumerate(zip(held_out, found["tuned"], strict=True)):
+    loaded = alone_in_a_new_process(output, done.version.uri, frame, tmp_path)
+    assert "artifacts/code/training" in loaded["code"]
+    assert loaded["columns"] == ["meals", "tokens_generated", "error"]
+    for number, (row, (meals, tokens, error)) in enumerate(zip(held_out, loaded["tuned"], strict=True)):
         if number == 3:
             assert meals == [] and "TypeError" in error
             continue
         assert error is None and tokens == len(meals) == PRODUCT.slots(row["input"])
         assert [meal["day"] for meal in meals] == list(range(len(meals)))
         assert PRODUCT.violations(row["input"], {"meals": meals}) == []
-    assert len(found["base"]) == len(held_out)
+    assert len(loaded["base"]) == len(held_out)
 
 
 def test_another_product_trains_on_the_built_in_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,9 +353,9 @@ def test_a_killed_training_resumes_to_the_same_model(dataset: Path, base: Path, 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     capsys.readouterr()
     assert main(arguments) == 1
-    told = capsys.readouterr().err.strip().splitlines()
-    assert "Traceback" not in "".join(told)
-    return told[-1]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "Traceback" not in "".join(lines)
+    return lines[-1]
 
 
 def test_refusals_explain_how_to_fix_the_input(

@@ -16,13 +16,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 def started_by_dagster(command: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
     """Custom messages, materialisation metadata and log lines of a command in an asset of its own."""
-    found: dict[str, Any] = {}
+    reported: dict[str, Any] = {}
 
     @dg.asset
     def trained(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient) -> dg.MaterializeResult[Any]:
         done = pipes.run(context=context, command=command, cwd=str(PROJECT), env={"HF_HUB_OFFLINE": "1"})
-        found["messages"] = list(done.get_custom_messages())
-        found["metadata"] = dict(done.get_materialize_result().metadata or {})
+        reported["messages"] = list(done.get_custom_messages())
+        reported["metadata"] = dict(done.get_materialize_result().metadata or {})
         return dg.MaterializeResult()
 
     # The run's own log, as the UI shows it: what other tests do to loggers does not reach it.
@@ -30,7 +30,7 @@ def started_by_dagster(command: list[str]) -> tuple[list[dict[str, Any]], dict[s
         result = dg.materialize([trained], instance=instance, resources={"pipes": dg.PipesSubprocessClient()})
         lines = [entry.user_message for entry in instance.all_logs(result.run_id)]
     assert result.success
-    return found["messages"], found["metadata"], lines
+    return reported["messages"], reported["metadata"], lines
 
 
 def test_base_model_command_reports_its_model_and_progress(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Tried:
         self.tuned = self.scores(self.decoded(decoder))
         self.lent = self.scores([answer.items for answer in decoder.decode(lent(self.unseen))])
         misled, _ = tuned_on(
-            [{**row, "input": told} for row, told in zip(split["train"], lent(split["train"]), strict=True)],
+            [{**row, "input": swapped} for row, swapped in zip(split["train"], lent(split["train"]), strict=True)],
             load_model(str(folder), "cpu", config)[0],
         )
         self.misled = self.scores(self.decoded(Decoder(misled, codec, prior)))

@@ -32,8 +32,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module", params=["built-in", "qwen2", "gpt2"])
 def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     folder = tmp_path_factory.mktemp("models") / request.param
-    made = small_base(folder, PRODUCT) if request.param == "built-in" else foreign_base(folder, request.param)
-    return decoder_of(made, uniform_prior(len(PRODUCT.items())))
+    base = small_base(folder, PRODUCT) if request.param == "built-in" else foreign_base(folder, request.param)
+    return decoder_of(base, uniform_prior(len(PRODUCT.items())))
 
 
 def decoder_of(folder: Path, prior: np.ndarray, **options: Any) -> Decoder:
@@ -62,7 +62,7 @@ def test_plans_do_not_depend_on_the_batch(decoder: Decoder) -> None:
     # A foreign tokenizer writes a prompt of a thousand tokens: fewer rows tell as much.
     inputs = INPUTS[: 40 if decoder.model.config.model_type == "llama" else 5]
     together = decoder.decode(inputs)
-    assert [decoder.decode([one])[0] for one in inputs] == together
+    assert [decoder.decode([row_input])[0] for row_input in inputs] == together
     order = np.random.default_rng(0).permutation(len(inputs)).tolist()
     shuffled = decoder.decode([inputs[at] for at in order])
     assert shuffled == [together[at] for at in order]
@@ -86,7 +86,7 @@ def test_strong_prior_decides_and_ties_follow_the_product_order(tmp_path: Path) 
 
 def test_only_broken_rows_of_a_batch_fail(decoder: Decoder) -> None:
     whole = decoder.decode(INPUTS[:6])
-    broken = [dict(one) for one in INPUTS[:6]]
+    broken = [dict(row_input) for row_input in INPUTS[:6]]
     broken[2]["household"] = None
     broken[4]["recent_plans"] = [{"days_ago": "soon", "meals": [{}]}]
     answers = decoder.decode(broken)
@@ -103,6 +103,6 @@ def test_plan_is_empty_with_an_error_when_no_item_is_legal(decoder: Decoder) -> 
 
 def test_long_prompts_lose_their_oldest_history(decoder: Decoder) -> None:
     codec = Codec(PRODUCT, decoder.codec._tokenizer, PreprocessingSection(), 64)
-    longest = max(INPUTS, key=lambda one: len(decoder.codec.prompt(one)))
+    longest = max(INPUTS, key=lambda row_input: len(decoder.codec.prompt(row_input)))
     whole, cut = decoder.codec.prompt(longest), codec.prompt(longest, room=60)
     assert len(cut) == min(4, len(whole)) and cut == whole[-4:]

@@ -97,20 +97,20 @@ def test_accepted_plan_is_the_generated_plan_with_its_edits(sample: Sample) -> N
         meals = {meal["day"]: dict(meal) for meal in events[0]["payload"]["meals"]}
         edits = 0
         for event in events[1:]:
-            told = event["payload"]
+            payload = event["payload"]
             if event["event_type"] == "validator_intervention":
-                assert meals[told["day"]]["recipe_id"] == told["recipe_id"]
-                meals[told["day"]]["recipe_id"] = told["replacement_id"]
+                assert meals[payload["day"]]["recipe_id"] == payload["recipe_id"]
+                meals[payload["day"]]["recipe_id"] = payload["replacement_id"]
             elif event["event_type"] == "meal_swapped":
-                assert meals[told["day"]]["recipe_id"] == told["from_meal_id"]
-                meals[told["day"]]["recipe_id"] = told["to_meal_id"]
+                assert meals[payload["day"]]["recipe_id"] == payload["from_meal_id"]
+                meals[payload["day"]]["recipe_id"] = payload["to_meal_id"]
                 edits += 1
             elif event["event_type"] == "edit_applied":
-                meals[told["day"]]["servings"] = told["servings"]
+                meals[payload["day"]]["servings"] = payload["servings"]
                 edits += 1
             elif event["event_type"] == "plan_accepted":
-                assert told["meals"] == list(meals.values())
-                assert event["metrics"]["edit_count"] == edits and told["reconstructed"] is False
+                assert payload["meals"] == list(meals.values())
+                assert event["metrics"]["edit_count"] == edits and payload["reconstructed"] is False
                 checked += 1
     assert checked > 150
 
@@ -119,9 +119,10 @@ def test_accepted_plans_keep_the_rules_of_their_day(sample: Sample) -> None:
     accepted = [event for event in sample.events if event["event_type"] == "plan_accepted"]
     plans = by_plan(sample)
     for event in accepted:
-        made = plans[event["payload"]["plan_id"]][0]["timestamp"]
+        generated_at = plans[event["payload"]["plan_id"]][0]["timestamp"]
         assert (
-            violations(sample.world.catalogue, sample.world.row_input(event["unit_id"], made), event["payload"]) == []
+            violations(sample.world.catalogue, sample.world.row_input(event["unit_id"], generated_at), event["payload"])
+            == []
         )
 
 
@@ -141,10 +142,10 @@ def test_propensities_are_logged_for_every_slot(sample: Sample) -> None:
     explored = []
     for event in sample.events:
         if event["event_type"] == "plan_generated":
-            told = event["payload"]
-            assert len(told["meals"]) == len(told["slot_propensities"]) == len(told["slot_explored"]) == 5
-            assert all(0 < chance <= 1 for chance in told["slot_propensities"])
-            explored += told["slot_explored"]
+            payload = event["payload"]
+            assert len(payload["meals"]) == len(payload["slot_propensities"]) == len(payload["slot_explored"]) == 5
+            assert all(0 < chance <= 1 for chance in payload["slot_propensities"])
+            explored += payload["slot_explored"]
     assert 0.1 < np.mean(explored) < 0.2
 
 
@@ -196,7 +197,7 @@ def test_reaction_does_not_depend_on_variant_or_version(sample: Sample) -> None:
     product, at = MealPlanner(sample.world.catalogue), sample.end + timedelta(hours=9)
     row_input = sample.world.row_input("h0002", at)
     plan = product.plan(row_input, product.legal_items(row_input, [])[:5])
-    told = [
+    outcomes = [
         react(
             sample.world,
             "h0002",
@@ -210,7 +211,8 @@ def test_reaction_does_not_depend_on_variant_or_version(sample: Sample) -> None:
         for version, variant in (("1", "control"), ("2", "candidate_v2"))
     ]
     plain = [
-        [{key: event[key] for key in EVENT_FIELDS - {"context", "experiments"}} for event in events] for events in told
+        [{key: event[key] for key in EVENT_FIELDS - {"context", "experiments"}} for event in events]
+        for events in outcomes
     ]
     assert plain[0] == plain[1]
 
@@ -225,7 +227,9 @@ def test_simulator_never_reads_a_variant_or_version() -> None:
 
 
 def test_an_empty_plan_is_rejected_and_an_impossible_sample_refused(sample: Sample) -> None:
-    told = [react(sample.world, "h0003", {"meals": []}, sample.end, np.random.default_rng(seed)) for seed in range(20)]
-    assert {event["payload"]["rejection_reason"] for events in told for event in events} == {"empty_plan"}
+    outcomes = [
+        react(sample.world, "h0003", {"meals": []}, sample.end, np.random.default_rng(seed)) for seed in range(20)
+    ]
+    assert {event["payload"]["rejection_reason"] for events in outcomes for event in events} == {"empty_plan"}
     with pytest.raises(ValueError, match="at least one household"):
         simulate(sample_catalogue(), seed=1, households=0, end=END)

@@ -88,13 +88,13 @@ def test_training_lowers_the_loss_and_changes_only_unfrozen_weights(base: Path) 
 
 
 def test_weights_are_repeatable_and_change_with_the_seed(base: Path) -> None:
-    found = []
+    trained = []
     for seed in (1, 1, 2):
         config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"seed": seed, "epochs": 1})})
         model, task = prepared(base, config)
         fit(model, task, config.training, silent)
-        found.append(weights(model))
-    assert same(found[0], found[1]) and not same(found[0], found[2])
+        trained.append(weights(model))
+    assert same(trained[0], trained[1]) and not same(trained[0], trained[2])
 
 
 class Killed(Exception):
@@ -130,9 +130,9 @@ def test_a_finished_run_is_not_trained_again(base: Path, tmp_path: Path) -> None
     model, task = prepared(base)
     fit(model, task, CONFIG.training, silent, tmp_path)
     again, task = prepared(base)
-    told: list[str] = []
-    outcome = fit(again, task, CONFIG.training, lambda name, *_: told.append(name), tmp_path)
-    assert told == [] and outcome.resumed_from == outcome.steps
+    reported: list[str] = []
+    outcome = fit(again, task, CONFIG.training, lambda name, *_: reported.append(name), tmp_path)
+    assert reported == [] and outcome.resumed_from == outcome.steps
     assert same(weights(model), weights(again))
 
 
@@ -191,9 +191,9 @@ def test_adapters_go_on_the_configured_modules_or_all_linear_layers(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [("lora.use_qlora", "needs a CUDA device"), ("hardware.use_flash_attention", "needs a CUDA device")],
 )
-def test_options_that_need_cuda_are_refused_on_a_cpu(base: Path, key: str, said: str) -> None:
-    with pytest.raises(TrainingError, match=said):
+def test_options_that_need_cuda_are_refused_on_a_cpu(base: Path, key: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
         load_model(str(base), "cpu", load(None, {key: True}))

@@ -91,8 +91,8 @@ def test_an_excluded_ingredient_matches_whole_words(term: str, ingredient: str, 
 
 def test_violations_name_every_broken_rule() -> None:
     plan = {"meals": [meal("beef-tacos"), meal("mushroom-risotto", 1), meal("beef-tacos", 2), meal("nothing", 3)]}
-    found = violations(CATALOGUE, asked(excluded=["garlic"], minutes=40, restrictions=["vegetarian"]), plan)
-    assert [(one.rule, one.item) for one in found] == [
+    broken = violations(CATALOGUE, asked(excluded=["garlic"], minutes=40, restrictions=["vegetarian"]), plan)
+    assert [(violation.rule, violation.item) for violation in broken] == [
         ("excluded_ingredient", "beef-tacos"),
         ("restriction", "beef-tacos"),
         ("excluded_ingredient", "mushroom-risotto"),
@@ -102,13 +102,15 @@ def test_violations_name_every_broken_rule() -> None:
         ("restriction", "beef-tacos"),
         ("unknown_recipe", "nothing"),
     ]
-    assert found[3].message == "Mushroom Risotto takes 45 minutes, and 40 are allowed."
+    assert broken[3].message == "Mushroom Risotto takes 45 minutes, and 40 are allowed."
 
 
 def test_unknown_minutes_do_not_fit_a_limit() -> None:
     catalogue = Catalogue([Recipe("a", "A", ("rice",), None, (), 4)])
     assert LegalRecipes(catalogue).legal(asked(minutes=60), []) == []
-    assert [one.rule for one in violations(catalogue, asked(minutes=60), {"meals": [meal("a")]})] == ["max_prep_time"]
+    assert [violation.rule for violation in violations(catalogue, asked(minutes=60), {"meals": [meal("a")]})] == [
+        "max_prep_time"
+    ]
     assert LegalRecipes(catalogue).legal(asked(), []) == ["a"]
 
 

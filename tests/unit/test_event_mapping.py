@@ -139,9 +139,9 @@ def test_columns_are_collected_from_all_fields(tmp_path: Path) -> None:
         TRIAL
         + "assigned_at: {columns: [day, hour], format: '%d %H', zone: UTC}\nwhere: {kind: [x]}\npayload: ['p']\nevent_id: {column: i}\n"
     )
-    found = mapping_of(tmp_path, text).columns()
-    assert set(found) == {"variant", "user", "at", "day", "hour", "kind", "p", "i"}
-    assert found["user"].line == 12
+    columns = mapping_of(tmp_path, text).columns()
+    assert set(columns) == {"variant", "user", "at", "day", "hour", "kind", "p", "i"}
+    assert columns["user"].line == 12
 
 
 def test_constants_keep_their_text(tmp_path: Path) -> None:

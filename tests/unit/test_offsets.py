@@ -61,8 +61,8 @@ def test_prior_planner_prefers_recipes_that_use_the_pantry() -> None:
         "target": {"accepted_plan": PRODUCT.plan(household(), items)},
         "metadata": {"timestamp": datetime(2025, 1, 5, tzinfo=UTC)},
     }
-    found, _ = reference_planners(PRODUCT, [taught], Nobody(), fine_tuned=False, borrows=False, households=2)
-    prior = next(planner for planner in found if planner.name == "popularity and offsets")
+    planners, _ = reference_planners(PRODUCT, [taught], Nobody(), fine_tuned=False, borrows=False, households=2)
+    prior = next(planner for planner in planners if planner.name == "popularity and offsets")
     ingredient = next(name for name in PRODUCT.catalogue.ingredient_counts if name not in STAPLES)
     row = {"input": household(ingredient), "metadata": {"event_id": "e"}}
     answer = prior.answers([row], batch_size=1)[0]

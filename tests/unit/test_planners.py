@@ -127,10 +127,10 @@ def test_legacy_propensities_are_the_true_chances() -> None:
     rng = np.random.default_rng(9)
     proposals = [legacy.propose(product, asked(), counts, rng) for _ in range(4000)]
     first = Counter(proposal.items[0] for proposal in proposals)
-    told = {proposal.items[0]: proposal.propensities[0] for proposal in proposals}
+    propensities = {proposal.items[0]: proposal.propensities[0] for proposal in proposals}
     # softmax of log(1 + count) is 21 : 7 : 1
-    assert told == pytest.approx({"a": 0.7 * 21 / 29 + 0.1, "b": 0.7 * 7 / 29 + 0.1, "c": 0.7 / 29 + 0.1})
-    for item, chance in told.items():
+    assert propensities == pytest.approx({"a": 0.7 * 21 / 29 + 0.1, "b": 0.7 * 7 / 29 + 0.1, "c": 0.7 / 29 + 0.1})
+    for item, chance in propensities.items():
         assert abs(first[item] / 4000 - chance) < 5 * math.sqrt(chance * (1 - chance) / 4000)
     # Given that a came first, the second slot is drawn among b and c alone.
     second = {p.items[1]: p.propensities[1] for p in proposals if p.items[0] == "a"}

@@ -107,7 +107,7 @@ def test_missing_numbers_neither_pass_nor_refuse(case: str) -> None:
 
 
 def test_gate_does_not_evaluate_when_a_score_is_missing() -> None:
-    scores = {name: one for name, one in GOOD.items() if name != LEFTOVERS}
+    scores = {name: score for name, score in GOOD.items() if name != LEFTOVERS}
     assert judge(result_with(unanchored=scores)).decision == "not_evaluated"
 
 

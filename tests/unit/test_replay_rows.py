@@ -108,9 +108,9 @@ def test_chosen_rows_were_never_trained_on(
 
     def trained(name: str, numbers: set[int]) -> TrainedOn:
         taught = [keys[number] for number in numbers if number < len(keys)]
-        until = max((one.timestamp for one in taught), default=None)
+        until = max((row.timestamp for row in taught), default=None)
         return TrainedOn(
-            name, frozenset(one.event_id for one in taught), frozenset(one.household for one in taught), until
+            name, frozenset(row.event_id for row in taught), frozenset(row.household for row in taught), until
         )
 
     models = [trained("one", first), trained("two", second)]
@@ -131,8 +131,8 @@ def test_dataset_is_read_with_keys_and_rows(tmp_path: Path) -> None:
     dataset = read_rows(dataset_folder(tmp_path / "planner" / "2025-01-26", rows))
     assert (dataset.name, dataset.version) == ("planner", "2025-01-26")
     keys = dataset.keys()
-    assert [one.event_id for one in keys] == [row["metadata"]["event_id"] for row in rows]
-    assert [one.split for one in keys[:4]] == ["replay", "replay", "train", "train"]
+    assert [row_key.event_id for row_key in keys] == [row["metadata"]["event_id"] for row in rows]
+    assert [row_key.split for row_key in keys[:4]] == ["replay", "replay", "train", "train"]
     assert keys[0].timestamp == rows[0]["metadata"]["timestamp"]
     (taken,) = dataset.take([3])
     assert taken["input"]["household"]["id"] == "h03"

@@ -109,8 +109,8 @@ def test_failing_row_is_counted_reported_and_scored_as_an_empty_plan() -> None:
 
 def test_only_the_broken_row_of_a_batch_fails() -> None:
     model = RuleModel(breaking_on("h03"))
-    found = answers(model, inputs_of(ROWS), name="m", batch_size=64)
-    assert [row["input"]["household"]["id"] for row, answer in zip(ROWS, found, strict=True) if answer.error] == [
+    answered = answers(model, inputs_of(ROWS), name="m", batch_size=64)
+    assert [row["input"]["household"]["id"] for row, answer in zip(ROWS, answered, strict=True) if answer.error] == [
         "h03"
     ] * 3
     assert model.calls[0] == 36 and set(model.calls[1:]) == {1}
@@ -169,8 +169,8 @@ def test_scores_are_reported_by_proposer() -> None:
     result = replayed(
         RuleModel(telling(rows, 0.6)), rows=rows, candidate_ids=frozenset({"new"}), baseline_ids=frozenset({"old"})
     )
-    found = {(group.proposer, group.name): group.rows for group in result.by_proposer}
-    assert found == {
+    counts = {(group.proposer, group.name): group.rows for group in result.by_proposer}
+    assert counts == {
         ("candidate", "new"): 10,
         ("baseline", "old"): 8,
         ("unknown", "unknown"): 2,
@@ -227,12 +227,12 @@ def test_a_fine_tuned_candidate_gets_both_controls() -> None:
 
 def test_shuffled_prompts_come_from_another_household_and_keep_the_legal_items() -> None:
     mixed = shuffled_inputs(ROWS)
-    lent = [told.pop("prompt_from") for told in mixed]
+    lent = [row_input.pop("prompt_from") for row_input in mixed]
     assert mixed == inputs_of(ROWS)
     assert all(
         other["household"]["id"] != row["input"]["household"]["id"] for other, row in zip(lent, ROWS, strict=True)
     )
-    assert [told["prompt_from"] for told in shuffled_inputs(ROWS)] == lent
+    assert [row_input["prompt_from"] for row_input in shuffled_inputs(ROWS)] == lent
     assert len({str(other) for other in lent}) > len(ROWS) / 2, "many lend, not one to all"
 
 
@@ -246,8 +246,8 @@ def test_shuffled_prompts_come_from_another_household_and_keep_the_legal_items()
 )
 def test_control_is_left_out_with_a_reason_when_it_does_not_apply(changes: dict[str, Any], words: str) -> None:
     options = {"fine_tuned": True, "borrows": True, "households": 12, **changes}
-    found, left_out = reference_planners(PRODUCT, TAUGHT, RuleModel(first_legal), **options)
-    assert "shuffled prompts" not in [planner.name for planner in found]
+    planners, left_out = reference_planners(PRODUCT, TAUGHT, RuleModel(first_legal), **options)
+    assert "shuffled prompts" not in [planner.name for planner in planners]
     assert words in left_out[-1]
 
 

@@ -47,12 +47,12 @@ _numbers: Iterator[int] = iter(range(1_000_000))
 
 
 def session(
-    plan: str, made: datetime, *recipes: str, household: str = "h", accepted: datetime | None = None
+    plan: str, generated_at: datetime, *recipes: str, household: str = "h", accepted: datetime | None = None
 ) -> list[dict[str, Any]]:
     """A plan that was proposed and accepted an hour later."""
     return [
-        happened("plan_generated", made, household, {"workflow_type": "meal-first"}, plan_id=plan, meals=meals(*recipes)),
-        happened("plan_accepted", accepted or made + timedelta(hours=1), household, plan_id=plan, meals=meals(*recipes)),
+        happened("plan_generated", generated_at, household, {"workflow_type": "meal-first"}, plan_id=plan, meals=meals(*recipes)),
+        happened("plan_accepted", accepted or generated_at + timedelta(hours=1), household, plan_id=plan, meals=meals(*recipes)),
     ]  # fmt: skip
 
 
@@ -82,16 +82,16 @@ def rows_of(events: list[dict[str, Any]], **frames: list[dict[str, Any]]) -> lis
 
 
 def test_row_has_exactly_the_fields_and_values_of_the_contract() -> None:
-    made = START + DAY
+    generated_at = START + DAY
     events = [
         *session("before", START - DAY, "r0", "r1"),
-        happened("plan_generated", made, "h",
+        happened("plan_generated", generated_at, "h",
                  {"policy_version_id": "v2", "workflow_type": "pantry-first", "mode": "exploratory", "region": "ignored"},
                  plan_id="p", meals=meals("r2", "r3"), slot_propensities=[0.5, 0.25], slot_explored=[True, False]),
-        happened("meal_swapped", made + timedelta(minutes=1), plan_id="p", day=1, from_meal_id="r3", to_meal_id="r4"),
-        happened("edit_applied", made + timedelta(minutes=2), plan_id="p", type="adjust_servings", day=0, servings=3),
-        happened("meal_swapped", made + timedelta(hours=2), plan_id="p", day=0, from_meal_id="r2", to_meal_id="r8"),
-        happened("plan_accepted", made + timedelta(hours=1), plan_id="p", meals=meals("r2", "r4")),
+        happened("meal_swapped", generated_at + timedelta(minutes=1), plan_id="p", day=1, from_meal_id="r3", to_meal_id="r4"),
+        happened("edit_applied", generated_at + timedelta(minutes=2), plan_id="p", type="adjust_servings", day=0, servings=3),
+        happened("meal_swapped", generated_at + timedelta(hours=2), plan_id="p", day=0, from_meal_id="r2", to_meal_id="r8"),
+        happened("plan_accepted", generated_at + timedelta(hours=1), plan_id="p", meals=meals("r2", "r4")),
     ]  # fmt: skip
     frame = planner_rows(
         events_frame(events),
@@ -99,34 +99,34 @@ def test_row_has_exactly_the_fields_and_values_of_the_contract() -> None:
             pantry_snapshots=[
                 {
                     "household_id": "h",
-                    "snapshot_time": made,
+                    "snapshot_time": generated_at,
                     "items": [{"name": "rice", "quantity": 1.5, "unit": "kg"}],
                 },
-                {"household_id": "h", "snapshot_time": made - DAY, "items": []},
+                {"household_id": "h", "snapshot_time": generated_at - DAY, "items": []},
                 {
                     "household_id": "h",
-                    "snapshot_time": made + timedelta(microseconds=1),
+                    "snapshot_time": generated_at + timedelta(microseconds=1),
                     "items": [{"name": "no", "quantity": 1, "unit": ""}],
                 },
             ],
             household_constraints=[
                 {
                     "household_id": "h",
-                    "valid_from": made - DAY,
+                    "valid_from": generated_at - DAY,
                     "budget": 40.5,
                     "max_prep_time": 30,
                     "excluded_ingredients": ["nuts"],
                 },
                 {
                     "household_id": "h",
-                    "valid_from": made + DAY,
+                    "valid_from": generated_at + DAY,
                     "budget": 1.0,
                     "max_prep_time": 1,
                     "excluded_ingredients": [],
                 },
                 {
                     "household_id": "other",
-                    "valid_from": made,
+                    "valid_from": generated_at,
                     "budget": 2.0,
                     "max_prep_time": 2,
                     "excluded_ingredients": [],
@@ -157,7 +157,7 @@ def test_row_has_exactly_the_fields_and_values_of_the_contract() -> None:
                 ],
             },
             "metadata": {
-                "timestamp": made + timedelta(hours=1),
+                "timestamp": generated_at + timedelta(hours=1),
                 "plan_id": "p",
                 "event_id": events[-1]["event_id"],
                 "policy_version_id": "v2",
@@ -192,9 +192,9 @@ def test_history_ends_at_the_look_back() -> None:
     now = START + 10 * DAY
     ages = [27, 28, 29, 3]
     events = [
-        one
+        event
         for age in ages
-        for one in session(f"p{age}", now - age * DAY - timedelta(hours=1), "r1", accepted=now - age * DAY)
+        for event in session(f"p{age}", now - age * DAY - timedelta(hours=1), "r1", accepted=now - age * DAY)
     ]
     (row,) = [row for row in rows_of([*events, *session("now", now, "r0")]) if row["metadata"]["plan_id"] == "now"]
     assert [plan["days_ago"] for plan in row["input"]["recent_plans"]] == [28, 27, 3]
@@ -222,18 +222,18 @@ def test_acceptance_at_the_moment_of_generation_is_not_history() -> None:
 )  # fmt: skip
 def test_incomplete_sessions_are_left_out_and_counted(events: list[dict[str, Any]], reason: str) -> None:
     kept = session("kept", START + DAY, "r1", household="other")
-    made = build_rows(events_frame(events + kept), domain(), WINDOW)
-    assert [row["metadata"]["plan_id"] for row in made.frame.to_dicts()] == ["kept"]
-    assert made.excluded == {reason: 1}
+    built = build_rows(events_frame(events + kept), domain(), WINDOW)
+    assert [row["metadata"]["plan_id"] for row in built.frame.to_dicts()] == ["kept"]
+    assert built.excluded == {reason: 1}
 
 
 def test_a_plan_that_is_accepted_twice_is_one_row() -> None:
     once = session("p", START + DAY, "r0")
     again = happened("plan_accepted", START + 3 * DAY, plan_id="p", meals=meals("r5"))
-    made = build_rows(events_frame([again, *once]), domain(), WINDOW)
-    assert made.frame.height == 1
-    assert made.frame.to_dicts()[0]["target"]["accepted_plan"] == {"meals": meals("r0")}
-    assert made.excluded == {"accepted_again": 1}
+    built = build_rows(events_frame([again, *once]), domain(), WINDOW)
+    assert built.frame.height == 1
+    assert built.frame.to_dicts()[0]["target"]["accepted_plan"] == {"meals": meals("r0")}
+    assert built.excluded == {"accepted_again": 1}
 
 
 def test_window_is_half_open_and_applies_to_acceptances() -> None:
@@ -269,20 +269,20 @@ def test_hostile_payloads_give_no_rows_and_no_crash() -> None:
     events.append(
         {**happened("plan_accepted", START + DAY, plan_id="q", meals=meals("r0")), "context": {"mode": ["x"]}}
     )
-    made = build_rows(events_frame(events), domain(), WINDOW)
-    assert made.frame.is_empty()
-    assert made.excluded["malformed_event"] > 40
+    built = build_rows(events_frame(events), domain(), WINDOW)
+    assert built.frame.is_empty()
+    assert built.excluded["malformed_event"] > 40
 
 
 def test_rows_keep_their_schema_without_events() -> None:
-    made = build_rows(events_frame([]), domain(), WINDOW)
-    assert (made.frame.schema, made.frame.height, made.excluded) == (ROW_SCHEMA, 0, {})
+    built = build_rows(events_frame([]), domain(), WINDOW)
+    assert (built.frame.schema, built.frame.height, built.excluded) == (ROW_SCHEMA, 0, {})
 
 
 def test_event_id_that_occurs_at_two_times_gives_two_rows() -> None:
-    one, two = session("a", START + DAY, "r0"), session("b", START + 2 * DAY, "r1")
-    two[1]["event_id"] = one[1]["event_id"]
-    rows = rows_of(one + two)
+    first, second = session("a", START + DAY, "r0"), session("b", START + 2 * DAY, "r1")
+    second[1]["event_id"] = first[1]["event_id"]
+    rows = rows_of(first + second)
     assert [row["input"]["previous_plan"] for row in rows] == [None, {"meals": meals("r0")}]
 
 
@@ -304,15 +304,15 @@ def test_row_input_ignores_everything_after_the_plan_was_generated(position: flo
     row = rows[min(int(position * len(rows)), len(rows) - 1)]
     plan, household = row["metadata"]["plan_id"], row["input"]["household"]["id"]
     own = pl.col("payload").str.json_path_match("$.plan_id") == plan
-    made = events.filter(own, pl.col("event_type") == "plan_generated").select(pl.col("timestamp").max()).item()
-    later = pl.col("timestamp") > made
+    generated_at = events.filter(own, pl.col("event_type") == "plan_generated").select(pl.col("timestamp").max()).item()
+    later = pl.col("timestamp") > generated_at
     kept = events.filter(~later | (own & (pl.col("event_type") == "plan_accepted")))
     if drop:
         changed, domains = (
             kept,
             {
-                "pantry_snapshots": tables["pantry_snapshots"].filter(pl.col("snapshot_time") <= made),
-                "household_constraints": tables["household_constraints"].filter(pl.col("valid_from") <= made),
+                "pantry_snapshots": tables["pantry_snapshots"].filter(pl.col("snapshot_time") <= generated_at),
+                "household_constraints": tables["household_constraints"].filter(pl.col("valid_from") <= generated_at),
             },
         )
     else:
@@ -320,23 +320,25 @@ def test_row_input_ignores_everything_after_the_plan_was_generated(position: flo
         shuffled = events.filter(later, ~own).with_columns(
             pl.col("payload").shuffle(seed), pl.col("unit_id").shuffle(seed + 1), pl.col("context").shuffle(seed + 2)
         )
-        soon = made + timedelta(microseconds=1)
-        invented = events_frame(session("invented", made - DAY, "aloo-gobi", household=household, accepted=soon))
+        soon = generated_at + timedelta(microseconds=1)
+        invented = events_frame(
+            session("invented", generated_at - DAY, "aloo-gobi", household=household, accepted=soon)
+        )
         changed = pl.concat([kept, shuffled.with_columns(pl.lit(household).alias("unit_id")), shuffled, invented])
         pantry = tables["pantry_snapshots"]
-        late = pl.col("snapshot_time") > made
+        late = pl.col("snapshot_time") > generated_at
         rules = tables["household_constraints"]
         domains = {
             "pantry_snapshots": pl.concat(
                 [pantry.filter(~late), pantry.filter(late).with_columns(pl.lit(household).alias("household_id"))]
             ),
             "household_constraints": rules.with_columns(
-                budget=pl.when(pl.col("valid_from") > made).then(0.5).otherwise("budget"),
-                max_prep_time=pl.when(pl.col("valid_from") > made).then(1).otherwise("max_prep_time"),
+                budget=pl.when(pl.col("valid_from") > generated_at).then(0.5).otherwise("budget"),
+                max_prep_time=pl.when(pl.col("valid_from") > generated_at).then(1).otherwise("max_prep_time"),
             ),
         }
     again = planner_rows(changed, {**tables, **domains}, window).to_dicts()
-    (same,) = [one for one in again if one["metadata"]["event_id"] == row["metadata"]["event_id"]]
+    (same,) = [other for other in again if other["metadata"]["event_id"] == row["metadata"]["event_id"]]
     assert same["input"] == row["input"]
 
 
@@ -363,12 +365,12 @@ def test_only_nullable_fields_are_null() -> None:
         if value is None:
             return {path}
         if isinstance(value, dict):
-            return set().union(*(nulls(one, f"{path}.{name}".lstrip(".")) for name, one in value.items()))
-        return set().union(*(nulls(one, path) for one in value)) if isinstance(value, list) else set()
+            return set().union(*(nulls(item, f"{path}.{name}".lstrip(".")) for name, item in value.items()))
+        return set().union(*(nulls(item, path) for item in value)) if isinstance(value, list) else set()
 
-    found = set().union(*(nulls(row, "") for row in rows))
-    assert found <= NULLABLE
-    assert "input.previous_plan" in found
+    null_fields = set().union(*(nulls(row, "") for row in rows))
+    assert null_fields <= NULLABLE
+    assert "input.previous_plan" in null_fields
 
 
 def test_context_and_payload_are_read_as_text() -> None:

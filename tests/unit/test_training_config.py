@@ -44,10 +44,10 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def value(config: TrainingConfig, key: str) -> object:
-    found: object = config
+    current: object = config
     for part in key.split("."):
-        found = getattr(found, part)
-    return found
+        current = getattr(current, part)
+    return current
 
 
 def test_defaults_match_the_published_defaults() -> None:
