@@ -1,4 +1,4 @@
-"""What tests of the replay stand on: rows of made-up households, a dataset folder of them, and models that answer by rule."""
+"""For tests of the replay: rows of synthetic households, a dataset folder with them, and models that answer by rule."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A dataset version on a folder and on S3: three files, the same bytes for the same data, never changed, complete or not there."""
+"""A dataset version in a folder and on S3: three files, the same bytes for the same data, immutable, published completely or not at all."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""`lifecycle experiment …` and `lifecycle keys rotate` as a person runs them: one line, one sentence, what the files make of it."""
+"""`lifecycle experiment …` and `lifecycle keys rotate` as a person runs them: output, errors, and what the next sync will do."""
 
 import os
 import subprocess

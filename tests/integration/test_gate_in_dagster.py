@@ -1,4 +1,4 @@
-"""The gate where it stands: a refused model version fails its check, gets no candidate and is not tried again; a passed one is opened.
+"""The gate in Dagster: a refused model version fails its check, gets no candidate and is not tried again; a passed one becomes a candidate.
 
 Real runs of the job on a throw-away Dagster instance, a real registry and a real database. What the gate asks for is tested in
 tests/unit/test_replay_gate.py.

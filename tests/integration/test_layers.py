@@ -1,4 +1,4 @@
-"""Layers on a real database: ranges that are free and taken, by one writer of several at once, and what a candidate's run inherits."""
+"""Layers on a real database: free and taken ranges, concurrent writers, and what a candidate's run inherits."""
 
 import multiprocessing
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Partition keys and the windows that they stand for."""
+"""Partition keys and their windows."""
 
 from datetime import UTC, datetime
 

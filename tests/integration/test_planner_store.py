@@ -1,4 +1,4 @@
-"""The schema `planner` in a real database: what is stored comes back, twice is once, and changes are changes."""
+"""The schema `planner` in a real database: stored rows are read back unchanged, repeated stores change nothing, and changes are counted."""
 
 from collections.abc import Iterator
 from datetime import date

@@ -1,4 +1,4 @@
-"""What `lifecycle sync` refuses: all of it or nothing, promotion's things left alone."""
+"""What `lifecycle sync` refuses: it applies all changes or none, and leaves runs of promotion unchanged."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The training command as a user meets it: a dataset folder in, a registered version that loads by itself out, and clear refusals."""
+"""The training command as a user runs it: it registers a version that loads in any process, and explains what it refuses."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The training commands started by Dagster Pipes: lines in the run's log, and the record as a message."""
+"""The training commands started by Dagster Pipes: progress in the run's log, and the result as a message."""
 
 import sys
 from pathlib import Path

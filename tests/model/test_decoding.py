@@ -1,4 +1,4 @@
-"""Decoding: only what is legal, the same for every batch, whatever the tokenizer."""
+"""Decoding: plans contain only legal items and do not depend on the batch, with any tokenizer."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The simulated history holds something to learn, without training anything: true taste stands clearly above popularity."""
+"""The simulated history contains something to learn: true taste scores clearly higher than popularity. Nothing is trained here."""
 
 from datetime import date
 

@@ -1,4 +1,4 @@
-"""The loss: what it is when the model says nothing, that order and padding do not matter, and that several tokens make one item."""
+"""The loss: its value for a silent model, its independence of order and padding, and items of several tokens."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The simulated history: repeatable, well-formed, honest about what a household could see."""
+"""The simulated history: repeatable, well-formed, and without knowledge of the future."""
 
 import json
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""The loop: it learns, it stops, it resumes to the same weights, and the same seed gives the same ones."""
+"""The training loop: it lowers the loss, stops early, resumes to the same weights, and is repeatable by seed."""
 
 from collections.abc import Iterator
 from pathlib import Path

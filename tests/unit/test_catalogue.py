@@ -1,4 +1,4 @@
-"""The sample catalogue is one that a person can read and trust, and catalogues are the same whatever they are read from."""
+"""The sample catalogue is plausible and consistent, and a catalogue is the same from any source."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Cleaning: each event once, odd ones flagged, everything counted by reason."""
+"""Cleaning: duplicates are dropped, odd events are flagged, and both are counted by reason."""
 
 import random
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Every check passes on good rows and fails, with a sentence that says what is wrong, on rows that are broken in its way."""
+"""Every check passes on good rows, and fails with a clear sentence on rows that break its rule."""
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta

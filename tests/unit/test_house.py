@@ -1,4 +1,4 @@
-"""The shape of the repository: data folders hold no code, and docs/architecture.md knows every package."""
+"""The shape of the repository: data folders contain no code, and docs/architecture.md lists every package."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Intervals against published and independent truth, and their coverage where rows come in clusters."""
+"""Intervals compared with published and independent results, and their coverage when rows are clustered."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""What the product itself asks of a plan: recipes that use up the pantry, and nothing else."""
+"""Offsets of the product: recipes that use up the pantry are preferred."""
 
 from datetime import UTC, datetime
 from typing import Any

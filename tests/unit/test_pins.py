@@ -1,4 +1,4 @@
-"""Versions: constraints.txt pins every declared dependency, and what belongs together has one version."""
+"""Versions: constraints.txt pins every declared dependency, and related packages have the same version."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The planners that need no training: legal, as long as asked, and each by its own rule."""
+"""The planners that need no training: their plans are legal and have the requested length, and each follows its own rule."""
 
 import math
 from collections import Counter

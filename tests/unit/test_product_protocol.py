@@ -1,4 +1,4 @@
-"""Both products driven through the protocol alone, by code that knows neither."""
+"""Both products are used through the protocol alone, by code that knows neither of them."""
 
 import json
 from datetime import UTC, date, datetime, timedelta

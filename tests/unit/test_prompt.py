@@ -1,4 +1,4 @@
-"""A row's input in words."""
+"""The prompt: the input of a row as text."""
 
 from typing import Any
 

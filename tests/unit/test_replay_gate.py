@@ -1,4 +1,4 @@
-"""The gate's rules one by one: each can fail alone, says why with its numbers, and missing numbers never pass."""
+"""The gate's rules one by one: each can refuse by itself and gives its numbers; missing numbers never pass."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a person sees: ticks, numbers with intervals, reasons, and a plot that is a picture."""
+"""The replay report: ticks, numbers with intervals, reasons, and a valid plot."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""One replay: every row counts, broken ones too; the same digits in any batch size; who proposed what is told apart."""
+"""One replay: every row counts, failed rows too; scores are identical for any batch size and are reported by proposer."""
 
 from functools import cache
 from typing import Any

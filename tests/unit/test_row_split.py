@@ -1,4 +1,4 @@
-"""Which rows are trained on: by household, or by time, near the shares that were asked for, and always the same."""
+"""The split of rows: by household or by time, near the requested shares, and repeatable."""
 
 from datetime import date, timedelta
 from functools import cache

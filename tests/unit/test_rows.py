@@ -1,4 +1,4 @@
-"""Rows are what was known when a plan was made, and nothing else; households keep to one side of the split."""
+"""Rows contain only what was known when the plan was generated; each household is on one side of the split."""
 
 import json
 from collections.abc import Iterator

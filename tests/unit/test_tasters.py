@@ -1,4 +1,4 @@
-"""Made-up tasters: reproducible, lawful, and with something to learn in them."""
+"""Synthetic tasters: repeatable, within the rules, and with preferences that a model can learn."""
 
 import numpy as np
 from training_support import small_product

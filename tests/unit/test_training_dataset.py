@@ -1,4 +1,4 @@
-"""Reading a dataset folder: what training takes from it, and one sentence for each way in which it cannot be used."""
+"""Reading a dataset folder: what training takes from it, and a clear error for every unusable folder."""
 
 import json
 from pathlib import Path
