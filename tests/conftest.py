@@ -1,4 +1,4 @@
-"""Fixtures that every kind of test may use: free ports, a real PostgreSQL, a migrated database of one's own."""
+"""Fixtures that every kind of test may use: free ports, a real PostgreSQL, a migrated database for each test."""
 
 import os
 import socket

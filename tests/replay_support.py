@@ -1,4 +1,4 @@
-"""What tests of the replay stand on: rows of made-up households, a dataset folder of them, and models that answer by rule."""
+"""For tests of the replay: rows of synthetic households, a dataset folder with them, and models that answer by rule."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +26,9 @@ LEGACY = "00000000-0000-4000-8000-000000000001"
 
 def sample_rows(households: int = 12, plans: int = 3, *, seed: int = 5, held_out: int = 6) -> list[Row]:
     """`plans` weekly plans of each household `h00`, `h01`, …; the first `held_out` households are the replay split."""
-    made = PRODUCT.synthetic_rows(households * plans, seed)
+    synthetic = PRODUCT.synthetic_rows(households * plans, seed)
     rows = []
-    for number, row in enumerate(made):
+    for number, row in enumerate(synthetic):
         household, week = number % households, number // households
         row["input"]["household"]["id"] = f"h{household:02d}"
         row["metadata"] = {
@@ -76,9 +76,9 @@ class RuleModel:
     def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One output row an input row."""
         self.calls.append(len(data))
-        found = [self.rule(row) for row in cast("list[dict[str, Any]]", data.to_dict("records"))]
-        answered = [one if isinstance(one, dict) else {"meals": one, "error": None} for one in found]
-        return pd.DataFrame([{"tokens_generated": self.tokens, **one} for one in answered])
+        results = [self.rule(row) for row in cast("list[dict[str, Any]]", data.to_dict("records"))]
+        answered = [result if isinstance(result, dict) else {"meals": result, "error": None} for result in results]
+        return pd.DataFrame([{"tokens_generated": self.tokens, **result} for result in answered])
 
 
 def first_legal(row_input: Mapping[str, Any], offset: int = 0) -> list[dict[str, Any]]:

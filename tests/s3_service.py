@@ -1,6 +1,6 @@
-"""A real S3 API over HTTP, started once a run, and a bucket of each test's own.
+"""A real S3 API over HTTP, started once per run, and a bucket for each test.
 
-A test module that needs it says `pytest_plugins = ["s3_service"]`. Does not belong here: PostgreSQL (see conftest.py).
+A test module that needs it says `pytest_plugins = ["s3_service"]`.
 """
 
 import os

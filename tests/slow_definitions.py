@@ -1,4 +1,4 @@
-"""A code location with one asset that takes minutes: something to interrupt."""
+"""A code location whose only asset takes minutes, so that tests can interrupt it."""
 
 import time
 

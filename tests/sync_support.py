@@ -1,4 +1,4 @@
-"""For tests of `lifecycle sync`: two texts as the two files, applied to a database of the test's own."""
+"""For tests of `lifecycle sync`: writes the two configuration files and applies them to the database of the test."""
 
 from collections.abc import Iterator
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""What tests of training stand on: a small product, rows of it, dataset folders, and tiny models made on the spot.
+"""For tests of training: a small product, its rows, dataset folders, and tiny models built on the fly.
 
 Nothing here downloads.
 """

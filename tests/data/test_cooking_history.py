@@ -102,7 +102,7 @@ def test_counts_change_with_plan_size_and_max_minutes(
     assert (counts["recipes"], counts["plans"]) == (recipes, plans)
 
 
-def test_rows_are_split_by_time_and_contain_the_plan_before(cooking_history: Path) -> None:
+def test_rows_are_split_by_time_and_contain_the_previous_plan(cooking_history: Path) -> None:
     history = read(cooking_history)
     dataset = build_rows(events_frame(history.events), history.tables, WINDOW, replay_from=date(2008, 1, 1))
     assert dataset.excluded == {}
@@ -119,7 +119,7 @@ def test_rows_are_split_by_time_and_contain_the_plan_before(cooking_history: Pat
     assert 1000 < with_history < 1427
 
 
-def test_the_diary_is_the_same_after_postgresql_and_the_archive(
+def test_diary_is_unchanged_after_postgresql_and_the_archive(
     cooking_history: Path, database_url: str, tmp_path: Path
 ) -> None:
     history, store = read(cooking_history), ObjectStore(str(tmp_path))

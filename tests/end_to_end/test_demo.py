@@ -44,7 +44,7 @@ def interrupted_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]
         installation.run("down", seconds=120)
 
 
-def test_a_killed_demo_ends_with_the_same_table(interrupted_demo: Demo) -> None:
+def test_killed_demo_ends_with_the_same_table_when_rerun(interrupted_demo: Demo) -> None:
     installation, printed = interrupted_demo
     for line in (
         "rows in",
@@ -63,7 +63,7 @@ def test_a_killed_demo_ends_with_the_same_table(interrupted_demo: Demo) -> None:
     assert versions == [(1,)], "exactly one version is trained and replayed, also after a kill"
 
 
-def test_the_gates_verdict_decides_what_is_served(interrupted_demo: Demo) -> None:
+def test_served_variants_follow_the_verdict_of_the_gate(interrupted_demo: Demo) -> None:
     installation, _ = interrupted_demo
     verdict = installation.query("SELECT verdict FROM exp.offline_replay_results")[0][0]
     variants = dict(
@@ -87,7 +87,7 @@ def test_the_gates_verdict_decides_what_is_served(interrupted_demo: Demo) -> Non
         assert variants == {"control": 1.0} and served == {"control": 400} and versions == 1
 
 
-def test_a_third_run_changes_nothing(interrupted_demo: Demo) -> None:
+def test_demo_changes_nothing_when_run_a_third_time(interrupted_demo: Demo) -> None:
     installation, _ = interrupted_demo
     before = {name: installation.query(statement) for name, statement in STATE.items()}
     done = installation.run("demo")
@@ -95,7 +95,7 @@ def test_a_third_run_changes_nothing(interrupted_demo: Demo) -> None:
     assert {name: installation.query(statement) for name, statement in STATE.items()} == before
 
 
-def test_the_uis_answer_and_show_the_sensors_run(interrupted_demo: Demo) -> None:
+def test_uis_answer_and_show_the_run_of_the_sensor(interrupted_demo: Demo) -> None:
     installation, _ = interrupted_demo
     began = time.time()
     process, output = installation.start("up")

@@ -192,13 +192,13 @@ def test_start_fails_when_the_redis_url_is_invalid(database_url: str, url: str) 
 def test_instances_share_the_event_limit_of_a_unit(server: RedisServer) -> None:
     async def excess_counts() -> list[dict[str, int]]:
         clients = [BestEffortRedis(server.url), BestEffortRedis(server.url)]
-        one, other = (Limits(0, 0, client, 10) for client in clients)
+        first, second = (Limits(0, 0, client, 10) for client in clients)
         excess = []
-        for limits, count in ((one, 8), (other, 8), (one, 3)):
+        for limits, count in ((first, 8), (second, 8), (first, 3)):
             excess.append(await limits.too_many(limits.unit_events, {"busy": count, "quiet": 1}))
         server.stop()
         # Without Redis each instance counts for itself.
-        excess.append(await one.too_many(one.unit_events, {"busy": 12, "quiet": 1}))
+        excess.append(await first.too_many(first.unit_events, {"busy": 12, "quiet": 1}))
         for client in clients:
             await client.close()
         return excess

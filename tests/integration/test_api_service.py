@@ -141,7 +141,7 @@ def test_readiness_distinguishes_a_missing_migration_from_a_missing_database(
         assert "wrong" not in answer.text and "nobody" not in answer.text
 
 
-def test_errors_have_one_format(api: Api) -> None:
+def test_errors_share_one_format(api: Api) -> None:
     for method, path, status, error in (
         ("GET", "/nothing", 404, "not_found"),
         ("GET", "/api/v1/assignments", 405, "method_not_allowed"),

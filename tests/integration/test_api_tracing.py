@@ -90,7 +90,7 @@ def test_application_is_not_wrapped_when_tracing_is_off(
         ("serving.__main__", ("opentelemetry.exporter", "opentelemetry.instrumentation", "opentelemetry.proto")),
     ],
 )
-def test_nothing_is_imported_when_tracing_is_off(module: str, packages: tuple[str, ...]) -> None:
+def test_tracing_packages_are_not_imported_when_tracing_is_off(module: str, packages: tuple[str, ...]) -> None:
     script = (
         f"import sys, {module}; from serving.http.tracing import traced, flush\n"
         "app = object(); assert traced(app) is app; flush(app)\n"

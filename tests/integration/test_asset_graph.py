@@ -32,7 +32,7 @@ def graph() -> dict[str, Any]:
     }
 
 
-def test_the_graph_is_as_reviewed() -> None:
+def test_asset_graph_matches_the_reviewed_file() -> None:
     now = yaml.safe_dump(graph(), sort_keys=True, width=120)
     if os.environ.get("UPDATE_SNAPSHOT"):
         SNAPSHOT.write_text(now)
@@ -41,7 +41,7 @@ def test_the_graph_is_as_reviewed() -> None:
     )
 
 
-def test_every_asset_of_ours_tells_a_reader_what_it_is() -> None:
+def test_every_asset_has_a_description_owner_group_and_kind() -> None:
     from orchestration.definitions import defs
 
     asset_graph = defs.resolve_asset_graph()

@@ -140,7 +140,7 @@ def test_error_names_refused_answers_when_the_server_closes_a_connection() -> No
         run(Load(port, REQUEST, connections=1, count=5))
 
 
-def test_measurement_fails_when_nothing_listens() -> None:
+def test_measurement_fails_when_no_server_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with pytest.raises(LoadError, match="No connection"):

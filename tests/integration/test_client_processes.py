@@ -94,7 +94,7 @@ def in_tasks(service: Service, *first: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("many", [in_threads, in_tasks])
-def test_same_question_at_once_is_one_request(many: Callable[..., list[Any]], service: Service) -> None:
+def test_concurrent_identical_questions_send_one_request(many: Callable[..., list[Any]], service: Service) -> None:
     answers = many(service)
     assert [(answer.variant_name, answer.source) for answer in answers] == [("v1", "service")] * CALLERS
     assert len(service.requests) == 1

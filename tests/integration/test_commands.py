@@ -86,7 +86,7 @@ def test_an_invalid_database_url_is_a_one_line_error_without_its_password(home: 
     assert "DATABASE_URL is not a PostgreSQL address" in failed.stderr and "secret" not in failed.stderr
 
 
-def test_a_key_is_made_listed_and_revoked(home: Path, database_url: str) -> None:
+def test_key_is_created_listed_and_revoked(home: Path, database_url: str) -> None:
     created = lifecycle("keys", "make", "shop", "--scope", "assign", DATABASE_URL=database_url)
     assert created.returncode == 0 and created.stdout.startswith("lc_") and created.stdout.count("\n") == 1
     again = lifecycle("keys", "make", "shop", DATABASE_URL=database_url)

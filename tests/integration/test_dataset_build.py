@@ -1,4 +1,4 @@
-"""A dataset version on a folder and on S3: three files, the same bytes for the same data, never changed, complete or not there."""
+"""A dataset version in a folder and on S3: three files, the same bytes for the same data, immutable, published completely or not at all."""
 
 import json
 import multiprocessing
@@ -48,7 +48,7 @@ def build(store: ObjectStore, rows: pl.DataFrame | None = None, **options: Any) 
     return build_dataset(made()[0] if rows is None else rows, store=store, **given)
 
 
-def test_three_files_that_training_can_read(store: ObjectStore) -> None:
+def test_build_writes_three_files_that_training_can_read(store: ObjectStore) -> None:
     rows, _ = made()
     checks = [CheckResult("enough_rows", True, "Enough."), CheckResult("no_drift", False, "Items | shifted\nmuch.")]
     version = build(store, checks=checks, excluded={"no_plan_generated": 3}, notes=["A <note>."])
@@ -64,9 +64,9 @@ def test_three_files_that_training_can_read(store: ObjectStore) -> None:
         "model": "planner",
         "created_at": "2025-06-02T00:00:00+00:00",
     }
-    fields = {one["name"]: one for one in schema["fields"]}
+    fields = {field["name"]: field for field in schema["fields"]}
     assert list(fields) == ["input", "target", "metadata"]
-    nested = {one["name"]: one for one in fields["input"]["fields"]}
+    nested = {field["name"]: field for field in fields["input"]["fields"]}
     assert nested["previous_plan"]["nullable"] and not nested["household"]["nullable"]
     assert nested["pantry"]["fields"][0] == {
         "name": "items",
@@ -98,7 +98,7 @@ def test_three_files_that_training_can_read(store: ObjectStore) -> None:
         assert data.train[0]["input"] in [row["input"] for row in rows.to_dicts()]
 
 
-def test_the_same_data_again_is_the_same_version(store: ObjectStore) -> None:
+def test_build_returns_the_same_version_when_the_data_is_unchanged(store: ObjectStore) -> None:
     first = build(store)
     before = {key: store.read(key) for key in store.list()}
     assert build(store) == first
@@ -109,7 +109,7 @@ def test_the_same_data_again_is_the_same_version(store: ObjectStore) -> None:
     assert elsewhere.read("planner/2025-06-01/training.parquet") == before["planner/2025-06-01/training.parquet"]
 
 
-def test_other_data_is_refused_and_becomes_a_revision_when_asked_for(store: ObjectStore) -> None:
+def test_changed_data_is_refused_or_becomes_a_revision_on_request(store: ObjectStore) -> None:
     first, fewer = build(store), made()[0].head(20)
     with pytest.raises(DatasetRefusedError, match=r"other rows \(\d+ then, 20 now\), and a version never changes"):
         build(store, fewer)
@@ -121,7 +121,7 @@ def test_other_data_is_refused_and_becomes_a_revision_when_asked_for(store: Obje
     assert [build(store), build(store, fewer), build(store, made()[0].head(10))] == [first, second, third]
 
 
-def test_other_reference_data_is_other_data(store: ObjectStore) -> None:
+def test_build_is_refused_when_only_the_reference_data_changed(store: ObjectStore) -> None:
     build(store)
     with pytest.raises(DatasetRefusedError, match="the same rows and other reference data"):
         build(store, product=MealPlanner(meals=4))
@@ -136,8 +136,8 @@ def test_versions_are_listed_by_date_without_incomplete_ones(store: ObjectStore)
     store.write("planner/2025-06-02/schema.json", b"{}")
     store.write("planner/notes/training.parquet", b"not a version")
     assert versions(store, "planner")[-2:] == ["2025-06-01-r10", "2025-06-01-r11"]
-    found = version_before(store, "planner", date(2025, 6, 2))
-    assert found is not None and found.version.version == "2025-06-01-r11"
+    latest = version_before(store, "planner", date(2025, 6, 2))
+    assert latest is not None and latest.version.version == "2025-06-01-r11"
     assert version_before(store, "planner", date(2025, 6, 1)) is None
 
 
@@ -149,7 +149,7 @@ def test_concurrent_builders_publish_one_version(store: ObjectStore) -> None:
     assert versions(store, "planner") == ["2025-06-01"]
 
 
-def test_another_product_s_rows_need_nothing_of_the_planner_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_accepts_rows_of_another_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "unit"))
     monkeypatch.delitem(sys.modules, "tiny_product", raising=False)
     from tiny_product import sample_playlists

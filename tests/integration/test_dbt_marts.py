@@ -81,7 +81,7 @@ def test_variant_performance_matches_the_events(built: Warehouse) -> None:
     assert marts[OTHER]["is_shipped"]
 
 
-def test_the_overview_has_one_row_per_run(built: Warehouse) -> None:
+def test_overview_has_one_row_per_run(built: Warehouse) -> None:
     rows = {str(row["experiment_id"]): row for row in built.rows("SELECT * FROM analytics.mart_experiment_overview")}
     assert set(rows) == {RUN, OTHER_RUN, DRAFT}
     assert rows[RUN]["traffic"] == "remainder 80.00 %, candidate_v2 10.00 %, control 10.00 %"
@@ -101,7 +101,7 @@ def test_replays_are_listed_with_verdict_and_policy_version(built: Warehouse) ->
     assert float(rows["2"]["offline_eval_score"]) == 0.31
 
 
-def test_the_views_have_the_columns_of_the_specification(built: Warehouse) -> None:
+def test_views_have_the_columns_of_the_specification(built: Warehouse) -> None:
     def columns(relation: str) -> list[str]:
         with built.connect() as connection:
             description = connection.execute(f"SELECT * FROM {relation} LIMIT 0").description
@@ -146,7 +146,7 @@ def test_descriptions_are_comments_in_the_database(built: Warehouse) -> None:
     assert rows[0]["description"].startswith("The aggregates with the names")
 
 
-def test_the_tests_of_the_project_can_fail(built: Warehouse) -> None:
+def test_dbt_tests_fail_when_the_data_is_wrong(built: Warehouse) -> None:
     aggregates, replay = "UPDATE exp.metric_aggregates SET", "UPDATE analytics.mart_offline_replay SET"
     broken = {
         "daily_is_the_roll_up_of_hourly": f"{aggregates} stddev = stddev * 1.001 WHERE bucket_type = 'daily'",
@@ -164,7 +164,7 @@ def test_the_tests_of_the_project_can_fail(built: Warehouse) -> None:
     assert {name for name, status in statuses.items() if status == "fail"} == set(broken)
 
 
-def test_the_project_parses_without_a_database(tmp_path: Path) -> None:
+def test_dbt_project_parses_without_a_database(tmp_path: Path) -> None:
     nowhere = Warehouse(f"postgresql://nobody:v3ry-hidden@127.0.0.1:{unused_ports(1)[0]}/nothing", tmp_path)
     nowhere.invoke("parse")
     manifest = (nowhere.target / "manifest.json").read_text()

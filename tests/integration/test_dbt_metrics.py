@@ -147,7 +147,7 @@ def test_daily_rows_are_the_merge_of_their_hours(story: Story) -> None:
     assert merged > 10
 
 
-def test_a_large_offset_loses_no_digits(story: Story) -> None:
+def test_aggregates_are_exact_when_values_have_a_large_offset(story: Story) -> None:
     row = story.pictures["filled"][OTHER_RUN, OTHER, "offset_metric", "daily", FIRST_DAY]
     assert row["stddev"] == pytest.approx(np.std([1, 2, 4], ddof=1), rel=1e-12)
     assert row["sum"] == 3e15 + 7
@@ -180,7 +180,7 @@ def test_a_late_event_changes_only_its_day(story: Story) -> None:
     )
 
 
-def test_a_metric_without_events_loses_its_rows(story: Story) -> None:
+def test_rows_of_a_metric_are_removed_when_its_events_are_gone(story: Story) -> None:
     assert any(key[2] == "custom_score" for key in story.pictures["again"])
     assert not any(key[2] == "custom_score" for key in story.pictures["late"])
 
@@ -196,7 +196,7 @@ def test_a_backfill_removes_rows_of_deleted_events(story: Story) -> None:
     assert story.pictures["backfilled"] == others
 
 
-def test_a_unit_that_is_overridden_late_no_longer_counts_on_any_day(story: Story) -> None:
+def test_unit_no_longer_counts_on_any_day_when_it_is_overridden_late(story: Story) -> None:
     last_hour = (RUN, TREATMENT, "acceptance_rate", "hourly", FIRST_DAY + timedelta(days=DAYS, hours=1))
     assert last_hour in story.pictures["backfilled"]
     assert last_hour not in story.pictures["overridden"]

@@ -193,7 +193,9 @@ def archived_of(world: World, unit_type: str) -> set[str]:
 
 @pytest.mark.parametrize("pseudonymise", [False, True], ids=["removed", "pseudonymised"])
 @pytest.mark.parametrize("state", ["renamed", "pending", "detached"])
-def test_a_day_that_retention_is_dropping_loses_the_unit_too(world: World, state: str, pseudonymise: bool) -> None:
+def test_erase_removes_the_unit_from_a_day_that_retention_is_dropping(
+    world: World, state: str, pseudonymise: bool
+) -> None:
     leave(world, state)
     assert world.places(USER) == EVERYWHERE
     report = world.erase(USER, pseudonymise=pseudonymise)

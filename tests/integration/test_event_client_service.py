@@ -161,7 +161,7 @@ def test_process_sends_its_events_when_it_ends(api: Api, url: str, key: str, tmp
     assert len(ids) == 150 and stored_once(api.connection) == ids
 
 
-def test_next_process_sends_what_a_killed_one_left(api: Api, url: str, key: str, tmp_path: Path) -> None:
+def test_next_process_sends_the_events_that_a_killed_process_left(api: Api, url: str, key: str, tmp_path: Path) -> None:
     """The killed process could not send, because its key is wrong, and could not tidy up."""
     with process("log(150); client.flush(20); os.kill(os.getpid(), 9)", "lc_wrong_key", url, str(tmp_path)) as child:
         ids = set(child.communicate(timeout=60)[0].split())

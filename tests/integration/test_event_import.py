@@ -126,7 +126,7 @@ def test_a_second_file_adds_units_to_the_run(database_url: str, tmp_path: Path) 
     assert [row[:2] for row in rows(database_url, ENROLLED)] == [("u1", "a"), ("u2", "b")]
 
 
-def test_a_run_that_differs_is_not_added_to(database_url: str, tmp_path: Path) -> None:
+def test_import_is_refused_when_the_stored_run_has_other_allocations(database_url: str, tmp_path: Path) -> None:
     store(database_url, written(tmp_path, "one.csv", HEADER + f"u1,a,{AT}\n"), mapping_of(tmp_path, TRIAL))
     path = written(tmp_path, "two.csv", HEADER + f"u2,a,{AT}\n")
     other = TRIAL.replace("0.5", "0.4", 1).replace(
@@ -208,7 +208,7 @@ def test_events_are_stored_in_their_days_and_in_history(database_url: str, tmp_p
     assert [name for (name,) in partitions] == ["exp.events_history", "exp.events_history", first, third]
 
 
-def test_erased_units_do_not_come_back(database_url: str, tmp_path: Path) -> None:
+def test_erased_units_are_not_imported_again(database_url: str, tmp_path: Path) -> None:
     with psycopg.connect(database_url) as connection:
         record_erased_unit(connection, "user", "gone")
     path, rejects = written(tmp_path, "log.csv", HEADER + f"gone,a,{AT}\nhere,a,{AT}\n"), tmp_path / "rejects.jsonl"
@@ -223,7 +223,7 @@ def test_erased_units_do_not_come_back(database_url: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("when", ["judged", "stored"])
-def test_a_unit_does_not_come_back_when_it_is_erased_during_the_import(
+def test_unit_is_not_stored_when_it_is_erased_during_the_import(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """A unit erased between judging and storing is not enrolled either. Later its enrolment is stored already, and erased with the unit."""
@@ -261,7 +261,7 @@ def test_an_erasure_waits_for_the_chunk_that_is_being_stored(database_url: str, 
 
 
 @pytest.mark.parametrize("wrong", ["where: {user: nobody}\n", "timestamp"])
-def test_a_mapping_that_stored_nothing_does_not_block_another_one(
+def test_mapping_without_stored_events_does_not_block_another_mapping(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     path = written(tmp_path, "log.csv", f"user,at\nu,{AT}\n")
@@ -280,17 +280,17 @@ def test_a_mapping_that_stored_nothing_does_not_block_another_one(
         store(database_url, path, mapping_of(tmp_path, CLICKS))
 
 
-def test_a_log_that_grew_is_reported_unless_it_has_event_ids(database_url: str, tmp_path: Path) -> None:
-    one, two = f"user,at,id\nu,{AT},a\n", f"user,at,id\nu,{AT},a\nv,{AT},b\n"
+def test_grown_log_is_reported_unless_it_has_event_ids(database_url: str, tmp_path: Path) -> None:
+    short, grown = f"user,at,id\nu,{AT},a\n", f"user,at,id\nu,{AT},a\nv,{AT},b\n"
     plain, hashed = mapping_of(tmp_path, CLICKS), mapping_of(tmp_path, CLICKS + "event_id: {column: id, as: hash}\n")
-    assert store(database_url, written(tmp_path, "log.csv", one), plain).other_content is None
-    assert store(database_url, written(tmp_path, "log.csv", one), plain).other_content is None
-    path = written(tmp_path, "log.csv", two)
+    assert store(database_url, written(tmp_path, "log.csv", short), plain).other_content is None
+    assert store(database_url, written(tmp_path, "log.csv", short), plain).other_content is None
+    path = written(tmp_path, "log.csv", grown)
     assert judge(database_url, path, plain).other_content is not None
     assert judge(database_url, path, hashed).other_content is None
-    compressed = written(tmp_path, "log.csv.gz", gzip.compress(one.encode()))
+    compressed = written(tmp_path, "log.csv.gz", gzip.compress(short.encode()))
     assert judge(database_url, compressed, plain).other_content is not None
-    assert judge(database_url, written(tmp_path, "other.csv", two), plain).other_content is None
+    assert judge(database_url, written(tmp_path, "other.csv", grown), plain).other_content is None
 
 
 @pytest.mark.parametrize(("name", "content"), [("log.csv", "usr,at\n1,2\n"), ("log.jsonl", '{"usr": 1, "at": 2}\n')])

@@ -33,7 +33,7 @@ def lifecycle(environment: dict[str, str], *arguments: str | Path) -> subprocess
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS)
 
 
-def test_an_import_is_completed_by_running_it_again_when_it_was_killed(
+def test_killed_import_is_completed_when_it_runs_again(
     database_url: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     content = "user,variant,at\n" + "".join(
@@ -70,7 +70,7 @@ def test_an_import_is_completed_by_running_it_again_when_it_was_killed(
     assert "trial run 1 is completed" in done.stdout and "history_events" in done.stdout
 
 
-def test_rejects_are_listed_and_too_many_of_them_store_nothing(
+def test_rejects_are_listed_and_stop_the_import_when_there_are_too_many(
     database_url: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     content = "user,at\nu1,2020-01-02T00:00:00Z\n,2020-01-02T00:00:00Z\n\xff,yesterday\n".encode("latin-1")
@@ -97,7 +97,7 @@ def test_rejects_are_listed_and_too_many_of_them_store_nothing(
     assert rows(database_url, "SELECT unit_id FROM exp.events") == [("u1",)]
 
 
-def test_a_log_that_grew_is_reported(environment: dict[str, str], tmp_path: Path) -> None:
+def test_grown_log_is_reported(environment: dict[str, str], tmp_path: Path) -> None:
     content, mapping = "user,at\nu,2020-01-02T00:00:00Z\n", written(tmp_path, "mapping.yml", CLICKS)
     first = lifecycle(environment, written(tmp_path, "log.csv", content), "--mapping", mapping)
     assert first.returncode == 0 and "other content" not in first.stdout
@@ -116,7 +116,7 @@ def test_a_log_that_grew_is_reported(environment: dict[str, str], tmp_path: Path
     ],
     ids=["empty", "no rows", "missing column", "wrong mapping"],
 )
-def test_a_mistake_is_reported_without_a_traceback(
+def test_user_error_is_reported_without_a_traceback(
     environment: dict[str, str], tmp_path: Path, content: bytes, mapping: str, words: str
 ) -> None:
     path = written(tmp_path, "log.csv", content)

@@ -78,7 +78,7 @@ def run(instance: dg.DagsterInstance, request: dg.RunRequest) -> dg.ExecuteInPro
     )
 
 
-def test_the_queue_counts_hours_with_events_that_are_not_archived(connection: psycopg.Connection[Any]) -> None:
+def test_queue_counts_hours_with_unarchived_events(connection: psycopg.Connection[Any]) -> None:
     assert queue(connection) == 6
     assert queue(connection, FIRST + timedelta(minutes=150)) == 2  # the current hour is not full
     archive(connection, FIRST, FIRST + 4 * HOUR)
@@ -158,7 +158,7 @@ def test_a_failed_run_is_requested_again_after_a_wait(
     assert run(instance, again).success
 
 
-def test_nothing_is_requested_while_an_archive_run_is_under_way(
+def test_sensor_requests_no_run_while_an_archive_run_is_in_progress(
     connection: psycopg.Connection[Any], instance: dg.DagsterInstance
 ) -> None:
     archive(connection)
@@ -188,7 +188,7 @@ def silence(instance: dg.DagsterInstance, cursor: str | None) -> Any:
     return no_events_for_an_hour(dg.build_sensor_context(instance, cursor=cursor))
 
 
-def test_a_silence_and_its_end_are_reported_once(
+def test_silence_is_reported_once_and_so_is_its_end(
     connection: psycopg.Connection[Any], instance: dg.DagsterInstance
 ) -> None:
     connection.execute("UPDATE exp.events SET created_at = now() - interval '61 minutes'")
@@ -216,14 +216,14 @@ def test_a_silence_and_its_end_are_reported_once(
     assert silence(instance, "").run_requests[0].run_key != request.run_key
 
 
-def test_before_the_first_event_there_is_no_silence(
+def test_silence_is_not_reported_before_the_first_event(
     connection: psycopg.Connection[Any], instance: dg.DagsterInstance
 ) -> None:
     connection.execute("DELETE FROM exp.events")
     assert silence(instance, None).skip_message == "No event was ever stored."
 
 
-def test_the_queue_of_a_big_table_is_counted_in_milliseconds(connection: psycopg.Connection[Any]) -> None:
+def test_queue_of_a_big_table_is_counted_in_milliseconds(connection: psycopg.Connection[Any]) -> None:
     archive(connection)
     connection.execute(
         """

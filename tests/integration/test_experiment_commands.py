@@ -1,4 +1,4 @@
-"""`lifecycle experiment …` and `lifecycle keys rotate` as a person runs them: one line, one sentence, what the files make of it."""
+"""`lifecycle experiment …` and `lifecycle keys rotate` as a person runs them: output, errors, and what the next sync will do."""
 
 import os
 import subprocess
@@ -71,12 +71,12 @@ def test_commands_take_a_run_through_all_its_states(
 ) -> None:
     apply(connection, tmp_path, FILE.replace("active", "draft"))
     (tmp_path / "experiments.yml").write_text(FILE)
-    said = []
+    messages = []
     for words in (["start"], ["pause"], ["resume"], ["complete", "--ship", "with_cards"]):
         done = lifecycle("experiment", words[0], "cards", *words[1:], "--reason", f"To {words[0]} [it].")
         assert done.returncode == 0 and done.stderr == "", done.stderr
-        said.append(done.stdout.replace(str(tmp_path), "config"))
-    assert said == [
+        messages.append(done.stdout.replace(str(tmp_path), "config"))
+    assert messages == [
         "cards run 1 is active: units are assigned from now on.\n",
         "cards run 1 is paused: units that have a variant keep it, new ones get none. config/experiments.yml:2 says active, so the next "
         "`lifecycle sync` makes it active: change the file too.\n",
@@ -95,14 +95,14 @@ def test_commands_take_a_run_through_all_its_states(
     ]  # fmt: skip
 
     shown = lifecycle("experiment", "show", "cards").stdout
-    for told in (
+    for part in (
         "completed, shipped with_cards; user; made by the file; no window; targeting context.tags.exists(t, t == \"[new]\")",
         '{"shown": ["bold"]}',
         "To complete [it].",
         "units enrolled",
         "control 0.5000, with_cards 0.5000",
     ):  # fmt: skip
-        assert told in shown, f"{told} is not in\n{shown}"
+        assert part in shown, f"{part} is not in\n{shown}"
     assert lifecycle("experiment", "list").stdout == (
         "cards run 1: completed, shipped with_cards (user): control 0.5000, with_cards 0.5000; "
         'targeting context.tags.exists(t, t == "[new]")\n'
@@ -194,7 +194,9 @@ def test_outlook_predicts_the_next_sync(
     assert outlook == (None if after == run.status else expected)
 
 
-def test_outlook_is_empty_when_the_files_do_not_decide(connection: psycopg.Connection[Any], tmp_path: Path) -> None:
+def test_outlook_is_empty_when_the_files_do_not_control_the_run(
+    connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
     apply(connection, tmp_path)
     run = pause_run(connection, runs_of(connection, "cards")[0].id, change=BY)
     assert sync_outlook(connection, config_of(tmp_path), "cards") is None
@@ -205,11 +207,11 @@ def test_outlook_is_empty_when_the_files_do_not_decide(connection: psycopg.Conne
 
 
 def test_a_key_is_rotated_and_listed(lifecycle: Any) -> None:
-    made = lifecycle("keys", "make", "shop").stdout.strip()
+    old = lifecycle("keys", "make", "shop").stdout.strip()
     rotated = lifecycle("keys", "rotate", "shop", "--grace-minutes", "90")
     assert rotated.returncode == 0 and rotated.stdout.count("\n") == 1, "the key stands alone on stdout"
     new = rotated.stdout.strip()
-    assert new != made and new.startswith(made.rpartition("_")[0])
+    assert new != old and new.startswith(old.rpartition("_")[0])
     until = rotated.stderr.partition("the old one works until ")[2].partition(" UTC")[0]
     listed = lifecycle("keys", "list").stdout
     assert until and f"{until} UTC" in listed and new not in listed
@@ -240,7 +242,7 @@ layers:
 """
 
 
-def test_a_split_with_a_remainder_is_ramped_and_the_file_follows(
+def test_ramp_changes_a_split_with_a_remainder_and_sync_accepts_the_updated_file(
     lifecycle: Any, connection: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     apply(connection, tmp_path, GROWS)

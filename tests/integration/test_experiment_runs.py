@@ -195,7 +195,7 @@ def test_remainder_is_exact_when_the_share_is_smaller(connection: psycopg.Connec
     assert epochs(connection, opened)[0][1]["remainder"] == "0.9334"
 
 
-def test_version_is_refused_when_it_can_not_be_a_candidate(connection: psycopg.Connection[Any]) -> None:
+def test_version_is_refused_when_it_cannot_be_a_candidate(connection: psycopg.Connection[Any]) -> None:
     candidate, production = next_planner_version(connection), first_planner_version(connection)
     refused = [
         ({"version_id": production.id}, "planner_policy@1 is in production already"),
@@ -215,7 +215,7 @@ def test_candidate_is_refused_when_the_last_run_is_a_draft(connection: psycopg.C
         open_for(connection, next_planner_version(connection).id, experiment_name="split")
 
 
-def test_nothing_changes_when_opening_a_candidate_fails_half_way(connection: psycopg.Connection[Any]) -> None:
+def test_database_is_unchanged_when_opening_a_candidate_fails_half_way(connection: psycopg.Connection[Any]) -> None:
     candidate = next_planner_version(connection)
     connection.execute("ALTER TABLE exp.allocation_epochs ADD CHECK (epoch <> 1) NOT VALID")
     state = everything(connection)

@@ -1,4 +1,4 @@
-"""The gate where it stands: a refused model version fails its check, gets no candidate and is not tried again; a passed one is opened.
+"""The gate in Dagster: a refused model version fails its check, gets no candidate and is not tried again; a passed one becomes a candidate.
 
 Real runs of the job on a throw-away Dagster instance, a real registry and a real database. What the gate asks for is tested in
 tests/unit/test_replay_gate.py.
@@ -38,21 +38,23 @@ def place(
     registered: Path, tmp_path: Path, home: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
     """A registry, a database with the project's own configuration, and the settings that lead to both."""
-    made = Place(registered, tmp_path, database_url)
+    gate_place = Place(registered, tmp_path, database_url)
     monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gate_place.tracking_uri)
     settings.cache_clear()
     apply_configuration(settings())
-    yield made
+    yield gate_place
 
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     folder = tmp_path / "dagster"
     folder.mkdir()
-    with instance_for_test(temp_dir=str(folder)) as made:
-        made.add_dynamic_partitions(str(MODEL_VERSIONS.name), [model_version_key(NAME, version) for version in SHARES])
-        yield made
+    with instance_for_test(temp_dir=str(folder)) as dagster_instance:
+        dagster_instance.add_dynamic_partitions(
+            str(MODEL_VERSIONS.name), [model_version_key(NAME, version) for version in SHARES]
+        )
+        yield dagster_instance
 
 
 def run(instance: dg.DagsterInstance, version: int, baseline: int | None = None) -> dg.ExecuteInProcessResult:
@@ -82,7 +84,7 @@ def asked_for(instance: dg.DagsterInstance) -> dict[str, str]:
     return {str(request.partition_key): str(request.run_key) for request in result.run_requests or ()}
 
 
-def test_a_refused_version_fails_its_check_and_gets_no_candidate(place: Place, instance: dg.DagsterInstance) -> None:
+def test_refused_version_fails_its_check_and_opens_no_candidate_run(place: Place, instance: dg.DagsterInstance) -> None:
     finished = run(instance, POOR)
     (evaluation,) = finished.get_asset_check_evaluations()
     assert (evaluation.check_name, evaluation.passed, evaluation.severity) == (
@@ -101,16 +103,16 @@ def test_a_refused_version_fails_its_check_and_gets_no_candidate(place: Place, i
     assert model_version_key(NAME, POOR) not in asked_for(instance), "a refusal is a result: nothing is tried again"
 
 
-def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.DagsterInstance) -> None:
+def test_version_that_passes_becomes_a_candidate_once(place: Place, instance: dg.DagsterInstance) -> None:
     # Against a version that knows nothing, so that leftovers are no matter here.
     for _ in range(2):
         finished = run(instance, GOOD, baseline=POOR)
         assert finished.success, [event.description for event in finished.get_asset_check_evaluations()]
     with psycopg.connect(place.database_url) as connection:
-        made = version_of_model(connection, installed_product().policy_name, NAME, GOOD)
-        assert made is not None and made.version == 2
+        candidate = version_of_model(connection, installed_product().policy_name, NAME, GOOD)
+        assert candidate is not None and candidate.version == 2
         control = version_of_model(connection, installed_product().policy_name, NAME, BASELINE)
-        assert control is not None and made.config_defaults == control.config_defaults != {}, (
+        assert control is not None and candidate.config_defaults == control.config_defaults != {}, (
             "both arms get the same params"
         )
         before, opened = runs_of(connection, installed_product().experiment_name)
@@ -119,7 +121,7 @@ def test_a_passed_version_becomes_a_candidate_once(place: Place, instance: dg.Da
     assert shares == [("control", "control", 0.1), ("remainder", "remainder", 0.8), ("candidate_v2", "treatment", 0.1)]
 
 
-def test_a_version_that_passed_without_a_candidate_is_requested_again(
+def test_candidate_is_requested_again_when_a_version_passed_without_one(
     place: Place, instance: dg.DagsterInstance
 ) -> None:
     """As after a kill between the replay and the candidate."""
@@ -149,14 +151,12 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     return str(error.to_string())
 
 
-def test_a_candidate_started_by_hand_fails_without_a_replay_record(place: Place, instance: dg.DagsterInstance) -> None:
+def test_manual_candidate_run_fails_without_a_replay_record(place: Place, instance: dg.DagsterInstance) -> None:
     message = failure(candidate_alone(instance, FAIR))
     assert "replay_metrics has no record for planner_model@3" in message and "no data is not a pass" in message
 
 
-def test_a_candidate_started_by_hand_fails_when_its_replay_was_refused(
-    place: Place, instance: dg.DagsterInstance
-) -> None:
+def test_manual_candidate_run_fails_when_the_replay_was_refused(place: Place, instance: dg.DagsterInstance) -> None:
     run(instance, POOR)
     assert "planner_model@4 has not passed its replay gate" in failure(candidate_alone(instance, POOR))
 
@@ -179,7 +179,7 @@ def test_the_sensor_requests_each_registered_version_once(place: Place, instance
     assert asked_for(instance) == first, "two looks ask for the same run key, and Dagster starts a key once"
 
 
-def test_a_version_whose_replay_fails_is_tried_three_times(place: Place, instance: dg.DagsterInstance) -> None:
+def test_failing_replay_is_tried_three_times(place: Place, instance: dg.DagsterInstance) -> None:
     key = model_version_key(NAME, SILENT)
     for attempt in range(1, MOST_ATTEMPTS + 1):
         assert asked_for(instance)[key] == f"{key}#{attempt}"
@@ -191,7 +191,7 @@ def test_a_version_whose_replay_fails_is_tried_three_times(place: Place, instanc
     assert f"{key} broke its replay {MOST_ATTEMPTS} times" in str(skipped.skip_message)
 
 
-def test_a_version_that_is_being_replayed_is_left_alone(place: Place, instance: dg.DagsterInstance) -> None:
+def test_version_is_not_requested_while_it_is_being_replayed(place: Place, instance: dg.DagsterInstance) -> None:
     key = model_version_key(NAME, GOOD)
     instance.add_run(
         dg.DagsterRun(job_name=replay_job.name, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": key})

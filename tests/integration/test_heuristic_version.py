@@ -1,4 +1,4 @@
-"""The heuristic planner as a model version: the first one, once, without torch, and the same answers as the planner itself."""
+"""The heuristic planner as a model version: registered once as version 1, without torch, with the same answers as the planner."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def uri(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
-def test_it_is_version_1_and_registered_once(uri: str, tmp_path: Path) -> None:
+def test_heuristic_is_registered_once_as_version_1(uri: str, tmp_path: Path) -> None:
     first = registered(uri, artifact_root=str(tmp_path / "artefacts"))
     assert (first.name, first.version, first.uri) == ("planner_model", 1, "models:/planner_model/1")
     assert registered(uri, artifact_root=str(tmp_path / "artefacts")) == first
@@ -44,15 +44,17 @@ def test_it_is_version_1_and_registered_once(uri: str, tmp_path: Path) -> None:
     assert registry.version_tags(uri, "planner_model", 1)["stage"] == "none"
 
 
-def test_another_catalogue_is_another_version(uri: str, tmp_path: Path) -> None:
+def test_heuristic_gets_a_new_version_when_the_catalogue_changes(uri: str, tmp_path: Path) -> None:
     registered(uri, artifact_root=str(tmp_path))
     assert registered(uri, small_product(20), artifact_root=str(tmp_path)).version == 2
 
 
-def test_it_answers_as_the_planner_does_and_a_broken_row_fails_alone(uri: str, tmp_path: Path) -> None:
+def test_heuristic_version_answers_like_the_planner_and_only_a_broken_row_fails(uri: str, tmp_path: Path) -> None:
     version = registered(uri, artifact_root=str(tmp_path))
     inputs = [row["input"] for row in rows_of(PRODUCT, 12)]
-    frame = pd.DataFrame({name: pd.Series([one[name] for one in inputs], dtype=object) for name in inputs[0]})
+    frame = pd.DataFrame(
+        {name: pd.Series([row_input[name] for row_input in inputs], dtype=object) for name in inputs[0]}
+    )
     frame.at[4, "constraints"] = 7
     with registry.fluent(uri):
         answers = mlflow.pyfunc.load_model(version.uri).predict(frame)

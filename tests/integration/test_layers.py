@@ -1,4 +1,4 @@
-"""Layers on a real database: ranges that are free and taken, by one writer of several at once, and what a candidate's run inherits."""
+"""Layers on a real database: free and taken ranges, concurrent writers, and what a candidate's run inherits."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def audited(connection: psycopg.Connection[Any]) -> list[Any]:
 # layers
 
 
-def test_a_layer_is_made_once_and_every_change_is_audited(connection: psycopg.Connection[Any]) -> None:
+def test_layer_is_created_once_and_every_change_is_audited(connection: psycopg.Connection[Any]) -> None:
     again = ensure_layer(connection, "page", holdout=Decimal("0.9"), change=BY)
     assert again.holdout == Decimal("0.1")
     described = describe_layer(connection, again, "The page.", change=BY)
@@ -76,7 +76,7 @@ def test_a_layer_is_made_once_and_every_change_is_audited(connection: psycopg.Co
     )
 
 
-def test_a_holdout_does_not_grow_into_a_run_that_is_not_completed(connection: psycopg.Connection[Any]) -> None:
+def test_holdout_cannot_grow_into_the_range_of_an_uncompleted_run(connection: psycopg.Connection[Any]) -> None:
     run = made(connection, "one", page(1_000, 2_000))
     layer = find_layer(connection, "page")
     assert layer is not None
@@ -110,7 +110,7 @@ def test_a_holdout_does_not_grow_into_a_run_that_is_not_completed(connection: ps
         (page(4_000, 10_001), "page: a range needs 0 ≤ first < end ≤ 10000."),
     ],
 )  # fmt: skip
-def test_a_range_that_is_not_free_is_refused(
+def test_range_is_refused_when_it_is_not_free(
     connection: psycopg.Connection[Any], wish: LayerRange, expected: str
 ) -> None:
     made(connection, "one", page(2_000, 3_000))
@@ -122,12 +122,12 @@ def test_a_range_that_is_not_free_is_refused(
     made(connection, "late", page(3_000, 5_000))
 
 
-def test_a_range_of_an_unknown_layer_is_refused(connection: psycopg.Connection[Any]) -> None:
+def test_range_is_refused_when_the_layer_is_unknown(connection: psycopg.Connection[Any]) -> None:
     with pytest.raises(LayerError, match=r"No layer is called pages: add it to `layers` in config/"):
         made(connection, "late", LayerRange("pages", 0, 10))
 
 
-def test_a_completed_run_gives_its_range_back_and_a_paused_one_keeps_it(connection: psycopg.Connection[Any]) -> None:
+def test_completed_run_releases_its_range_and_a_paused_run_keeps_it(connection: psycopg.Connection[Any]) -> None:
     run = start_run(connection, made(connection, "one", page(1_000, 5_000)).id, change=BY)
     pause_run(connection, run.id, change=BY)
     with pytest.raises(LayerError, match=r"one run 1 \(paused\) has 1000 to 5000"):
@@ -136,7 +136,7 @@ def test_a_completed_run_gives_its_range_back_and_a_paused_one_keeps_it(connecti
     assert made(connection, "late", page(1_000, 5_000)).layer == page(1_000, 5_000)
 
 
-def test_a_draft_moves_and_a_started_run_does_not(connection: psycopg.Connection[Any]) -> None:
+def test_only_a_draft_can_change_its_range(connection: psycopg.Connection[Any]) -> None:
     run = made(connection, "one", page(1_000, 5_000))
     assert changed(connection, run, layer=page(1_500, 5_500)).layer == page(1_500, 5_500)
     assert changed(connection, run, layer=None).layer is None
@@ -150,31 +150,31 @@ def test_a_draft_moves_and_a_started_run_does_not(connection: psycopg.Connection
     assert load_run(connection, run.id).layer == page(1_000, 2_000)
 
 
-def take(url: str, name: str, first: int, end: int, barrier: Any, told: Any) -> None:
+def take(url: str, name: str, first: int, end: int, barrier: Any, answers: Any) -> None:
     """In a process of its own: take a range as soon as the others are ready to."""
     with psycopg.connect(url, autocommit=True) as own:
         barrier.wait(60)
         try:
             made(own, name, page(first, end))
         except LayerError:
-            told.put((name, "refused"))
+            answers.put((name, "refused"))
         else:
-            told.put((name, "taken"))
+            answers.put((name, "taken"))
 
 
-def test_of_processes_that_want_overlapping_ranges_one_gets_it(
+def test_one_process_gets_the_range_when_several_request_overlapping_ranges(
     connection: psycopg.Connection[Any], database_url: str
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    barrier, told = context.Barrier(3), context.Queue()
+    barrier, queue = context.Barrier(3), context.Queue()
     # The first and the last don't overlap, so that both may have theirs when the one in the middle comes too late.
     wishes = {"low": (1_000, 4_000), "middle": (3_999, 7_001), "high": (7_000, 10_000)}
     processes = [
-        context.Process(target=take, args=(database_url, name, *wish, barrier, told)) for name, wish in wishes.items()
+        context.Process(target=take, args=(database_url, name, *wish, barrier, queue)) for name, wish in wishes.items()
     ]
     for process in processes:
         process.start()
-    answers = dict(told.get(timeout=60) for _ in processes)
+    answers = dict(queue.get(timeout=60) for _ in processes)
     for process in processes:
         process.join(60)
     got = {name for name, answer in answers.items() if answer == "taken"}
@@ -182,7 +182,7 @@ def test_of_processes_that_want_overlapping_ranges_one_gets_it(
     assert {name for name in wishes if runs_of(connection, name)} == got
 
 
-def test_a_writer_waits_for_one_that_has_not_committed(connection: psycopg.Connection[Any], database_url: str) -> None:
+def test_writer_waits_for_another_writer_to_commit(connection: psycopg.Connection[Any], database_url: str) -> None:
     """Without the lock, both would find the range free: neither sees the other's run."""
     with (
         psycopg.connect(database_url, autocommit=True) as first,
@@ -205,7 +205,7 @@ def epochs(connection: psycopg.Connection[Any], run: Run) -> list[tuple[int, str
     return [(epoch.epoch, epoch.targeting) for epoch in run_store.epochs_of(connection, run.id)]
 
 
-def test_another_rule_of_a_running_run_opens_an_epoch(connection: psycopg.Connection[Any]) -> None:
+def test_changing_the_rule_of_a_running_run_opens_an_epoch(connection: psycopg.Connection[Any]) -> None:
     run = made(connection, "one", targeting=IOS)
     run = changed(connection, run, targeting=WEB)
     assert epochs(connection, run) == []
@@ -230,7 +230,7 @@ def test_an_added_variants_epoch_keeps_the_rule(connection: psycopg.Connection[A
     assert epochs(connection, run) == [(1, IOS), (2, IOS)] and run.targeting == IOS
 
 
-def test_a_rule_that_can_not_be_used_is_refused(connection: psycopg.Connection[Any]) -> None:
+def test_invalid_targeting_rule_is_refused(connection: psycopg.Connection[Any]) -> None:
     with pytest.raises(ExperimentationError, match=r"The targeting of one can't be used: it uses x"):
         made(connection, "one", targeting="x == 1")
     run = made(connection, "one")
@@ -253,13 +253,13 @@ def test_overrides_change_at_any_time_and_name_variants(connection: psycopg.Conn
         changed(connection, run, overrides={"h9": "red"})
 
 
-def test_a_drafts_overrides_go_with_the_variant_that_they_name(connection: psycopg.Connection[Any]) -> None:
+def test_overrides_of_a_draft_are_removed_with_their_variant(connection: psycopg.Connection[Any]) -> None:
     run = made(connection, "one", overrides={"h1": "blue", "h2": "control"})
     whole = [NewVariant("control", "control", Decimal(1))]
     assert replace_variants(connection, run.id, whole, None, change=BY).overrides == {"h2": "control"}
 
 
-def test_the_audit_log_keeps_which_units_a_run_was_for(connection: psycopg.Connection[Any]) -> None:
+def test_audit_log_records_targeting_layer_and_overrides(connection: psycopg.Connection[Any]) -> None:
     run = made(connection, "one", page(1_000, 5_000), targeting=IOS, overrides={"h1": "blue"})
     changed(connection, run, targeting=WEB, layer=None, overrides={})
     (_, _, before, after) = audited(connection)[-1]
@@ -302,7 +302,7 @@ def candidate(connection: psycopg.Connection[Any], version: int = 2) -> Run:
     ).run
 
 
-def test_a_candidates_run_is_for_the_units_of_the_run_that_it_ends(connection: psycopg.Connection[Any]) -> None:
+def test_candidate_run_inherits_layer_targeting_and_overrides(connection: psycopg.Connection[Any]) -> None:
     before = narrowed_planner(connection)
     opened = candidate(connection)
     assert (opened.made_by, opened.layer, opened.targeting) == ("promotion", page(1_000, 5_000), IOS)
@@ -313,7 +313,7 @@ def test_a_candidates_run_is_for_the_units_of_the_run_that_it_ends(connection: p
         made(connection, "late", page(4_000, 6_000))
 
 
-def test_overrides_to_a_variant_that_is_gone_are_not_inherited(connection: psycopg.Connection[Any]) -> None:
+def test_overrides_to_a_removed_variant_are_not_inherited(connection: psycopg.Connection[Any]) -> None:
     narrowed_planner(connection)
     first = candidate(connection)
     changed(connection, first, overrides={"h1": "candidate_v2", "h2": "control"})
@@ -321,7 +321,7 @@ def test_overrides_to_a_variant_that_is_gone_are_not_inherited(connection: psyco
     assert candidate(connection, 3).overrides == {"h2": "control"}
 
 
-def test_a_range_that_others_took_since_is_not_taken_from_them(connection: psycopg.Connection[Any]) -> None:
+def test_candidate_is_refused_when_another_run_took_its_range(connection: psycopg.Connection[Any]) -> None:
     run = narrowed_planner(connection)
     complete_run(connection, run.id, change=BY)
     made(connection, "late", page(1_000, 2_000))

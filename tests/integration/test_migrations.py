@@ -218,7 +218,7 @@ def test_audit_log_is_append_only(connection: psycopg.Connection[Any]) -> None:
     assert connection.execute("SELECT count(*) FROM exp.audit_log").fetchone() == written
 
 
-def test_experiment_can_not_be_deleted_when_it_has_assignments(connection: psycopg.Connection[Any]) -> None:
+def test_experiment_cannot_be_deleted_when_it_has_assignments(connection: psycopg.Connection[Any]) -> None:
     sync_project_config(connection)
     assigned, plain = runs_of(connection, "weekly_planner")[0], runs_of(connection, "recipe_cards")[0]
     connection.execute(

@@ -1,4 +1,4 @@
-"""Partition keys and the windows that they stand for."""
+"""Partition keys and their windows."""
 
 from datetime import UTC, datetime
 
@@ -12,7 +12,7 @@ def test_a_dataset_window_ends_with_its_day() -> None:
     assert (start, end) == (datetime(2026, 3, 2, tzinfo=UTC), datetime(2026, 3, 9, tzinfo=UTC))
 
 
-def test_a_model_version_survives_its_key() -> None:
+def test_model_version_key_is_parsed_back_into_name_and_version() -> None:
     assert parse_model_version_key(model_version_key("planner_model", 12)) == ("planner_model", 12)
 
 

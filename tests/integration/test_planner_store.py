@@ -1,4 +1,4 @@
-"""The schema `planner` in a real database: what is stored comes back, twice is once, and changes are changes."""
+"""The schema `planner` in a real database: stored rows are read back unchanged, repeated stores change nothing, and changes are counted."""
 
 from collections.abc import Iterator
 from datetime import date
@@ -25,7 +25,7 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-def test_what_is_stored_comes_back_in_type_and_order(connection: psycopg.Connection[Any], sample: Sample) -> None:
+def test_stored_tables_are_read_back_with_types_and_order(connection: psycopg.Connection[Any], sample: Sample) -> None:
     stored = store_tables(connection, sample.tables)
     assert stored == {name: len(frame) for name, frame in sample.tables.items()}
     frames = domain_frames(connection)
@@ -35,20 +35,20 @@ def test_what_is_stored_comes_back_in_type_and_order(connection: psycopg.Connect
     assert Catalogue.from_records(frames["recipes"].to_dicts()) == sample_catalogue()
 
 
-def test_times_are_utc_whatever_the_session_speaks(connection: psycopg.Connection[Any], sample: Sample) -> None:
+def test_times_are_utc_in_any_session_time_zone(connection: psycopg.Connection[Any], sample: Sample) -> None:
     connection.execute("SET TIME ZONE 'America/New_York'")
     store_tables(connection, sample.tables)
     assert domain_frames(connection)["pantry_snapshots"].equals(sample.tables["pantry_snapshots"])
 
 
-def test_storing_twice_is_storing_once(connection: psycopg.Connection[Any], sample: Sample) -> None:
+def test_storing_the_same_tables_again_changes_nothing(connection: psycopg.Connection[Any], sample: Sample) -> None:
     store_tables(connection, sample.tables)
     before = domain_frames(connection)
     assert set(store_tables(connection, sample.tables).values()) == {0}
     assert all(before[name].equals(frame) for name, frame in domain_frames(connection).items())
 
 
-def test_a_change_is_counted_and_stored(connection: psycopg.Connection[Any], sample: Sample) -> None:
+def test_changed_recipe_is_counted_and_stored(connection: psycopg.Connection[Any], sample: Sample) -> None:
     store_tables(connection, sample.tables)
     record = {
         **sample_catalogue()["beef-tacos"].to_record(),
@@ -68,7 +68,7 @@ def test_an_empty_database_gives_empty_frames_of_the_right_shape(connection: psy
     assert store_tables(connection, frames) == dict.fromkeys(DOMAIN_SCHEMAS, 0)
 
 
-def test_awkward_texts_survive(connection: psycopg.Connection[Any]) -> None:
+def test_awkward_texts_are_stored_unchanged(connection: psycopg.Connection[Any]) -> None:
     odd = ["it's", 'say "hi"', "back\\slash", "tab\tand\nline", "{curly,comma}", "NULL", "naïve 🍲", "$1; DROP TABLE x"]
     upsert_recipes(connection, [{"id": "odd", "title": odd[3], "ingredients": odd, "dietary_tags": [], "servings": 2}])
     (stored,) = domain_frames(connection)["recipes"].to_dicts()
@@ -80,14 +80,16 @@ def test_awkward_texts_survive(connection: psycopg.Connection[Any]) -> None:
     )
 
 
-def test_what_belongs_to_nobody_is_refused(connection: psycopg.Connection[Any], sample: Sample) -> None:
+def test_rows_without_a_household_and_unknown_tables_are_refused(
+    connection: psycopg.Connection[Any], sample: Sample
+) -> None:
     with pytest.raises(psycopg.errors.ForeignKeyViolation), connection.transaction():
         store_tables(connection, {"pantry_snapshots": sample.tables["pantry_snapshots"]})
     with pytest.raises(KeyError, match="Unknown domain table recipe"):
         store_tables(connection, {"recipe": pl.DataFrame()})
 
 
-def test_the_caller_owns_the_transaction(database_url: str, sample: Sample) -> None:
+def test_storing_happens_in_the_callers_transaction(database_url: str, sample: Sample) -> None:
     with psycopg.connect(database_url) as connection:
         store_tables(connection, sample.tables)
         connection.rollback()

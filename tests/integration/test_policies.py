@@ -32,7 +32,7 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
         yield opened
 
 
-def test_only_the_first_version_goes_into_production_by_itself(connection: psycopg.Connection[Any]) -> None:
+def test_only_the_first_version_goes_into_production_automatically(connection: psycopg.Connection[Any]) -> None:
     ensure_policy(connection, "other", "Another policy.", change=BY)
     assert production_version(connection, "other") is None
     versions = [

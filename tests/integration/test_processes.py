@@ -1,4 +1,4 @@
-"""The supervisor, with real processes: ready, dying, too slow, ended with their children, left behind by a killed supervisor."""
+"""The supervisor, with real processes: startup, crashes, timeouts, ending children, and processes left behind by a killed supervisor."""
 
 import os
 import signal

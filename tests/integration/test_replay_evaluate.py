@@ -82,7 +82,7 @@ def test_a_better_candidate_passes_and_is_recorded_everywhere(place: Place) -> N
     assert registry.run_metrics(place.tracking_uri, trained_in)[ALIGNMENT] == run.data.metrics[ALIGNMENT]
 
 
-def test_the_references_show_what_was_learnt(place: Place) -> None:
+def test_candidate_leads_every_reference_planner(place: Place) -> None:
     replayed = place.replay(GOOD)
     references = {reference.name: reference for reference in replayed.result.references}
     assert list(references) == [
@@ -140,7 +140,7 @@ def test_asking_for_rows_that_were_trained_on_is_refused_and_recorded_as_failed(
     assert place.runs() == []
 
 
-def test_a_failure_does_not_hide_an_earlier_result(place: Place) -> None:
+def test_failed_replay_keeps_the_earlier_result(place: Place) -> None:
     version = GOOD
     place.replay(version, references=False)
     with pytest.raises(ReplayError):
@@ -150,7 +150,7 @@ def test_a_failure_does_not_hide_an_earlier_result(place: Place) -> None:
     assert (stored.status, stored.verdict) == ("completed", "passed")
 
 
-def test_a_defect_is_recorded_as_failed_and_raised_as_it_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defect_is_recorded_as_failed_and_raised_unchanged(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("boom")
 
@@ -162,7 +162,7 @@ def test_a_defect_is_recorded_as_failed_and_raised_as_it_is(place: Place, monkey
     assert (stored.status, stored.error_message) == ("failed", "RuntimeError: boom")
 
 
-def test_a_replay_killed_before_storing_ends_the_same_when_repeated(
+def test_replay_killed_before_storing_gives_the_same_result_when_repeated(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -202,10 +202,10 @@ def test_rows_of_the_candidates_policy_are_reported_separately(place: Place) -> 
                 connection,
                 "planner_policy",
                 mlflow_model_name=NAME,
-                mlflow_model_version=one,
+                mlflow_model_version=model_version,
                 change=Change("test", "test"),
             )
-            for one in (BASELINE, version)
+            for model_version in (BASELINE, version)
         ]
     rows = sample_rows(households=12, plans=3, held_out=6)
     for number, row in enumerate(rows):
@@ -220,7 +220,7 @@ def test_rows_of_the_candidates_policy_are_reported_separately(place: Place) -> 
     assert stored.anchored
 
 
-def test_the_baseline_is_production_else_the_newest_rule_based_version(place: Place) -> None:
+def test_baseline_is_the_production_version_or_else_the_newest_rule_based_version(place: Place) -> None:
     first, second = FAIR, GOOD
     assert versions.default_baseline(place.tracking_uri, NAME, second) == BASELINE
     registry.set_stage(place.tracking_uri, NAME, first, "production")
@@ -296,8 +296,8 @@ def test_the_command_exits_1_with_one_sentence_when_a_replay_is_impossible(
 ) -> None:
     given = options if "--dataset" in options else (*options, "--dataset", place.dataset)
     assert command(*given) == 1
-    told = capsys.readouterr().err.strip()
-    assert words in told and "Traceback" not in told and "\n" not in told
+    message = capsys.readouterr().err.strip()
+    assert words in message and "Traceback" not in message and "\n" not in message
 
 
 def test_an_unreachable_database_is_reported_in_one_sentence(
@@ -319,11 +319,11 @@ def test_an_unreachable_mlflow_is_reported_in_one_sentence(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     settings.cache_clear()
     assert command("--model-version", 2, "--dataset", "x") == 1
-    told = capsys.readouterr().err
-    assert "is not reachable" in told and "nothing was replayed" in told
+    message = capsys.readouterr().err
+    assert "is not reachable" in message and "nothing was replayed" in message
 
 
-def test_weights_that_do_not_sum_to_one_are_a_wrong_option(
+def test_option_is_refused_when_weights_do_not_sum_to_one(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("--model-version", 2, "--dataset", "x", "--weight-alignment", 0.9) == 2

@@ -111,7 +111,7 @@ def test_restore_keeps_existing_events_and_late_ones_wait_for_the_archive(
     assert read_archive(store, hour_key(FIRST + HOUR)).num_rows == 2
 
 
-def test_restore_fills_a_database_that_knows_nothing_of_the_archive(
+def test_restore_fills_a_database_without_archive_records(
     connection: psycopg.Connection[Any], store: ObjectStore
 ) -> None:
     insert(connection, hostile_events(7, 50, FIRST, 2 * DAY))

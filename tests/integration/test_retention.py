@@ -186,9 +186,7 @@ def test_retention_leaves_a_day_for_the_next_run_when_it_is_in_use(
     assert len(set(archived_ids(store))) == 72
 
 
-def test_detached_day_stays_when_it_can_not_be_archived(
-    connection: psycopg.Connection[Any], store: ObjectStore
-) -> None:
+def test_detached_day_stays_when_it_cannot_be_archived(connection: psycopg.Connection[Any], store: ObjectStore) -> None:
     archive_days(connection, store)
     detach_day(connection, day(0))
     store.delete(hour_key(FIRST))

@@ -55,7 +55,7 @@ def test_second_sync_changes_nothing(connection: psycopg.Connection[Any]) -> Non
     assert everything(connection) == state
 
 
-def test_check_reports_the_same_and_changes_nothing(connection: psycopg.Connection[Any]) -> None:
+def test_check_reports_the_same_changes_and_applies_none(connection: psycopg.Connection[Any]) -> None:
     state = everything(connection)
     checked = sync_project_config(connection, check=True)
     assert everything(connection) == state
@@ -156,7 +156,7 @@ def test_policy_version_may_be_deprecated_and_archived(files: Files) -> None:
         assert files.apply(policies=text).changes == (f"~ policy version planner_policy@2: status {before} → {status}",)
 
 
-def test_sync_leaves_alone_what_the_files_do_not_name(files: Files) -> None:
+def test_sync_keeps_experiments_and_policies_that_the_files_do_not_name(files: Files) -> None:
     files.apply()
     report = files.apply(NO_EXPERIMENTS, "policies: []\n")
     assert report.lines() == ["Files and database agree.", "  (cards is in the database only, and is left alone)"]

@@ -175,7 +175,7 @@ def test_drafts_may_swap_their_ranges(files: Files) -> None:
     )
 
 
-def test_range_may_change_hands_in_any_order_of_the_file(files: Files) -> None:
+def test_range_may_pass_to_another_experiment_in_any_order_of_the_file(files: Files) -> None:
     files.apply(TEXT)
     heir = (
         "  - name: heir\n    unit_type: user\n    layer: {name: page, from: 500, to: 5000}\n"

@@ -1,4 +1,4 @@
-"""What `lifecycle sync` refuses: all of it or nothing, promotion's things left alone."""
+"""What `lifecycle sync` refuses: it applies all changes or none, and leaves runs of promotion unchanged."""
 
 from typing import Any
 
@@ -122,7 +122,7 @@ def test_version_number_that_promotion_took_is_refused(files: Files) -> None:
     ]
 
 
-def test_variant_is_refused_when_its_version_can_not_be_served(files: Files) -> None:
+def test_variant_is_refused_when_its_version_cannot_be_served(files: Files) -> None:
     def naming(line: str) -> str:
         return SPLIT.replace("config: {feature_enabled: true}", line)
 
@@ -139,12 +139,12 @@ def test_variant_is_refused_when_its_version_can_not_be_served(files: Files) -> 
     ]
     report = files.apply(naming("policy: planner_policy@2"), policies + "        status: deprecated\n")
     assert report.notes == ("with_cards names planner_policy@2, which is deprecated: it works, and should be replaced",)
-    made = get_version(files.connection, "planner_policy", 2)
-    assert made is not None
+    version = get_version(files.connection, "planner_policy", 2)
+    assert version is not None
     # The same version by its id is no change.
     assert (
         files.apply(
-            naming(f"config: {{policy_version_id: {made.id}}}"), policies + "        status: deprecated\n"
+            naming(f"config: {{policy_version_id: {version.id}}}"), policies + "        status: deprecated\n"
         ).changes
         == ()
     )

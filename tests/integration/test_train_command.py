@@ -1,4 +1,4 @@
-"""The training command as a user meets it: a dataset folder in, a registered version that loads by itself out, and clear refusals."""
+"""The training command as a user runs it: it registers a version that loads in any process, and explains what it refuses."""
 
 import json
 import os
@@ -83,7 +83,9 @@ def tracking(output: Path) -> str:
 
 def inputs_frame(rows: list[Row]) -> pd.DataFrame:
     inputs = [row["input"] for row in rows]
-    return pd.DataFrame({name: pd.Series([one[name] for one in inputs], dtype=object) for name in inputs[0]})
+    return pd.DataFrame(
+        {name: pd.Series([row_input[name] for row_input in inputs], dtype=object) for name in inputs[0]}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,7 @@ def test_the_mlflow_run_has_all_params_tags_metrics_and_artefacts(trained: tuple
     assert written["training"]["epochs"] == 1 and "tracking_uri" not in written["mlflow"]
 
 
-def test_the_version_is_registered_with_what_others_need_to_know(trained: tuple[Path, Any], dataset: Path) -> None:
+def test_version_is_registered_with_tags_and_training_rows(trained: tuple[Path, Any], dataset: Path) -> None:
     output, done = trained
     uri = tracking(output)
     assert json.loads((output / "model_version.json").read_text()) == done.version.to_dict()
@@ -150,18 +152,18 @@ def test_the_version_is_registered_with_what_others_need_to_know(trained: tuple[
     seen = [row["metadata"] for row in ROWS if row["metadata"]["split"] != "replay"]
     assert tags["stage"] == "none" and tags["kind"] == "fine-tuned"
     assert (tags["dataset_version"], tags["dataset_uri"]) == ("2025-01-12", str(dataset))
-    assert tags["trained_until"] == max(one["timestamp"] for one in seen).isoformat()
+    assert tags["trained_until"] == max(metadata["timestamp"] for metadata in seen).isoformat()
     rows = registry.training_rows(uri, "planner_model", 1)
     assert rows is not None
-    assert set(rows["event_id"].to_pylist()) == {one["event_id"] for one in seen}
+    assert set(rows["event_id"].to_pylist()) == {metadata["event_id"] for metadata in seen}
 
 
 def test_stages_and_aliases(trained: tuple[Path, Any]) -> None:
     uri = tracking(trained[0])
     assert registry.version_of_alias(uri, "planner_model", "production") is None
     registry.set_stage(uri, "planner_model", 1, "production")
-    found = registry.version_of_alias(uri, "planner_model", "production")
-    assert found is not None and found.version == 1
+    production = registry.version_of_alias(uri, "planner_model", "production")
+    assert production is not None and production.version == 1
     registry.set_stage(uri, "planner_model", 1, "archived")
     assert registry.candidate_versions(uri, "planner_model") == []
     registry.set_stage(uri, "planner_model", 1, "none")
@@ -171,9 +173,7 @@ def test_stages_and_aliases(trained: tuple[Path, Any]) -> None:
         registry.get_model_version(uri, "planner_model", 9)
 
 
-def test_the_same_training_again_returns_the_registered_version(
-    trained: tuple[Path, Any], dataset: Path, base: Path
-) -> None:
+def test_repeated_training_returns_the_registered_version(trained: tuple[Path, Any], dataset: Path, base: Path) -> None:
     output, done = trained
     progress = Quiet()
     again = train(config(dataset, base, output, mlflow__tags={"owner": "test"}), progress)
@@ -213,26 +213,26 @@ def alone_in_a_new_process(output: Path, uri: str, frame: pd.DataFrame, folder: 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    output_record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return output_record
 
 
-def test_the_version_loads_by_itself_and_a_broken_row_fails_alone(trained: tuple[Path, Any], tmp_path: Path) -> None:
+def test_version_loads_in_a_new_process_and_only_a_broken_row_fails(trained: tuple[Path, Any], tmp_path: Path) -> None:
     output, done = trained
     held_out = [row for row in ROWS if row["metadata"]["split"] == "replay"][:8]
     frame = inputs_frame(held_out)
     frame.at[3, "household"] = None
-    found = alone_in_a_new_process(output, done.version.uri, frame, tmp_path)
-    assert "artifacts/code/training" in found["code"]
-    assert found["columns"] == ["meals", "tokens_generated", "error"]
-    for number, (row, (meals, tokens, error)) in enumerate(zip(held_out, found["tuned"], strict=True)):
+    loaded = alone_in_a_new_process(output, done.version.uri, frame, tmp_path)
+    assert "artifacts/code/training" in loaded["code"]
+    assert loaded["columns"] == ["meals", "tokens_generated", "error"]
+    for number, (row, (meals, tokens, error)) in enumerate(zip(held_out, loaded["tuned"], strict=True)):
         if number == 3:
             assert meals == [] and "TypeError" in error
             continue
         assert error is None and tokens == len(meals) == PRODUCT.slots(row["input"])
         assert [meal["day"] for meal in meals] == list(range(len(meals)))
         assert PRODUCT.violations(row["input"], {"meals": meals}) == []
-    assert len(found["base"]) == len(held_out)
+    assert len(loaded["base"]) == len(held_out)
 
 
 def test_another_product_trains_on_the_built_in_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +271,7 @@ def test_another_product_trains_on_the_built_in_base(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(("architecture", "options_"), [("qwen2", {}), ("gpt2", {"lora__enabled": False})])
-def test_a_hub_model_trains_when_its_tokenizer_knows_no_item(
+def test_hub_model_trains_when_its_tokenizer_has_no_item_tokens(
     dataset: Path, tmp_path: Path, architecture: str, options_: dict[str, Any]
 ) -> None:
     base = foreign_base(tmp_path / architecture, architecture)
@@ -353,12 +353,14 @@ def test_a_killed_training_resumes_to_the_same_model(dataset: Path, base: Path, 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     capsys.readouterr()
     assert main(arguments) == 1
-    told = capsys.readouterr().err.strip().splitlines()
-    assert "Traceback" not in "".join(told)
-    return told[-1]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "Traceback" not in "".join(lines)
+    return lines[-1]
 
 
-def test_refusals_say_what_to_do(dataset: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals_explain_how_to_fix_the_input(
+    dataset: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     closed_port = free_port()
     out = tmp_path / "out"
     assert "add --dataset" in refused(capsys, ["--output-dir", str(out)])
@@ -387,7 +389,7 @@ def test_an_unwritable_artefact_store_is_refused_before_training(dataset: Path, 
     assert run.info.status == "FAILED"
 
 
-def test_a_base_of_another_catalogue_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_base_is_refused_when_it_lacks_items_of_the_catalogue(dataset: Path, tmp_path: Path) -> None:
     other = small_base(tmp_path / "other", small_product(20))
     with pytest.raises(TrainingError, match="does not know 20 of 40 items"):
         train(config(dataset, other, tmp_path / "out"), Quiet())

@@ -1,4 +1,4 @@
-"""What Dagster's code location and the API import stays light: torch, transformers and MLflow come only with training itself."""
+"""The modules that Dagster's code location and the API import stay light: torch, transformers and MLflow come only with training itself."""
 
 import subprocess
 import sys

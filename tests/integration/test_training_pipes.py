@@ -1,4 +1,4 @@
-"""The training commands started by Dagster Pipes: lines in the run's log, and the record as a message."""
+"""The training commands started by Dagster Pipes: progress in the run's log, and the result as a message."""
 
 import sys
 from pathlib import Path
@@ -16,13 +16,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 def started_by_dagster(command: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
     """Custom messages, materialisation metadata and log lines of a command in an asset of its own."""
-    found: dict[str, Any] = {}
+    reported: dict[str, Any] = {}
 
     @dg.asset
     def trained(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient) -> dg.MaterializeResult[Any]:
         done = pipes.run(context=context, command=command, cwd=str(PROJECT), env={"HF_HUB_OFFLINE": "1"})
-        found["messages"] = list(done.get_custom_messages())
-        found["metadata"] = dict(done.get_materialize_result().metadata or {})
+        reported["messages"] = list(done.get_custom_messages())
+        reported["metadata"] = dict(done.get_materialize_result().metadata or {})
         return dg.MaterializeResult()
 
     # The run's own log, as the UI shows it: what other tests do to loggers does not reach it.
@@ -30,10 +30,10 @@ def started_by_dagster(command: list[str]) -> tuple[list[dict[str, Any]], dict[s
         result = dg.materialize([trained], instance=instance, resources={"pipes": dg.PipesSubprocessClient()})
         lines = [entry.user_message for entry in instance.all_logs(result.run_id)]
     assert result.success
-    return found["messages"], found["metadata"], lines
+    return reported["messages"], reported["metadata"], lines
 
 
-def test_the_base_model_reports_itself(tmp_path: Path) -> None:
+def test_base_model_command_reports_its_model_and_progress(tmp_path: Path) -> None:
     dataset = dataset_folder(tmp_path / "planner" / "2025-01-12", rows_of(PRODUCT, 30), PRODUCT)
     size = "--tasters 60 --epochs 1 --hidden-size 16 --intermediate-size 32 --layers 1 --heads 2".split()
     command = [sys.executable, "-m", "training.builtin_base_model", "--dataset", str(dataset), "--output-dir"]
@@ -44,7 +44,7 @@ def test_the_base_model_reports_itself(tmp_path: Path) -> None:
     assert any("base model: step 1/1, loss" in line for line in lines)
 
 
-def test_a_training_reports_its_version(tmp_path: Path) -> None:
+def test_training_command_reports_its_version_and_progress(tmp_path: Path) -> None:
     dataset = dataset_folder(tmp_path / "planner" / "2025-01-12", rows_of(PRODUCT, 60), PRODUCT)
     base = small_base(tmp_path / "base", PRODUCT)
     command = [sys.executable, "-m", "training.train_planner", "--dataset", str(dataset), "--model-base", str(base)]
@@ -55,7 +55,7 @@ def test_a_training_reports_its_version(tmp_path: Path) -> None:
     assert any("val_loss" in line for line in lines) and any("fine-tuning: step 1/" in line for line in lines)
 
 
-def test_a_killed_training_fails_with_what_to_do(tmp_path: Path) -> None:
+def test_killed_training_fails_with_a_hint_to_rerun(tmp_path: Path) -> None:
     """The asset's own way of starting a command: Dagster alone would only say an exit code."""
 
     @dg.asset

@@ -1,4 +1,4 @@
-"""The wording that users read, held by a few snapshots: help texts of the command line, and the problems of a broken configuration.
+"""The wording that users read, fixed by a few snapshots: help texts of the command line, and the problems of a broken configuration.
 
 After a deliberate change: `pytest tests/integration/test_wording.py --snapshot-update`, and read the difference.
 """

@@ -70,7 +70,7 @@ class Tried:
         self.tuned = self.scores(self.decoded(decoder))
         self.lent = self.scores([answer.items for answer in decoder.decode(lent(self.unseen))])
         misled, _ = tuned_on(
-            [{**row, "input": told} for row, told in zip(split["train"], lent(split["train"]), strict=True)],
+            [{**row, "input": swapped} for row, swapped in zip(split["train"], lent(split["train"]), strict=True)],
             load_model(str(folder), "cpu", config)[0],
         )
         self.misled = self.scores(self.decoded(Decoder(misled, codec, prior)))
@@ -120,33 +120,33 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Any:
     torch.set_num_threads(before)
 
 
-def test_fine_tuning_lowers_the_loss_on_households_it_did_not_see(tried: Tried) -> None:
+def test_fine_tuning_lowers_the_loss_on_unseen_households(tried: Tried) -> None:
     assert tried.outcome.base_loss is not None and tried.outcome.best_loss is not None
     assert tried.outcome.best_loss < tried.outcome.base_loss - 0.05
 
 
-def test_it_beats_popularity_on_unseen_households(tried: Tried) -> None:
+def test_tuned_model_beats_popularity_on_unseen_households(tried: Tried) -> None:
     assert gain(tried.tuned, tried.popularity)[1] > 0
     assert tried.popularity.mean() > 2.5 * tried.chance.mean()
 
 
-def test_it_beats_its_own_prior(tried: Tried) -> None:
+def test_tuned_model_beats_its_prior(tried: Tried) -> None:
     """Popularity and the pantry alone, as every place of a plan starts from them: what is above is learnt."""
     assert gain(tried.tuned, tried.prior)[0] > 0.005
 
 
-def test_it_beats_its_own_base_with_the_same_prior(tried: Tried) -> None:
+def test_tuned_model_beats_its_untuned_base_with_the_same_prior(tried: Tried) -> None:
     assert gain(tried.tuned, tried.untuned)[0] > 0.005
 
 
-def test_with_another_households_prompt_it_is_no_better_than_its_prior(tried: Tried) -> None:
+def test_tuned_model_does_not_beat_its_prior_when_prompts_are_swapped(tried: Tried) -> None:
     """The control: what it gains, it reads in the prompt. A model that gained without reading would pass the tests above for nothing."""
     assert tried.lent.mean() < tried.tuned.mean() - 0.01
     assert tried.lent.mean() <= tried.prior.mean() + 0.005
     assert tried.lent.mean() > tried.chance.mean()
 
 
-def test_trained_on_other_households_prompts_it_learns_nothing_from_prompts(tried: Tried) -> None:
+def test_model_does_not_beat_its_prior_when_trained_on_swapped_prompts(tried: Tried) -> None:
     """The other control: with prompts shuffled in training, nothing in a prompt tells of a plan, and only the prior is left."""
     assert tried.misled.mean() < tried.tuned.mean() - 0.005
     assert tried.misled.mean() <= tried.prior.mean() + 0.005

@@ -1,4 +1,4 @@
-"""Decoding: only what is legal, the same for every batch, whatever the tokenizer."""
+"""Decoding: plans contain only legal items and do not depend on the batch, with any tokenizer."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +32,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module", params=["built-in", "qwen2", "gpt2"])
 def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     folder = tmp_path_factory.mktemp("models") / request.param
-    made = small_base(folder, PRODUCT) if request.param == "built-in" else foreign_base(folder, request.param)
-    return decoder_of(made, uniform_prior(len(PRODUCT.items())))
+    base = small_base(folder, PRODUCT) if request.param == "built-in" else foreign_base(folder, request.param)
+    return decoder_of(base, uniform_prior(len(PRODUCT.items())))
 
 
 def decoder_of(folder: Path, prior: np.ndarray, **options: Any) -> Decoder:
@@ -41,7 +41,7 @@ def decoder_of(folder: Path, prior: np.ndarray, **options: Any) -> Decoder:
     return Decoder(model, Codec(PRODUCT, tokenizer, PreprocessingSection(), 1024), prior, **options)
 
 
-def test_only_legal_items_come_out_and_no_item_twice(decoder: Decoder) -> None:
+def test_plans_contain_only_legal_items_without_duplicates(decoder: Decoder) -> None:
     inputs = INPUTS if decoder.model.config.model_type == "llama" else INPUTS[:12]
     for row_input, answer in zip(inputs, decoder.decode(inputs), strict=True):
         assert answer.error is None
@@ -58,18 +58,18 @@ def test_an_item_of_a_foreign_tokenizer_is_several_tokens(decoder: Decoder) -> N
     assert lengths == {1} if built_in else min(lengths) > 1
 
 
-def test_the_batch_changes_nothing(decoder: Decoder) -> None:
+def test_plans_do_not_depend_on_the_batch(decoder: Decoder) -> None:
     # A foreign tokenizer writes a prompt of a thousand tokens: fewer rows tell as much.
     inputs = INPUTS[: 40 if decoder.model.config.model_type == "llama" else 5]
     together = decoder.decode(inputs)
-    assert [decoder.decode([one])[0] for one in inputs] == together
+    assert [decoder.decode([row_input])[0] for row_input in inputs] == together
     order = np.random.default_rng(0).permutation(len(inputs)).tolist()
     shuffled = decoder.decode([inputs[at] for at in order])
     assert shuffled == [together[at] for at in order]
     assert decoder.decode(inputs[:3]) + decoder.decode(inputs[3:]) == together
 
 
-def test_a_strong_prior_decides_and_ties_go_to_the_product_order(tmp_path: Path) -> None:
+def test_strong_prior_decides_and_ties_follow_the_product_order(tmp_path: Path) -> None:
     folder = small_base(tmp_path / "base", PRODUCT)
     popular = np.full(len(PRODUCT.items()), 1e-30)
     popular[[3, 5, 7, 9]] = 0.25
@@ -84,9 +84,9 @@ def test_a_strong_prior_decides_and_ties_go_to_the_product_order(tmp_path: Path)
     assert decoder.decode([free])[0].items == [PRODUCT.items()[at] for at in (3, 5, 7, 9)]
 
 
-def test_a_broken_row_fails_alone(decoder: Decoder) -> None:
+def test_only_broken_rows_of_a_batch_fail(decoder: Decoder) -> None:
     whole = decoder.decode(INPUTS[:6])
-    broken = [dict(one) for one in INPUTS[:6]]
+    broken = [dict(row_input) for row_input in INPUTS[:6]]
     broken[2]["household"] = None
     broken[4]["recent_plans"] = [{"days_ago": "soon", "meals": [{}]}]
     answers = decoder.decode(broken)
@@ -95,7 +95,7 @@ def test_a_broken_row_fails_alone(decoder: Decoder) -> None:
     assert answers[2].items == [] and "TypeError" in (answers[2].error or "")
 
 
-def test_a_household_that_may_eat_nothing_gets_an_empty_plan_and_a_reason(decoder: Decoder) -> None:
+def test_plan_is_empty_with_an_error_when_no_item_is_legal(decoder: Decoder) -> None:
     hungry = {**INPUTS[0], "constraints": {"budget": None, "max_prep_time": 1, "excluded_ingredients": []}}
     answer = decoder.decode([hungry])[0]
     assert answer.items == [] and answer.error == "No item is legal for this row."
@@ -103,6 +103,6 @@ def test_a_household_that_may_eat_nothing_gets_an_empty_plan_and_a_reason(decode
 
 def test_long_prompts_lose_their_oldest_history(decoder: Decoder) -> None:
     codec = Codec(PRODUCT, decoder.codec._tokenizer, PreprocessingSection(), 64)
-    longest = max(INPUTS, key=lambda one: len(decoder.codec.prompt(one)))
+    longest = max(INPUTS, key=lambda row_input: len(decoder.codec.prompt(row_input)))
     whole, cut = decoder.codec.prompt(longest), codec.prompt(longest, room=60)
     assert len(cut) == min(4, len(whole)) and cut == whole[-4:]

@@ -1,4 +1,4 @@
-"""The loss: what it is when the model says nothing, that order and padding do not matter, and that several tokens make one item."""
+"""The loss: its value for a silent model, its independence of order and padding, and items of several tokens."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +43,7 @@ def loss(model: Any, *examples: Example, orders: list[list[int]] | None = None, 
     return float(batch_loss(model, collate(examples, orders, trie, PRIOR, 0)))
 
 
-def test_a_silent_model_pays_for_what_popularity_does_not_explain() -> None:
+def test_loss_of_a_silent_model_is_that_of_the_prior() -> None:
     assert loss(SILENT, example([0])) == pytest.approx(-np.log(0.4))
     assert loss(SILENT, example([4])) == pytest.approx(-np.log(0.05))
 
@@ -53,7 +53,7 @@ def test_only_legal_items_compete() -> None:
     assert loss(SILENT, example([3], legal=[3])) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_product_offsets_are_added_to_popularity() -> None:
+def test_product_offsets_are_added_to_popularity() -> None:
     # Odds of 2 on item 4: 0.05 · 2 of the weighted sum 0.95 + 0.10.
     assert loss(SILENT, example([4], odds=[1, 1, 1, 1, 2])) == pytest.approx(-np.log(0.10 / 1.05))
     assert loss(SILENT, example([3], legal=[3, 4], odds=[1, 1, 1, 1, 2])) == pytest.approx(-np.log(0.1 / 0.2))
@@ -65,21 +65,21 @@ def test_any_of_the_remaining_items_is_right_at_each_place() -> None:
     assert loss(SILENT, example([0, 1]), orders=[[1, 0]]) == pytest.approx(first - np.log(0.4 / 0.7))
 
 
-def test_items_that_were_swapped_in_count_more() -> None:
+def test_swapped_in_items_count_more() -> None:
     weighted = example([0, 4])
     weighted.wanted[4] = 3.0
     first_place = -(0.25 * np.log(0.4) + 0.75 * np.log(0.05))
     assert loss(SILENT, weighted) == pytest.approx(first_place - np.log(0.05 / 0.6))
 
 
-def test_padding_changes_nothing() -> None:
+def test_loss_does_not_depend_on_padding() -> None:
     torch.manual_seed(0)
     model = Says(torch.randn(10, 10))
     short, long = example([0], prompt=2), example([1, 2, 3], prompt=9)
     assert loss(model, short, long) == pytest.approx(loss(model, short) + loss(model, long), rel=1e-5)
 
 
-def test_several_tokens_make_one_item() -> None:
+def test_loss_of_an_item_does_not_depend_on_its_number_of_tokens() -> None:
     """Whatever the tokenizer, a silent model gives each item its prior; forced tokens cost nothing."""
     trie = ItemTrie([[2, 3, 4], [2, 3, 5], [2, 6], [7, 8], [7, 9]], None)
     for item in range(ITEMS):

@@ -1,4 +1,4 @@
-"""The simulated history: repeatable, well-formed, honest about what a household could see."""
+"""The simulated history: repeatable, well-formed, and without knowledge of the future."""
 
 import json
 from collections import Counter, defaultdict
@@ -44,7 +44,7 @@ def by_plan(sample: Sample) -> dict[str, list[dict[str, Any]]]:
     return plans
 
 
-def test_the_same_arguments_give_the_same_sample(sample: Sample) -> None:
+def test_sample_is_the_same_for_the_same_arguments(sample: Sample) -> None:
     again = simulate(sample_catalogue(), seed=21, households=60, weeks=4, end=END)
     assert again.events == sample.events
     assert all(again.tables[name].equals(frame) for name, frame in sample.tables.items())
@@ -52,7 +52,7 @@ def test_the_same_arguments_give_the_same_sample(sample: Sample) -> None:
     assert not {event["event_id"] for event in other.events} & {event["event_id"] for event in sample.events}
 
 
-def test_another_end_shifts_every_time_and_nothing_else(sample: Sample) -> None:
+def test_changing_the_end_only_shifts_times(sample: Sample) -> None:
     shift = timedelta(days=143)
     later = simulate(sample_catalogue(), seed=21, households=60, weeks=4, end=END + shift)
     assert [{**event, "timestamp": event["timestamp"] - shift} for event in later.events] == sample.events
@@ -87,7 +87,7 @@ def test_events_have_the_agreed_shape(sample: Sample) -> None:
         json.dumps({key: value for key, value in event.items() if key != "timestamp"})
 
 
-def test_a_plan_is_what_was_generated_after_its_edits(sample: Sample) -> None:
+def test_accepted_plan_is_the_generated_plan_with_its_edits(sample: Sample) -> None:
     checked = 0
     for events in by_plan(sample).values():
         kinds = [event["event_type"] for event in events]
@@ -97,20 +97,20 @@ def test_a_plan_is_what_was_generated_after_its_edits(sample: Sample) -> None:
         meals = {meal["day"]: dict(meal) for meal in events[0]["payload"]["meals"]}
         edits = 0
         for event in events[1:]:
-            told = event["payload"]
+            payload = event["payload"]
             if event["event_type"] == "validator_intervention":
-                assert meals[told["day"]]["recipe_id"] == told["recipe_id"]
-                meals[told["day"]]["recipe_id"] = told["replacement_id"]
+                assert meals[payload["day"]]["recipe_id"] == payload["recipe_id"]
+                meals[payload["day"]]["recipe_id"] = payload["replacement_id"]
             elif event["event_type"] == "meal_swapped":
-                assert meals[told["day"]]["recipe_id"] == told["from_meal_id"]
-                meals[told["day"]]["recipe_id"] = told["to_meal_id"]
+                assert meals[payload["day"]]["recipe_id"] == payload["from_meal_id"]
+                meals[payload["day"]]["recipe_id"] = payload["to_meal_id"]
                 edits += 1
             elif event["event_type"] == "edit_applied":
-                meals[told["day"]]["servings"] = told["servings"]
+                meals[payload["day"]]["servings"] = payload["servings"]
                 edits += 1
             elif event["event_type"] == "plan_accepted":
-                assert told["meals"] == list(meals.values())
-                assert event["metrics"]["edit_count"] == edits and told["reconstructed"] is False
+                assert payload["meals"] == list(meals.values())
+                assert event["metrics"]["edit_count"] == edits and payload["reconstructed"] is False
                 checked += 1
     assert checked > 150
 
@@ -119,13 +119,14 @@ def test_accepted_plans_keep_the_rules_of_their_day(sample: Sample) -> None:
     accepted = [event for event in sample.events if event["event_type"] == "plan_accepted"]
     plans = by_plan(sample)
     for event in accepted:
-        made = plans[event["payload"]["plan_id"]][0]["timestamp"]
+        generated_at = plans[event["payload"]["plan_id"]][0]["timestamp"]
         assert (
-            violations(sample.world.catalogue, sample.world.row_input(event["unit_id"], made), event["payload"]) == []
+            violations(sample.world.catalogue, sample.world.row_input(event["unit_id"], generated_at), event["payload"])
+            == []
         )
 
 
-def test_rules_change_and_the_validator_repairs_what_they_broke() -> None:
+def test_validator_repairs_plans_when_rules_change() -> None:
     busy = simulate(sample_catalogue(), seed=7, households=90, weeks=5, end=END)
     changes = busy.tables["household_constraints"].group_by("household_id").len()["len"].to_list()
     assert max(changes) >= 2 and min(changes) == 1
@@ -141,10 +142,10 @@ def test_propensities_are_logged_for_every_slot(sample: Sample) -> None:
     explored = []
     for event in sample.events:
         if event["event_type"] == "plan_generated":
-            told = event["payload"]
-            assert len(told["meals"]) == len(told["slot_propensities"]) == len(told["slot_explored"]) == 5
-            assert all(0 < chance <= 1 for chance in told["slot_propensities"])
-            explored += told["slot_explored"]
+            payload = event["payload"]
+            assert len(payload["meals"]) == len(payload["slot_propensities"]) == len(payload["slot_explored"]) == 5
+            assert all(0 < chance <= 1 for chance in payload["slot_propensities"])
+            explored += payload["slot_explored"]
     assert 0.1 < np.mean(explored) < 0.2
 
 
@@ -160,7 +161,7 @@ def test_tables_have_their_shape_and_refer_to_each_other(sample: Sample) -> None
     assert min(sample.tables["household_constraints"]["valid_from"].to_list()) < sample.start
 
 
-def test_row_input_knows_nothing_of_later(sample: Sample) -> None:
+def test_row_input_contains_only_earlier_plans(sample: Sample) -> None:
     household_id = "h0005"
     accepted = [e for e in sample.events if e["event_type"] == "plan_accepted" and e["unit_id"] == household_id]
     at = accepted[-1]["timestamp"]
@@ -175,7 +176,7 @@ def test_row_input_knows_nothing_of_later(sample: Sample) -> None:
     assert sample.world.row_input(household_id, at, recent=given)["recent_plans"] == given
 
 
-def test_a_reaction_does_not_change_the_world_and_carries_the_given_context(sample: Sample) -> None:
+def test_reaction_carries_the_given_context_and_leaves_the_world_unchanged(sample: Sample) -> None:
     product, at = MealPlanner(sample.world.catalogue), sample.end + timedelta(hours=9)
     row_input = sample.world.row_input("h0001", at)
     plan = product.plan(row_input, product.legal_items(row_input, [])[:5])
@@ -192,11 +193,11 @@ def test_a_reaction_does_not_change_the_world_and_carries_the_given_context(samp
     assert all(event["timestamp"] >= at for event in first)
 
 
-def test_a_plan_is_judged_independently_of_its_proposer(sample: Sample) -> None:
+def test_reaction_does_not_depend_on_variant_or_version(sample: Sample) -> None:
     product, at = MealPlanner(sample.world.catalogue), sample.end + timedelta(hours=9)
     row_input = sample.world.row_input("h0002", at)
     plan = product.plan(row_input, product.legal_items(row_input, [])[:5])
-    told = [
+    outcomes = [
         react(
             sample.world,
             "h0002",
@@ -210,12 +211,13 @@ def test_a_plan_is_judged_independently_of_its_proposer(sample: Sample) -> None:
         for version, variant in (("1", "control"), ("2", "candidate_v2"))
     ]
     plain = [
-        [{key: event[key] for key in EVENT_FIELDS - {"context", "experiments"}} for event in events] for events in told
+        [{key: event[key] for key in EVENT_FIELDS - {"context", "experiments"}} for event in events]
+        for events in outcomes
     ]
     assert plain[0] == plain[1]
 
 
-def test_the_simulator_never_reads_a_variant_or_version() -> None:
+def test_simulator_never_reads_a_variant_or_version() -> None:
     for module in (reactions, world, groceries):
         source = Path(str(module.__file__)).read_text()
         code = "\n".join(line for line in source.splitlines() if '"""' not in line)
@@ -225,7 +227,9 @@ def test_the_simulator_never_reads_a_variant_or_version() -> None:
 
 
 def test_an_empty_plan_is_rejected_and_an_impossible_sample_refused(sample: Sample) -> None:
-    told = [react(sample.world, "h0003", {"meals": []}, sample.end, np.random.default_rng(seed)) for seed in range(20)]
-    assert {event["payload"]["rejection_reason"] for events in told for event in events} == {"empty_plan"}
+    outcomes = [
+        react(sample.world, "h0003", {"meals": []}, sample.end, np.random.default_rng(seed)) for seed in range(20)
+    ]
+    assert {event["payload"]["rejection_reason"] for events in outcomes for event in events} == {"empty_plan"}
     with pytest.raises(ValueError, match="at least one household"):
         simulate(sample_catalogue(), seed=1, households=0, end=END)

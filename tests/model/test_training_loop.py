@@ -1,4 +1,4 @@
-"""The loop: it learns, it stops, it resumes to the same weights, and the same seed gives the same ones."""
+"""The training loop: it lowers the loss, stops early, resumes to the same weights, and is repeatable by seed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +72,7 @@ def silent(name: str, step: int, total: int, value: float) -> None:
     pass
 
 
-def test_training_learns(base: Path) -> None:
+def test_training_lowers_the_loss_and_changes_only_unfrozen_weights(base: Path) -> None:
     """Fails when training changes nothing: then the tuned loss is the base's."""
     model, task = prepared(base)
     before = weights(model)
@@ -87,14 +87,14 @@ def test_training_learns(base: Path) -> None:
     assert all(torch.equal(weight, dict(model.named_parameters())[name]) for name, weight in frozen.items())
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_gives_others(base: Path) -> None:
-    found = []
+def test_weights_are_repeatable_and_change_with_the_seed(base: Path) -> None:
+    trained = []
     for seed in (1, 1, 2):
         config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"seed": seed, "epochs": 1})})
         model, task = prepared(base, config)
         fit(model, task, config.training, silent)
-        found.append(weights(model))
-    assert same(found[0], found[1]) and not same(found[0], found[2])
+        trained.append(weights(model))
+    assert same(trained[0], trained[1]) and not same(trained[0], trained[2])
 
 
 class Killed(Exception):
@@ -102,9 +102,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("last_step", [3, 9, 14])
-def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
-    base: Path, tmp_path: Path, last_step: int
-) -> None:
+def test_killed_run_resumes_to_the_weights_of_an_uninterrupted_run(base: Path, tmp_path: Path, last_step: int) -> None:
     whole, task = prepared(base)
     expected = fit(whole, task, CONFIG.training, silent, log_every=1)
 
@@ -132,9 +130,9 @@ def test_a_finished_run_is_not_trained_again(base: Path, tmp_path: Path) -> None
     model, task = prepared(base)
     fit(model, task, CONFIG.training, silent, tmp_path)
     again, task = prepared(base)
-    told: list[str] = []
-    outcome = fit(again, task, CONFIG.training, lambda name, *_: told.append(name), tmp_path)
-    assert told == [] and outcome.resumed_from == outcome.steps
+    reported: list[str] = []
+    outcome = fit(again, task, CONFIG.training, lambda name, *_: reported.append(name), tmp_path)
+    assert reported == [] and outcome.resumed_from == outcome.steps
     assert same(weights(model), weights(again))
 
 
@@ -173,7 +171,7 @@ def test_out_of_memory_is_reported_in_one_sentence(base: Path, monkeypatch: pyte
         fit(model, task, CONFIG.training, silent)
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     settings = TrainingSection(warmup_ratio=0.1)
     shares = [learning_rate_share(step, 100, settings) for step in range(100)]
     assert shares[0] == pytest.approx(0.1) and max(shares) == shares[10] == 1.0
@@ -182,7 +180,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert planned_steps(161, CONFIG.training) == 3 * 11
 
 
-def test_adapters_go_where_they_are_wanted_or_on_all_linear_layers(tmp_path: Path) -> None:
+def test_adapters_go_on_the_configured_modules_or_all_linear_layers(tmp_path: Path) -> None:
     qwen, _ = load_model(str(foreign_base(tmp_path / "qwen2", "qwen2")), "cpu")
     gpt2, _ = load_model(str(foreign_base(tmp_path / "gpt2", "gpt2")), "cpu")
     wanted = ["q_proj", "v_proj", "nothing"]
@@ -193,9 +191,9 @@ def test_adapters_go_where_they_are_wanted_or_on_all_linear_layers(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [("lora.use_qlora", "needs a CUDA device"), ("hardware.use_flash_attention", "needs a CUDA device")],
 )
-def test_options_that_need_cuda_are_refused_on_a_cpu(base: Path, key: str, said: str) -> None:
-    with pytest.raises(TrainingError, match=said):
+def test_options_that_need_cuda_are_refused_on_a_cpu(base: Path, key: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
         load_model(str(base), "cpu", load(None, {key: True}))

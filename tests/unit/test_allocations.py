@@ -15,7 +15,7 @@ def tenths(*numbers: int) -> list[Decimal]:
     return [Decimal(number) / 10 for number in numbers]
 
 
-def test_every_share_of_four_decimals_is_parsed_exactly() -> None:
+def test_shares_of_four_decimals_are_parsed_exactly() -> None:
     # As binary floats, 573 of them would be off by one bucket.
     assert [int(parse_share(f"{bucket / 10000:.4f}") * 10000) for bucket in range(10001)] == list(range(10001))
     assert int(0.0029 * 10000) == 28

@@ -1,4 +1,4 @@
-"""The sample catalogue is one that a person can read and trust, and catalogues are the same whatever they are read from."""
+"""The sample catalogue is plausible and consistent, and a catalogue is the same from any source."""
 
 import json
 from collections import Counter
@@ -166,7 +166,7 @@ def test_main_protein_is_among_the_ingredients() -> None:
                 )
 
 
-def test_there_is_enough_and_varied_to_eat() -> None:
+def test_sample_catalogue_is_large_and_varied() -> None:
     catalogue = sample_catalogue()
     assert len(catalogue) >= 120
     assert len({recipe.title for recipe in catalogue}) == len(catalogue)
@@ -179,7 +179,7 @@ def test_there_is_enough_and_varied_to_eat() -> None:
     assert all(4 <= len(recipe.ingredients) <= 14 and recipe.servings in (2, 4, 6) for recipe in catalogue)
 
 
-def test_titles_name_only_what_is_in_them() -> None:
+def test_titles_name_only_ingredients_of_the_recipe() -> None:
     named = (
         "chicken",
         "shrimp",
@@ -199,7 +199,7 @@ def test_titles_name_only_what_is_in_them() -> None:
                 assert any(word in item for item in recipe.ingredients), (recipe.title, word)
 
 
-def test_round_trip_and_order() -> None:
+def test_catalogue_survives_a_json_round_trip_in_any_order() -> None:
     catalogue = sample_catalogue()
     records = catalogue.to_records()
     assert Catalogue.from_records(json.loads(json.dumps(records))) == catalogue
@@ -225,12 +225,12 @@ def test_unknown_minutes_and_cost_stay_unknown() -> None:
         ({"id": "a", "servings": "many"}, "Recipe a"),
     ],
 )
-def test_bad_records_are_refused_by_name(record: dict[str, object], message: str) -> None:
+def test_invalid_records_are_refused(record: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe.from_record(record)
 
 
-def test_an_id_twice_or_no_recipe_is_refused() -> None:
+def test_duplicate_ids_and_empty_catalogues_are_refused() -> None:
     recipe = Recipe("a", "A", (), None, (), 4)
     with pytest.raises(ValueError, match="the id a twice"):
         Catalogue([recipe, recipe])

@@ -1,4 +1,4 @@
-"""Cleaning: each event once, odd ones flagged, everything counted by reason."""
+"""Cleaning: duplicates are dropped, odd events are flagged, and both are counted by reason."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -36,7 +36,7 @@ def frame(*events: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(list(events), schema=RAW, orient="row")
 
 
-def test_each_event_is_there_once_in_order_of_time() -> None:
+def test_duplicates_are_dropped_and_events_are_ordered_by_time() -> None:
     events = [archived(event_id=f"e{number}", timestamp=NOW + timedelta(minutes=number)) for number in range(20)]
     again = [*events, *events[:5], archived(event_id="e3", timestamp=NOW + timedelta(hours=9))]
     random.Random(1).shuffle(again)
@@ -47,7 +47,7 @@ def test_each_event_is_there_once_in_order_of_time() -> None:
     assert cleaned.frame.schema == pl.Schema(CLEANED_SCHEMA)
 
 
-def test_of_two_versions_the_first_stored_is_kept() -> None:
+def test_first_stored_version_is_kept_when_an_event_has_two() -> None:
     late = archived(created_at=NOW + timedelta(seconds=5), unit_id="second")
     assert clean(frame(late, archived(unit_id="first"))).frame["unit_id"].to_list() == ["first"]
 
@@ -93,13 +93,13 @@ def test_metrics_that_are_not_numbers_become_null() -> None:
     assert (row["cost_usd"], row["latency_ms"], row["edit_count"]) == (None, 3.0, None)
 
 
-def test_reconstructed_events_say_so() -> None:
+def test_reconstructed_events_are_marked() -> None:
     events = [archived(event_id=str(at), payload=payload) for at, payload in
               enumerate(['{"reconstructed": true}', '{"reconstructed": false}', '{"reconstructed": "yes"}', None])]  # fmt: skip
     assert clean(frame(*events)).frame["reconstructed"].to_list() == [True, False, False, False]
 
 
-def test_nothing_gives_an_empty_frame_of_the_same_shape() -> None:
+def test_cleaned_frame_keeps_its_schema_without_events() -> None:
     cleaned = clean(frame())
     assert (cleaned.frame.schema, cleaned.frame.height) == (pl.Schema(CLEANED_SCHEMA), 0)
     assert (cleaned.dropped, cleaned.flagged) == ({}, {})

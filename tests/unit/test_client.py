@@ -123,7 +123,7 @@ def test_answer_is_fresh_for_the_shorter_of_ttl_and_max_age(
     ("header", "kept"),
     [("max-age=0", True), ("no-cache, max-age=300", True), ("max-age=soon", True), ("no-store", False)],
 )
-def test_answer_is_asked_for_each_time_when_it_may_not_be_cached(
+def test_client_sends_a_request_each_time_when_the_answer_may_not_be_cached(
     make: Make, service: Service, clock: Clock, header: str, kept: bool
 ) -> None:
     driver = make()

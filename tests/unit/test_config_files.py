@@ -39,7 +39,7 @@ def problems(folder: Path, experiments: str = NO_EXPERIMENTS, policies: str = PO
     return str(caught.value).replace(f"{folder}/", "").splitlines()
 
 
-def test_the_projects_own_files_can_be_read() -> None:
+def test_own_configuration_files_can_be_read() -> None:
     read = read_config(PROJECT_ROOT / "config")
     weekly, cards = read.experiments
     assert (weekly.name, weekly.unit_type, weekly.status) == ("weekly_planner", "household", "active")
@@ -59,7 +59,7 @@ def test_allocations_are_exactly_the_decimals_of_the_file(tmp_path: Path) -> Non
     assert [variant.role for variant in entry.variants] == ["control", "treatment"]
 
 
-def test_first_variant_is_the_control_when_none_is_called_control(tmp_path: Path) -> None:
+def test_first_variant_is_the_control_when_no_variant_is_called_control(tmp_path: Path) -> None:
     text = EXPERIMENT.replace("name: control", "name: remainder").replace("draft", "active")
     (entry,) = config_of(tmp_path, text, POLICY).experiments
     assert [variant.role for variant in entry.variants] == ["remainder", "control"]
@@ -175,12 +175,12 @@ def test_names_and_ranges_are_compared_although_an_entry_is_unusable(tmp_path: P
     """What one entry breaks does not hide what two of them break together."""
     layer = "    layer: {name: page, from: 0, to: 10}\n"
     entry = "  - name: cards\n    unit_type: person\n" + layer + "    variants: [{name: a, allocation: 1}]\n"
-    found = problems(tmp_path, f"layers: [{{name: page}}]\nexperiments:\n{entry}{entry}")
-    assert [line.partition(": ")[0] for line in found] == [f"experiments.yml:{line}" for line in (4, 7, 8, 9)]
-    assert "overlap" in found[3] and "name cards is repeated" in found[1]
+    lines = problems(tmp_path, f"layers: [{{name: page}}]\nexperiments:\n{entry}{entry}")
+    assert [line.partition(": ")[0] for line in lines] == [f"experiments.yml:{line}" for line in (4, 7, 8, 9)]
+    assert "overlap" in lines[3] and "name cards is repeated" in lines[1]
 
 
-def test_a_policy_version_is_named_once(tmp_path: Path) -> None:
+def test_policy_version_is_refused_when_it_is_given_twice(tmp_path: Path) -> None:
     text = EXPERIMENT.replace("{feature_enabled: false,", "{policy_version_id: 6F9619FF-8B86-D011-B42D-00C04FC964FF,")
     (entry,) = config_of(tmp_path, text, POLICY).experiments
     assert entry.variants[0].config["policy_version_id"] == "6f9619ff-8b86-d011-b42d-00c04fc964ff"
@@ -202,8 +202,8 @@ def test_flags_need_no_policies(tmp_path: Path) -> None:
 
 
 def test_added_variant_is_refused_with_the_shares_that_make_room_for_it(tmp_path: Path) -> None:
-    found = problems(tmp_path, EXPERIMENT + "      - {name: late, allocation: 0.1}\n")
-    assert_problem(found, "experiments.yml:6: ", "sum to 1.1000 room for late control to 0.2610, with_cards to 0.6390")
+    lines = problems(tmp_path, EXPERIMENT + "      - {name: late, allocation: 0.1}\n")
+    assert_problem(lines, "experiments.yml:6: ", "sum to 1.1000 room for late control to 0.2610, with_cards to 0.6390")
 
 
 def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:

@@ -89,10 +89,10 @@ def test_an_excluded_ingredient_matches_whole_words(term: str, ingredient: str, 
     assert LegalRecipes(catalogue).legal(row_input, []) == ([] if hits else ["dish"])
 
 
-def test_every_broken_rule_is_named() -> None:
+def test_violations_name_every_broken_rule() -> None:
     plan = {"meals": [meal("beef-tacos"), meal("mushroom-risotto", 1), meal("beef-tacos", 2), meal("nothing", 3)]}
-    found = violations(CATALOGUE, asked(excluded=["garlic"], minutes=40, restrictions=["vegetarian"]), plan)
-    assert [(one.rule, one.item) for one in found] == [
+    broken = violations(CATALOGUE, asked(excluded=["garlic"], minutes=40, restrictions=["vegetarian"]), plan)
+    assert [(violation.rule, violation.item) for violation in broken] == [
         ("excluded_ingredient", "beef-tacos"),
         ("restriction", "beef-tacos"),
         ("excluded_ingredient", "mushroom-risotto"),
@@ -102,17 +102,19 @@ def test_every_broken_rule_is_named() -> None:
         ("restriction", "beef-tacos"),
         ("unknown_recipe", "nothing"),
     ]
-    assert found[3].message == "Mushroom Risotto takes 45 minutes, and 40 are allowed."
+    assert broken[3].message == "Mushroom Risotto takes 45 minutes, and 40 are allowed."
 
 
 def test_unknown_minutes_do_not_fit_a_limit() -> None:
     catalogue = Catalogue([Recipe("a", "A", ("rice",), None, (), 4)])
     assert LegalRecipes(catalogue).legal(asked(minutes=60), []) == []
-    assert [one.rule for one in violations(catalogue, asked(minutes=60), {"meals": [meal("a")]})] == ["max_prep_time"]
+    assert [violation.rule for violation in violations(catalogue, asked(minutes=60), {"meals": [meal("a")]})] == [
+        "max_prep_time"
+    ]
     assert LegalRecipes(catalogue).legal(asked(), []) == ["a"]
 
 
-def test_what_was_chosen_is_not_legal_again() -> None:
+def test_chosen_item_is_not_legal_again() -> None:
     first, second = CATALOGUE.ids[:2]
     assert first not in LEGAL.legal(asked(), [first]) and second in LEGAL.legal(asked(), [first])
 
@@ -129,7 +131,7 @@ def test_what_was_chosen_is_not_legal_again() -> None:
         ({"household": {"restrictions": None}, "constraints": {"excluded_ingredients": None}}, False),
     ],
 )
-def test_budget_alone_is_not_a_hard_rule(row_input: dict[str, Any], expected: bool) -> None:
+def test_has_constraint_ignores_the_budget(row_input: dict[str, Any], expected: bool) -> None:
     assert has_constraint(row_input) is expected
 
 

@@ -1,4 +1,4 @@
-"""Every check passes on good rows and fails, with a sentence that says what is wrong, on rows that are broken in its way."""
+"""Every check passes on good rows, and fails with a clear sentence on rows that break its rule."""
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -41,7 +41,7 @@ def good() -> tuple[pl.DataFrame, dict[str, Any]]:
 
 
 def answers(rows: pl.DataFrame, **changed: Any) -> dict[str, CheckResult]:
-    return {one.name: one for one in run_checks(rows, **{**good()[1], **changed})}
+    return {result.name: result for result in run_checks(rows, **{**good()[1], **changed})}
 
 
 def edited(change: Callable[[dict[str, Any]], None], every: int = 10_000) -> pl.DataFrame:
@@ -53,16 +53,16 @@ def edited(change: Callable[[dict[str, Any]], None], every: int = 10_000) -> pl.
     return pl.DataFrame(changed, schema=rows.schema)
 
 
-def test_good_rows_pass_everything_in_order() -> None:
-    found = answers(good()[0])
-    assert list(found) == list(CHECKS)
-    assert [one.name for one in found.values() if not one.passed] == []
-    assert {one.severity for one in found.values()} == {"ERROR", "WARN"}
+def test_good_rows_pass_all_checks_in_order() -> None:
+    results = answers(good()[0])
+    assert list(results) == list(CHECKS)
+    assert [result.name for result in results.values() if not result.passed] == []
+    assert {result.severity for result in results.values()} == {"ERROR", "WARN"}
 
 
-def test_a_first_version_has_nothing_to_be_compared_with() -> None:
-    found = answers(good()[0], published=None, before=None)
-    assert all(one.passed for one in found.values())
+def test_first_version_passes_without_an_earlier_version() -> None:
+    results = answers(good()[0], published=None, before=None)
+    assert all(result.passed for result in results.values())
 
 
 def null_household(row: dict[str, Any]) -> None:
@@ -120,18 +120,18 @@ def no_side(row: dict[str, Any]) -> None:
         (no_side, "split_by_household", "1 have no known split"),
     ],
 )
-def test_each_check_finds_one_broken_row(change: Callable[[dict[str, Any]], None], check: str, says: str) -> None:
-    found = answers(edited(change))[check]
-    assert not found.passed
-    assert says in found.sentence
-    assert found.severity == "ERROR"
+def test_each_check_finds_a_single_broken_row(change: Callable[[dict[str, Any]], None], check: str, says: str) -> None:
+    result = answers(edited(change))[check]
+    assert not result.passed
+    assert says in result.sentence
+    assert result.severity == "ERROR"
 
 
-def test_too_few_rows_say_what_to_do() -> None:
-    found = answers(good()[0].head(3))["enough_rows"]
-    assert not found.passed
-    assert "3 rows, at least 50 needed" in found.sentence
-    assert "LIFECYCLE_DATASET_MIN_ROWS" in found.sentence
+def test_check_names_the_setting_when_there_are_too_few_rows() -> None:
+    result = answers(good()[0].head(3))["enough_rows"]
+    assert not result.passed
+    assert "3 rows, at least 50 needed" in result.sentence
+    assert "LIFECYCLE_DATASET_MIN_ROWS" in result.sentence
 
 
 def test_sessions_without_a_proposal_fail_unless_reconstructed() -> None:
@@ -147,9 +147,9 @@ def test_sessions_without_a_proposal_fail_unless_reconstructed() -> None:
 
 def test_acceptances_without_a_row_are_counted() -> None:
     rows = good()[0]
-    found = answers(rows.head(rows.height - 7))["complete_sessions"]
-    assert found.passed
-    assert found.metadata["left_out"] == 7
+    result = answers(rows.head(rows.height - 7))["complete_sessions"]
+    assert result.passed
+    assert result.metadata["left_out"] == 7
 
 
 @pytest.mark.parametrize(
@@ -164,22 +164,22 @@ def test_acceptances_without_a_row_are_counted() -> None:
         (lambda rows: rows.select("target", "input", "metadata"), "another order"),
     ],
 )
-def test_a_changed_schema_is_named(rows: Callable[[pl.DataFrame], pl.DataFrame], says: str) -> None:
+def test_schema_check_names_the_changed_field(rows: Callable[[pl.DataFrame], pl.DataFrame], says: str) -> None:
     from assets.datasets.checks import schema_as_published
 
-    found = schema_as_published(rows(good()[0]), good()[1]["published"], NULLABLE)
-    assert not found.passed
-    assert says in found.sentence
+    result = schema_as_published(rows(good()[0]), good()[1]["published"], NULLABLE)
+    assert not result.passed
+    assert says in result.sentence
 
 
-def test_a_field_that_may_be_null_all_at_once_is_a_change() -> None:
+def test_schema_check_fails_when_a_field_becomes_nullable() -> None:
     from assets.datasets.checks import schema_as_published
 
-    found = schema_as_published(good()[0], good()[1]["published"], NULLABLE | {"input.mode"})
-    assert "input.mode has nullable True and was published with False" in found.sentence
+    result = schema_as_published(good()[0], good()[1]["published"], NULLABLE | {"input.mode"})
+    assert "input.mode has nullable True and was published with False" in result.sentence
 
 
-def test_replay_by_time_lets_households_return() -> None:
+def test_household_may_be_on_both_sides_of_a_split_by_time() -> None:
     def later_is_replay(row: dict[str, Any]) -> None:
         late = row["metadata"]["timestamp"] >= datetime(2025, 5, 20, tzinfo=UTC)
         row["metadata"]["split"] = "replay" if late else "train"
@@ -189,14 +189,14 @@ def test_replay_by_time_lets_households_return() -> None:
     assert not answers(rows, by_time=False)["split_by_household"].passed
 
 
-def test_a_shift_of_items_or_segments_warns() -> None:
+def test_drift_check_warns_when_items_or_segments_shift() -> None:
     def everyone_in_one_mode(row: dict[str, Any]) -> None:
         row["input"]["mode"] = "constrained"
 
-    found = answers(edited(everyone_in_one_mode, every=1))["no_drift"]
-    assert not found.passed
-    assert found.sentence.startswith("mode shifted (PSI ")
-    assert found.severity == "WARN"
+    result = answers(edited(everyone_in_one_mode, every=1))["no_drift"]
+    assert not result.passed
+    assert result.sentence.startswith("mode shifted (PSI ")
+    assert result.severity == "WARN"
 
     def everyone_eats_the_same(row: dict[str, Any]) -> None:
         for meal, item in zip(row["target"]["accepted_plan"]["meals"], PRODUCT.items(), strict=False):
@@ -205,7 +205,7 @@ def test_a_shift_of_items_or_segments_warns() -> None:
     assert "items shifted" in answers(edited(everyone_eats_the_same, every=1))["no_drift"].sentence
 
 
-def test_the_index_equals_its_formula() -> None:
+def test_population_stability_index_equals_its_formula() -> None:
     before = pl.Series("value", ["a"] * 60 + ["b"] * 40)
     now = pl.Series("value", ["a"] * 30 + ["b"] * 70)
     shares = np.array([[60.5, 40.5, 0.5], [30.5, 70.5, 0.5]]) / 101.5
@@ -221,7 +221,7 @@ def test_chance_alone_rarely_counts_as_a_shift() -> None:
     drifted = 0
     for _ in range(300):
         before, now = (pl.Series("value", rng.choice(names, 40)) for _ in range(2))
-        found = drift("x", before, now)
-        drifted += found.drifted
+        shift = drift("x", before, now)
+        drifted += shift.drifted
     # Without the noise term nearly all of these would pass the usual limit of 0.25.
     assert drifted <= 12

@@ -19,14 +19,14 @@ def test_history_files_distinguishes_the_catalogue_from_the_diary(tmp_path: Path
 
 
 @pytest.mark.parametrize("names", [[], ["recipes.csv"], ["recipes.csv", "a.csv", "b.csv"], ["a.csv", "b.csv"]])
-def test_an_ambiguous_folder_is_refused_by_name(tmp_path: Path, names: list[str]) -> None:
+def test_ambiguous_folder_is_refused_with_its_path(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(HistoryFolderError, match=str(tmp_path)):
         history_files(tmp_path)
 
 
-def test_a_missing_folder_is_refused() -> None:
+def test_missing_folder_is_refused() -> None:
     with pytest.raises(HistoryFolderError, match="is not a folder"):
         history_files(Path("/nowhere/at/all"))
 

@@ -22,7 +22,7 @@ def external(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return prepare(settings())
 
 
-def test_every_program_gets_the_same_database(external: Settings) -> None:
+def test_all_programs_use_the_same_database(external: Settings) -> None:
     environment = child_environment(external)
 
     assert environment["DATABASE_URL"] == URL
@@ -39,7 +39,7 @@ def test_every_program_gets_the_same_database(external: Settings) -> None:
     }  # fmt: skip
 
 
-def test_a_child_reads_the_same_settings(external: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_process_reads_the_same_settings(external: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = child_environment(external)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -63,7 +63,7 @@ def test_telemetry_is_disabled(external: Settings) -> None:
         assert instance["telemetry"] == {"enabled": False} and instance["nux"] == {"enabled": False}
 
 
-def test_the_users_thread_count_is_kept(external: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_count_of_the_user_is_kept(external: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= int(child_environment(external)["OMP_NUM_THREADS"]) <= 4
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert child_environment(external)["OMP_NUM_THREADS"] == "7"
@@ -106,7 +106,7 @@ def test_the_workspace_uses_the_same_location_name_as_the_checkout(external: Set
     assert written["socket"] == str(code_socket(external.home))
 
 
-def test_a_long_home_gets_a_socket_with_a_short_path() -> None:
+def test_socket_path_is_short_when_the_home_path_is_long() -> None:
     assert code_socket(Path("/home/me/.lifecycle")) == Path("/home/me/.lifecycle/run/code.sock")
     long_homes = [Path("/" + "long/" * 30 + end) for end in ("a", "b")]
     sockets = {code_socket(home) for home in long_homes}

@@ -129,7 +129,7 @@ def test_digest_ignores_comments_and_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cookie_cats", "adsmart"])
-def test_the_examples_can_be_read(name: str) -> None:
+def test_example_mappings_can_be_read(name: str) -> None:
     mapping = read_mapping(EXAMPLES / f"{name}.yml")
     assert mapping.declared is not None and mapping.declared.name == name
 
@@ -139,9 +139,9 @@ def test_columns_are_collected_from_all_fields(tmp_path: Path) -> None:
         TRIAL
         + "assigned_at: {columns: [day, hour], format: '%d %H', zone: UTC}\nwhere: {kind: [x]}\npayload: ['p']\nevent_id: {column: i}\n"
     )
-    found = mapping_of(tmp_path, text).columns()
-    assert set(found) == {"variant", "user", "at", "day", "hour", "kind", "p", "i"}
-    assert found["user"].line == 12
+    columns = mapping_of(tmp_path, text).columns()
+    assert set(columns) == {"variant", "user", "at", "day", "hour", "kind", "p", "i"}
+    assert columns["user"].line == 12
 
 
 def test_constants_keep_their_text(tmp_path: Path) -> None:

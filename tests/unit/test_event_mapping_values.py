@@ -21,7 +21,7 @@ MOMENTS = st.datetimes(datetime(1971, 1, 1), datetime(2037, 1, 1), timezones=st.
 
 
 @given(MOMENTS)
-def test_a_moment_is_read_back_from_every_format(moment: datetime) -> None:
+def test_moment_is_read_from_every_format(moment: datetime) -> None:
     seconds = moment.replace(microsecond=0)
     local = moment.astimezone(NEW_YORK)
     assert moment_of(moment.isoformat(), "iso", None) == moment
@@ -59,7 +59,7 @@ def test_number_of_reads_numbers_yes_and_no(text: object, number: float) -> None
 
 
 @pytest.mark.parametrize("text", ["1_000", "3,5", "", "maybe", "0x10", "1" * 5000 + "x", [1], {}])
-def test_number_of_refuses_anything_else(text: object) -> None:
+def test_number_of_refuses_other_values(text: object) -> None:
     with pytest.raises(ValueError):
         number_of(text)
 
@@ -106,7 +106,7 @@ def read_row(folder: Path, mapping: str, content: str, name: str = "log.csv") ->
         ("'%d.%m.%Y %z'", "1.2.2020"),
     ],
 )
-def test_a_row_is_rejected_when_its_time_can_not_be_read(tmp_path: Path, form: str, at: str) -> None:
+def test_row_is_rejected_when_its_time_cannot_be_read(tmp_path: Path, form: str, at: str) -> None:
     with pytest.raises(UnusableError) as caught:
         read_row(tmp_path, f"timestamp: {{column: at, format: {form}}}\n", f"user,at\nu,{at}\n")
     assert caught.value.reason == "invalid_timestamp"
@@ -143,7 +143,7 @@ def test_json_lines_keep_their_types_and_whole_objects(tmp_path: Path) -> None:
     assert event["payload"] == {"a": [1, ""], "os": "x"} and event["metrics"] == {"n": 1.5} and event["unit"] == "7"
 
 
-def test_a_row_becomes_the_events_whose_where_matches(tmp_path: Path) -> None:
+def test_row_becomes_the_events_whose_condition_matches(tmp_path: Path) -> None:
     mapping = "events: [{where: {kind: [buy, rent]}}, {where: {kind: see}, event_type: exposure}]\n"
     row = "user,at,kind\nu,2020-01-01T00:00:00Z,{}\n"
     kinds = {

@@ -122,7 +122,7 @@ def test_error_names_the_field_when_a_number_exceeds_a_double() -> None:
 
 
 @pytest.mark.parametrize("refs", [b"[1e400]", b'[{"experiment_id":"\xff"}]', b"[7]"])
-def test_error_names_the_field_when_experiments_can_not_be_read(refs: bytes) -> None:
+def test_error_names_the_field_when_experiments_cannot_be_read(refs: bytes) -> None:
     raw = json.dumps({**GOOD, "experiments": None}).encode().replace(b'"experiments": null', b'"experiments": ' + refs)
     with pytest.raises(InvalidEventError, match=r"experiments.*: invalid_experiment_id"):
         read_event(raw, NOW)
@@ -247,7 +247,7 @@ FLAGS = [
 
 
 @pytest.mark.parametrize(("changes", "flags"), FLAGS)
-def test_event_is_flagged_for_what_it_lacks(changes: dict[str, Any], flags: list[str]) -> None:
+def test_event_is_flagged_for_each_deficiency(changes: dict[str, Any], flags: list[str]) -> None:
     event = read(**changes)
     other = read(unit_id="another", timestamp=NOW.isoformat(), event_type="exposure")
     set_flags([event, other, event], {VARIANT: RUN}, {RUN})

@@ -20,7 +20,7 @@ def test_an_unreachable_database_names_the_commands_that_help() -> None:
     assert message.startswith("PostgreSQL can't be reached (connection refused): `lifecycle status`")
 
 
-def test_an_invalid_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_names_the_invalid_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIFECYCLE_API_PORT", "eighty")
     with pytest.raises(ValueError) as caught:
         Settings()
@@ -29,7 +29,7 @@ def test_an_invalid_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in message
 
 
-def test_an_unreadable_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_names_the_unreadable_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIFECYCLE_API_RETRY_DELAYS_MS", "[50, soon]")
     with pytest.raises(ValueError) as caught:
         Settings()
@@ -51,5 +51,5 @@ def test_an_os_error_names_its_file_or_keeps_its_own_message() -> None:
 @pytest.mark.parametrize(
     "error", [KeyError("x"), ZeroDivisionError(), AssertionError("x"), psycopg.ProgrammingError("syntax")]
 )
-def test_a_defect_has_no_message(error: Exception) -> None:
+def test_defect_has_no_message(error: Exception) -> None:
     assert sentence(error) is None

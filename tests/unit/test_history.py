@@ -339,12 +339,12 @@ def test_impossible_options_are_refused(read: Any, options: dict[str, Any], word
         read(**options)
 
 
-def test_a_byte_order_mark_and_windows_lines_are_accepted(read: Any) -> None:
+def test_byte_order_mark_and_windows_line_endings_are_accepted(read: Any) -> None:
     content = b"\xef\xbb\xbf" + diary(*week()).replace("\n", "\r\n").encode()
     assert read(interactions=content).counts["plans"] == 1
 
 
-def test_a_compressed_diary_and_old_mac_lines_are_accepted(read: Any) -> None:
+def test_compressed_diary_and_lines_ending_with_cr_are_accepted(read: Any) -> None:
     assert read(interactions=gzip.compress(diary(*week()).encode())).counts["plans"] == 1
     assert read(interactions=diary(*week()).replace("\n", "\r")).counts["plans"] == 1
 

@@ -61,7 +61,9 @@ def test_an_unknown_setting_is_refused(home: Path) -> None:
         record_setting("first_dya", 1)
 
 
-def test_a_home_under_a_file_is_a_clear_error(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_fails_with_a_clear_error_when_the_home_is_under_a_file(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LIFECYCLE_HOME", str(tmp_path / "file" / "home"))
     settings.cache_clear()
@@ -70,7 +72,7 @@ def test_a_home_under_a_file_is_a_clear_error(tmp_path: Path, home: Path, monkey
         prepare(settings())
 
 
-def test_a_home_without_write_permission_is_a_clear_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_fails_with_a_clear_error_without_write_permission(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Injected, because root, which runs these tests in containers, may write everywhere.
     def refuse(path: Path, *_args: object, **_options: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
@@ -96,7 +98,7 @@ def test_a_full_disk_is_reported_as_full() -> None:
     assert str(error).startswith("The disk of /home is full: free some space")
 
 
-def test_a_locked_home_names_its_holder_and_is_free_afterwards(home: Path) -> None:
+def test_lock_error_names_the_holder_and_the_lock_is_released_afterwards(home: Path) -> None:
     prepare(settings())
     with locked(home, "lifecycle up"):
         user = holder(home)

@@ -136,7 +136,7 @@ def test_concurrent_items_are_sent_in_few_groups() -> None:
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
-def test_caller_that_asks_again_at_once_gets_an_answer(in_flight: int) -> None:
+def test_caller_gets_an_answer_when_it_asks_again_at_once(in_flight: int) -> None:
     """The end of one group wakes all callers, and they ask again before anything else runs. None of them may wait forever."""
 
     async def work(asks: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The shape of the repository: data folders hold no code, and docs/architecture.md knows every package."""
+"""The shape of the repository: data folders contain no code, and docs/architecture.md lists every package."""
 
 import re
 
@@ -12,7 +12,7 @@ def test_datasets_holds_no_python() -> None:
     assert list((PROJECT_ROOT / "datasets").rglob("*.py")) == []
 
 
-def test_every_package_is_in_the_architecture() -> None:
+def test_architecture_page_lists_every_package() -> None:
     rooms = sorted(path.parent for path in PROJECT_ROOT.glob("*/__init__.py") if path.parent.name != "tests")
     packages = [path.parent for room in rooms for path in room.rglob("__init__.py")]
     names = [str(path.relative_to(PROJECT_ROOT)) for path in packages if "versions" not in path.parts]
@@ -21,7 +21,7 @@ def test_every_package_is_in_the_architecture() -> None:
     assert not missing
 
 
-def test_every_file_and_folder_of_the_architecture_exists() -> None:
+def test_files_and_folders_of_the_architecture_page_exist() -> None:
     places = re.findall(r"`([\w/]+/[\w./]*)`", ARCHITECTURE)
     assert len(places) > 40
     assert not [place for place in places if not (PROJECT_ROOT / place).exists()]

@@ -1,4 +1,4 @@
-"""Intervals against published and independent truth, and their coverage where rows come in clusters."""
+"""Intervals compared with published and independent results, and their coverage when rows are clustered."""
 
 import math
 import random
@@ -59,7 +59,7 @@ def test_unequal_units_agree_with_the_sandwich_formula_of_a_regression_on_a_cons
     assert ours.mean - ours.low == pytest.approx(stats.t.ppf(0.975, len(sizes) - 1) * error, rel=1e-9)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says_where_rows_come_in_clusters() -> None:
+def test_interval_covers_the_truth_at_its_nominal_rate_when_rows_are_clustered() -> None:
     rng = np.random.default_rng(4)
     rounds, units = 1500, 40
     covered = naive = 0
@@ -77,7 +77,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says_where_rows_come_in_cl
     assert naive / rounds < 0.85, "a control: rows taken as independent cover too seldom, so clustering is what helps"
 
 
-def test_without_rows_there_is_no_mean_and_with_one_unit_no_interval() -> None:
+def test_mean_needs_a_row_and_interval_needs_two_units() -> None:
     assert clustered_mean([], []).mean is None
     alone = clustered_mean([0.2, 0.4], ["h", "h"])
     assert alone.mean == pytest.approx(0.3)
@@ -107,7 +107,7 @@ def mean_of(pairs: list[tuple[float, int]]) -> Estimate:
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(rows, st.integers(0, 2**32))
-def test_the_order_of_rows_changes_no_digit(pairs: list[tuple[float, int]], seed: int) -> None:
+def test_result_is_identical_for_any_order_of_rows(pairs: list[tuple[float, int]], seed: int) -> None:
     mixed = list(pairs)
     random.Random(seed).shuffle(mixed)
     assert mean_of(pairs) == mean_of(mixed)

@@ -17,7 +17,7 @@ def test_one_token_items_are_one_node_in_the_products_order() -> None:
     assert [trie.path(item) for item in range(3)] == [[(0, 9)], [(0, 4)], [(0, 7)]]
 
 
-def test_a_path_ends_in_its_item_whatever_items_share() -> None:
+def test_path_ends_at_its_item_when_items_share_tokens() -> None:
     sequences = [[1, 2, 3], [1, 2, 4], [1, 5], [6]]
     trie = ItemTrie(sequences, None)
     for item, sequence in enumerate(sequences):
@@ -30,7 +30,7 @@ def test_a_path_ends_in_its_item_whatever_items_share() -> None:
         assert node == -1 - item
 
 
-def test_masses_below_children_multiply_to_the_items_own_share() -> None:
+def test_masses_along_a_path_multiply_to_the_share_of_the_item() -> None:
     trie = ItemTrie([[1, 2, 3], [1, 2, 4], [1, 5], [6]], None)
     weights = np.array([0.4, 0.1, 0.3, 0.2])
     assert trie.nodes[0].masses(weights).tolist() == pytest.approx([0.8, 0.2])
@@ -54,7 +54,7 @@ def test_items_with_the_same_tokens_are_refused() -> None:
         ItemTrie([[1, 2], [1, 2]], 0)
 
 
-def test_the_prior_is_the_smoothed_share_of_items() -> None:
+def test_prior_is_the_smoothed_share_of_items() -> None:
     now = datetime(2025, 1, 1, tzinfo=UTC)
     prior = popularity_prior(["a", "b", "c"], [(["a", "b"], now), (["a"], now), (["unknown"], now)])
     assert prior.tolist() == pytest.approx([3 / 6, 2 / 6, 1 / 6])

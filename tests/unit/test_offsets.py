@@ -1,4 +1,4 @@
-"""What the product itself asks of a plan: recipes that use up the pantry, and nothing else."""
+"""Offsets of the product: recipes that use up the pantry are preferred."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -33,7 +33,7 @@ def household(*pantry: str) -> dict[str, Any]:
     }
 
 
-def test_the_meal_planner_has_offsets() -> None:
+def test_meal_planner_has_offsets() -> None:
     assert isinstance(PRODUCT, HasOffsets)
 
 
@@ -46,23 +46,23 @@ def test_each_pantry_item_that_a_recipe_uses_adds_to_it() -> None:
 
 
 @pytest.mark.parametrize("pantry", [None, {}, {"items": None}, {"items": []}])
-def test_an_empty_or_unknown_pantry_asks_for_nothing(pantry: Any) -> None:
+def test_offsets_are_empty_when_the_pantry_is_empty_or_unknown(pantry: Any) -> None:
     assert PRODUCT.offsets({**household(), "pantry": pantry}) == {}
 
 
-def test_staples_and_unknown_things_ask_for_nothing() -> None:
+def test_offsets_ignore_staples_and_unknown_items() -> None:
     assert PRODUCT.offsets(household(*STAPLES, "a jar of buttons")) == {}
 
 
-def test_the_prior_alone_prefers_what_uses_the_pantry() -> None:
+def test_prior_planner_prefers_recipes_that_use_the_pantry() -> None:
     """The reference planner beside a model: with equal popularity, the pantry decides."""
     items = list(PRODUCT.items())
     taught = {
         "target": {"accepted_plan": PRODUCT.plan(household(), items)},
         "metadata": {"timestamp": datetime(2025, 1, 5, tzinfo=UTC)},
     }
-    found, _ = reference_planners(PRODUCT, [taught], Nobody(), fine_tuned=False, borrows=False, households=2)
-    prior = next(planner for planner in found if planner.name == "popularity and offsets")
+    planners, _ = reference_planners(PRODUCT, [taught], Nobody(), fine_tuned=False, borrows=False, households=2)
+    prior = next(planner for planner in planners if planner.name == "popularity and offsets")
     ingredient = next(name for name in PRODUCT.catalogue.ingredient_counts if name not in STAPLES)
     row = {"input": household(ingredient), "metadata": {"event_id": "e"}}
     answer = prior.answers([row], batch_size=1)[0]

@@ -16,19 +16,19 @@ def rows(heading: str) -> set[str]:
     return set(re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE))
 
 
-def test_the_page_lists_exactly_the_existing_metrics() -> None:
+def test_page_lists_exactly_the_existing_metrics() -> None:
     exported = {
         f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in Metrics().registry.collect()
     }
     assert exported and rows("Metrics") == exported
 
 
-def test_the_page_lists_every_readiness_error() -> None:
+def test_page_lists_every_readiness_error() -> None:
     errors = {error for error, _ in health._SCHEMA.values()} | {"database_unreachable", health._DATABASE_REJECTS[0]}
     assert errors <= rows("Health")
 
 
-def test_the_page_describes_tracing_correctly() -> None:
+def test_page_describes_tracing_correctly() -> None:
     section = PAGE.partition("\n## Traces\n")[2]
     assert tracing.INSTALL in section and f"`{tracing.SERVICE_NAME}`" in section
     assert f"at most {tracing.FLUSH_SECONDS:g} s" in PAGE

@@ -1,4 +1,4 @@
-"""Versions: constraints.txt pins every declared dependency, and what belongs together has one version."""
+"""Versions: constraints.txt pins every declared dependency, and related packages have the same version."""
 
 import re
 import tomllib
@@ -30,7 +30,7 @@ def test_makefile_installs_the_pinned_torch() -> None:
     assert f"TORCH ?= torch=={PINNED['torch']}\n" in (PROJECT_ROOT / "Makefile").read_text()
 
 
-def test_all_of_dagster_has_one_release() -> None:
+def test_all_dagster_packages_have_the_same_release() -> None:
     core = {
         PINNED[name] for name in ("dagster", "dagster-pipes", "dagster-graphql", "dagster-shared", "dagster-webserver")
     }

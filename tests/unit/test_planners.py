@@ -1,4 +1,4 @@
-"""The planners that need no training: legal, as long as asked, and each by its own rule."""
+"""The planners that need no training: their plans are legal and have the requested length, and each follows its own rule."""
 
 import math
 from collections import Counter
@@ -39,7 +39,7 @@ def asked(**changes: Any) -> dict[str, Any]:
     restrictions=st.lists(st.sampled_from(DIETS), max_size=2),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_no_planner_breaks_a_rule(excluded: list[str], minutes: int | None, restrictions: list[str], seed: int) -> None:
+def test_planners_break_no_rule(excluded: list[str], minutes: int | None, restrictions: list[str], seed: int) -> None:
     row_input = asked(
         constraints={"excluded_ingredients": excluded, "max_prep_time": minutes},
         household={"restrictions": restrictions},
@@ -60,7 +60,7 @@ def test_random_draws_every_legal_item_equally_often() -> None:
     assert all(abs(drawn[item] - 1000) < 5 * 22.4 for item in "abcd")
 
 
-def test_popularity_counts_and_its_half_life() -> None:
+def test_popularity_counts_accepted_items_and_discounts_them_by_half_life() -> None:
     product = MealPlanner(Catalogue([Recipe(name, name, (), 10, (), 2) for name in "abc"]), meals=2)
     accepted = [(100.0, ["a", "unknown"]), (100.0, ["a"]), (100.0, ["a"]), (0.0, ["b"]), (10.0, ["b"])]
     assert PopularityPlanner.fit(product, accepted).plan(product, asked()) == ["a", "b"]
@@ -104,14 +104,14 @@ def kitchen() -> MealPlanner:
         ({}, {}, "base"),
     ],
 )
-def test_each_wish_of_the_heuristic_decides_alone(
+def test_each_weight_of_the_heuristic_decides_when_it_is_the_only_one(
     weights: dict[str, float], changes: dict[str, Any], best: str
 ) -> None:
     nothing = {f"{name}_weight": 0.0 for name in ("preference", "pantry", "quick", "cheap", "variety", "recent")}
     assert HeuristicPlanner(**{**nothing, **weights}).plan(kitchen(), asked(**changes)) == [best]
 
 
-def test_the_heuristic_varies_within_a_plan_and_never_by_chance() -> None:
+def test_heuristic_varies_within_a_plan_and_is_deterministic() -> None:
     row_input = asked(household={"preferences": ["pasta", "italian"]})
     narrow = HeuristicPlanner(variety_weight=0.0).plan(PRODUCT, row_input)
     varied = HeuristicPlanner().plan(PRODUCT, row_input)
@@ -127,10 +127,10 @@ def test_legacy_propensities_are_the_true_chances() -> None:
     rng = np.random.default_rng(9)
     proposals = [legacy.propose(product, asked(), counts, rng) for _ in range(4000)]
     first = Counter(proposal.items[0] for proposal in proposals)
-    told = {proposal.items[0]: proposal.propensities[0] for proposal in proposals}
+    propensities = {proposal.items[0]: proposal.propensities[0] for proposal in proposals}
     # softmax of log(1 + count) is 21 : 7 : 1
-    assert told == pytest.approx({"a": 0.7 * 21 / 29 + 0.1, "b": 0.7 * 7 / 29 + 0.1, "c": 0.7 / 29 + 0.1})
-    for item, chance in told.items():
+    assert propensities == pytest.approx({"a": 0.7 * 21 / 29 + 0.1, "b": 0.7 * 7 / 29 + 0.1, "c": 0.7 / 29 + 0.1})
+    for item, chance in propensities.items():
         assert abs(first[item] / 4000 - chance) < 5 * math.sqrt(chance * (1 - chance) / 4000)
     # Given that a came first, the second slot is drawn among b and c alone.
     second = {p.items[1]: p.propensities[1] for p in proposals if p.items[0] == "a"}
@@ -139,7 +139,7 @@ def test_legacy_propensities_are_the_true_chances() -> None:
     assert abs(explored - 0.3) < 0.03
 
 
-def test_legacy_is_neither_popularity_nor_heuristic() -> None:
+def test_legacy_plans_differ_from_popularity_and_heuristic() -> None:
     counts = {item: float(index % 17) for index, item in enumerate(PRODUCT.items())}
     legacy = LegacyPlanner().plan(PRODUCT, asked(), np.random.default_rng(1), counts)
     assert set(legacy) != set(PopularityPlanner(counts).plan(PRODUCT, asked()))
@@ -152,5 +152,5 @@ def test_recent_items_are_within_the_given_days() -> None:
     assert recent_items(asked(recent_plans=plans, previous_plan=previous), within_days=15) == {"r14", "r7", "last"}
 
 
-def test_the_sample_catalogue_is_what_a_meal_planner_starts_with() -> None:
+def test_meal_planner_uses_the_sample_catalogue_by_default() -> None:
     assert MealPlanner().catalogue is sample_catalogue()

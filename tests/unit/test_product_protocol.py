@@ -1,4 +1,4 @@
-"""Both products driven through the protocol alone, by code that knows neither."""
+"""Both products are used through the protocol alone, by code that knows neither of them."""
 
 import json
 from datetime import UTC, date, datetime, timedelta
@@ -44,7 +44,7 @@ def song_rows() -> tuple[Product, pl.DataFrame]:
 
 
 @pytest.mark.parametrize("make", [meal_rows, song_rows])
-def test_a_product_is_all_that_the_platform_needs(make: Any) -> None:
+def test_product_provides_everything_that_the_platform_uses(make: Any) -> None:
     product, rows = make()
     assert isinstance(product, Product)
     assert rows.columns == ["input", "target", "metadata"] and len(rows) > 0
@@ -80,7 +80,7 @@ def test_an_incomplete_class_is_not_a_product() -> None:
     assert isinstance(Playlists({}), Product)
 
 
-def test_the_number_of_meals_travels_with_the_product() -> None:
+def test_reference_data_contains_the_number_of_meals() -> None:
     product = MealPlanner(meals=3)
     copy = MealPlanner.from_reference(product.reference())
     assert copy == product and copy.slots({}) == 3
@@ -88,7 +88,7 @@ def test_the_number_of_meals_travels_with_the_product() -> None:
         MealPlanner(meals=8)
 
 
-def test_a_plan_has_a_meal_a_day_for_everyone_at_home() -> None:
+def test_plan_has_one_meal_per_day_with_servings_for_the_household() -> None:
     product = MealPlanner()
     plan = product.plan({"household": {"size": 3}}, ["beef-tacos", "harira"])
     assert plan == {

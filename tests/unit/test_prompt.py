@@ -1,4 +1,4 @@
-"""A row's input in words."""
+"""The prompt: the input of a row as text."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def row_input(**changes: Any) -> dict[str, Any]:
     return {**base, **changes}
 
 
-def test_everything_that_matters_is_written_oldest_history_first() -> None:
+def test_prompt_contains_all_inputs_with_the_oldest_history_first() -> None:
     assert prompt_text(row_input()).split() == [
         *("weeks-ago:2", "r:a", "weeks-ago:1", "chosen", "r:b", "r:c%20d"),
         *("household", "people:3", "likes:soup", "likes:thai_food", "needs:vegan", "without:shrimp"),
@@ -36,7 +36,7 @@ def test_everything_that_matters_is_written_oldest_history_first() -> None:
     ]
 
 
-def test_what_a_household_does_not_have_is_left_out() -> None:
+def test_prompt_omits_missing_limits_pantry_and_history() -> None:
     bare = row_input(
         recent_plans=[],
         constraints={"budget": None, "max_prep_time": None, "excluded_ingredients": []},
@@ -46,12 +46,12 @@ def test_what_a_household_does_not_have_is_left_out() -> None:
     assert not [word for word in words if word.startswith(("budget", "minutes", "without", "weeks-ago", "has"))]
 
 
-def test_the_prompt_shows_the_previous_plan_when_there_are_no_recent_plans() -> None:
+def test_prompt_shows_the_previous_plan_when_there_are_no_recent_plans() -> None:
     previous = {"meals": [{"day": 0, "recipe_id": "x", "servings": 2}]}
     assert prompt_text(row_input(recent_plans=[], previous_plan=previous)).startswith("weeks-ago:1 r:x household")
 
 
-def test_a_long_history_keeps_its_newest_meals() -> None:
+def test_prompt_keeps_the_newest_meals_of_a_long_history() -> None:
     plans = [
         {"days_ago": 7 * week, "meals": [{"recipe_id": f"{week}-{day}", "swapped_in": False} for day in range(7)]}
         for week in range(20, 0, -1)
@@ -61,18 +61,18 @@ def test_a_long_history_keeps_its_newest_meals() -> None:
     assert "r:1-0" in words and "r:20-0" not in words
 
 
-def test_the_prompt_omits_the_household_id() -> None:
+def test_prompt_omits_the_household_id() -> None:
     other = row_input()
     other["household"] = {**other["household"], "id": "another"}
     assert prompt_text(other) == prompt_text(row_input())
 
 
-def test_a_broken_row_raises() -> None:
+def test_prompt_raises_when_the_row_is_broken() -> None:
     with pytest.raises(TypeError):
         prompt_text(row_input(household=None))
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_items_are_single_words_and_different(one: str, other: str) -> None:
+def test_item_texts_are_distinct_single_words(one: str, other: str) -> None:
     assert len(item_text(one).split()) == 1
     assert (item_text(one) == item_text(other)) == (one == other)

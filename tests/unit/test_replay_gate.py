@@ -1,4 +1,4 @@
-"""The gate's rules one by one: each can fail alone, says why with its numbers, and missing numbers never pass."""
+"""The gate's rules one by one: each can refuse by itself and gives its numbers; missing numbers never pass."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ REFUSALS: dict[str, tuple[ReplayResult, str, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_each_rule_refuses_alone(case: str) -> None:
+def test_each_rule_can_refuse_by_itself(case: str) -> None:
     result, rule, words = REFUSALS[case]
     verdict = judge(result)
     assert verdict.decision == "refused" and not verdict.passed
@@ -106,19 +106,19 @@ def test_missing_numbers_neither_pass_nor_refuse(case: str) -> None:
     assert len(verdict.reasons) == 1
 
 
-def test_a_score_that_the_product_does_not_have_is_missing_not_met() -> None:
-    scores = {name: one for name, one in GOOD.items() if name != LEFTOVERS}
+def test_gate_does_not_evaluate_when_a_score_is_missing() -> None:
+    scores = {name: score for name, score in GOOD.items() if name != LEFTOVERS}
     assert judge(result_with(unanchored=scores)).decision == "not_evaluated"
 
 
-def test_without_rows_there_is_no_verdict() -> None:
+def test_gate_does_not_evaluate_without_rows() -> None:
     empty = {name: comparison(None, None) for name in GOOD}
     verdict = judge(result_with(empty, rows=0, units=0, unanchored_rows=0, answered_with_constraint=0))
     assert verdict.decision == "not_evaluated"
     assert all(rule.state == "unknown" for rule in verdict.rules)
 
 
-def test_rows_without_constraints_pass_when_allowed_and_the_verdict_says_so() -> None:
+def test_unconstrained_rows_pass_when_allowed_and_the_verdict_names_the_waiver() -> None:
     result = result_with({CONSTRAINTS: comparison(None, None)}, answered_with_constraint=0)
     verdict = judge(result, GateConfig(allow_unconstrained=True))
     assert verdict.decision == "passed"
@@ -131,7 +131,7 @@ def test_allowing_unconstrained_rows_does_not_excuse_a_broken_constraint() -> No
     assert judge(result, GateConfig(allow_unconstrained=True)).decision == "refused"
 
 
-def test_a_broken_rule_outweighs_an_unknown_rule_and_both_are_reported() -> None:
+def test_broken_rule_outweighs_an_unknown_rule_and_both_are_reported() -> None:
     result = result_with({ALIGNMENT: comparison(0.2, 0.21), LEFTOVERS: comparison(None, None)})
     verdict = judge(result)
     assert verdict.decision == "refused"
@@ -145,28 +145,28 @@ def test_means_are_compared_at_six_decimals() -> None:
 
 
 @pytest.mark.parametrize(("kept", "decision"), [(0.855, "passed"), (0.854998, "refused")])
-def test_the_kept_share_is_inclusive(kept: float, decision: str) -> None:
+def test_limit_of_the_kept_share_is_inclusive(kept: float, decision: str) -> None:
     assert judge(result_with({DIVERSITY: comparison(kept, 0.90)})).decision == decision
 
 
 @pytest.mark.parametrize(("failed", "decision"), [(4, "passed"), (5, "refused")])
-def test_the_failed_share_is_inclusive(failed: int, decision: str) -> None:
+def test_limit_of_the_failed_share_is_inclusive(failed: int, decision: str) -> None:
     assert judge(result_with(candidate_failed=failed)).decision == decision
 
 
-def test_the_same_tokens_are_not_worse_and_a_margin_allows_more() -> None:
+def test_margin_allows_extra_tokens() -> None:
     more = result_with({TOKENS: comparison(5.2, 5.0, 0.1)})
     assert judge(more, GateConfig(most_extra_tokens=1.0)).passed
 
 
-def test_the_verdict_is_anchored_and_on_all_rows_when_too_few_rows_are_by_neither_model() -> None:
+def test_verdict_is_anchored_on_all_rows_when_too_few_are_by_neither_model() -> None:
     worse_there = {**GOOD, ALIGNMENT: comparison(0.1, 0.2)}
     verdict = judge(result_with(unanchored=worse_there, unanchored_rows=99))
     assert (verdict.anchored, verdict.decision, verdict.rows_compared) == (True, "passed", 400)
     assert "only 99 of 400 rows" in verdict.reasons[0]
 
 
-def test_a_small_replay_is_not_anchored_when_neither_model_proposed_any_row() -> None:
+def test_small_replay_is_not_anchored_when_neither_model_proposed_a_row() -> None:
     verdict = judge(result_with(rows=36, unanchored_rows=36))
     assert (verdict.anchored, verdict.rows_compared, verdict.reasons) == (False, 36, ())
 
@@ -190,12 +190,12 @@ def test_an_invalid_gate_configuration_is_refused(changes: dict[str, Any]) -> No
         GateConfig(**changes)
 
 
-def test_every_field_is_described_and_the_weights_are_those_of_the_offline_score() -> None:
+def test_gate_fields_are_described_and_weights_match_the_offline_score() -> None:
     assert all(field.description for field in GateConfig.model_fields.values())
     assert GateConfig().weights == {ALIGNMENT: 0.4, EDITS: 0.3, DIVERSITY: 0.15, LEFTOVERS: 0.15}
 
 
-def test_a_verdict_survives_json() -> None:
+def test_verdict_survives_a_json_round_trip() -> None:
     verdict = judge(result_with({ALIGNMENT: comparison(0.2, 0.21)}))
     assert Verdict.from_dict(verdict.to_dict()) == verdict
 

@@ -1,4 +1,4 @@
-"""What a person sees: ticks, numbers with intervals, reasons, and a plot that is a picture."""
+"""The replay report: ticks, numbers with intervals, reasons, and a valid plot."""
 
 import base64
 import re
@@ -29,7 +29,7 @@ def shown(result: object, width: int = 160) -> str:
     return console.export_text()
 
 
-def test_the_table_shows_candidate_baseline_difference_tick_and_what_was_done() -> None:
+def test_table_shows_scores_differences_verdict_and_actions() -> None:
     result = result_with(references=(POPULARITY,))
     text = shown(
         terminal_table(result, judge(result), ["Model version planner_model 2 is now tagged stage=candidate."])
@@ -45,7 +45,7 @@ def test_the_table_shows_candidate_baseline_difference_tick_and_what_was_done() 
     assert "stage=candidate" in text
 
 
-def test_a_refusal_shows_a_cross_and_every_reason() -> None:
+def test_refusal_shows_a_cross_and_every_reason() -> None:
     result = result_with(
         {ALIGNMENT: comparison(0.20, 0.21), CONSTRAINTS: comparison(None, None)},
         answered_with_constraint=0,
@@ -78,7 +78,7 @@ def test_markdown_shows_the_same_with_proposers_and_the_plot() -> None:
     assert all(line.count("|") in (6, 7) for line in tables), "a cell must not break its table"
 
 
-def test_the_plot_draws_every_planner_and_survives_missing_scores() -> None:
+def test_plot_draws_every_planner_when_scores_are_missing() -> None:
     result = result_with({OFFLINE: comparison(0.4, 0.37, None)}, references=(POPULARITY,))
     drawing = ElementTree.fromstring(scores_svg(result))
     texts = [node.text for node in drawing.iter("{http://www.w3.org/2000/svg}text")]

@@ -48,7 +48,7 @@ def test_a_row_must_be_unseen_by_both_models() -> None:
     assert selection.seen == {"planner_model 2": 2, "planner_model 1": 2}
 
 
-def test_an_earlier_row_of_a_known_household_is_not_unseen_even_if_it_was_left_out_of_training() -> None:
+def test_earlier_row_of_a_trained_household_counts_as_seen() -> None:
     trained = TrainedOn("m", frozenset({"e1"}), frozenset({"seen"}), DAY + timedelta(days=1))
     assert choose_rows(KEYS, [trained])[0] == [2, 3, 4]
 
@@ -58,12 +58,12 @@ def test_an_event_that_was_trained_on_is_seen_at_any_time_and_in_any_household()
     assert 4 not in choose_rows(KEYS, [trained])[0]
 
 
-def test_a_request_for_rows_that_were_trained_on_is_refused_with_the_count() -> None:
+def test_all_rows_are_refused_with_the_count_when_some_were_trained_on() -> None:
     with pytest.raises(ReplayError, match=r"asks for 5 rows, and training saw 2 of them by planner_model 2"):
         choose_rows(KEYS, [CANDIDATE, BASELINE], choice="all")
 
 
-def test_held_out_rows_are_those_of_the_split() -> None:
+def test_held_out_choice_returns_the_replay_split() -> None:
     assert choose_rows(KEYS, [CANDIDATE, BASELINE], choice="held-out")[0] == [2, 3]
 
 
@@ -80,7 +80,7 @@ def test_the_error_names_the_models_that_saw_the_rows_when_none_is_unseen() -> N
         choose_rows(KEYS[:2], [BASELINE], choice="held-out")
 
 
-def test_a_sample_is_drawn_with_its_seed_and_keeps_the_order() -> None:
+def test_sample_is_repeatable_by_seed_and_keeps_the_order() -> None:
     keys = [key(number, f"h{number}", number % 7) for number in range(200)]
     first, selection = choose_rows(keys, [BASELINE], sample_size=50)
     assert first == sorted(first) and len(set(first)) == 50
@@ -90,7 +90,7 @@ def test_a_sample_is_drawn_with_its_seed_and_keeps_the_order() -> None:
     assert choose_rows(keys, [BASELINE], sample_size=200)[0] == choose_rows(keys, [BASELINE], sample_size=None)[0]
 
 
-def test_a_sample_of_nothing_is_refused() -> None:
+def test_sample_size_of_zero_is_refused() -> None:
     with pytest.raises(ReplayError, match="at least 1"):
         choose_rows(KEYS, [BASELINE], sample_size=0)
 
@@ -101,16 +101,16 @@ rows = st.lists(st.tuples(households, st.integers(0, 20)), min_size=1, max_size=
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(rows, st.sets(st.integers(0, 39)), st.sets(st.integers(0, 39)), st.integers(1, 40))
-def test_no_chosen_row_was_ever_trained_on(
+def test_chosen_rows_were_never_trained_on(
     drawn: list[tuple[str, int]], first: set[int], second: set[int], size: int
 ) -> None:
     keys = [key(number, household, day) for number, (household, day) in enumerate(drawn)]
 
     def trained(name: str, numbers: set[int]) -> TrainedOn:
         taught = [keys[number] for number in numbers if number < len(keys)]
-        until = max((one.timestamp for one in taught), default=None)
+        until = max((row.timestamp for row in taught), default=None)
         return TrainedOn(
-            name, frozenset(one.event_id for one in taught), frozenset(one.household for one in taught), until
+            name, frozenset(row.event_id for row in taught), frozenset(row.household for row in taught), until
         )
 
     models = [trained("one", first), trained("two", second)]
@@ -126,13 +126,13 @@ def test_no_chosen_row_was_ever_trained_on(
                 assert model.until is not None and keys[at].timestamp > model.until
 
 
-def test_a_dataset_is_read_with_its_product_its_keys_and_its_rows(tmp_path: Path) -> None:
+def test_dataset_is_read_with_keys_and_rows(tmp_path: Path) -> None:
     rows = sample_rows(households=4, plans=2, held_out=2)
     dataset = read_rows(dataset_folder(tmp_path / "planner" / "2025-01-26", rows))
     assert (dataset.name, dataset.version) == ("planner", "2025-01-26")
     keys = dataset.keys()
-    assert [one.event_id for one in keys] == [row["metadata"]["event_id"] for row in rows]
-    assert [one.split for one in keys[:4]] == ["replay", "replay", "train", "train"]
+    assert [row_key.event_id for row_key in keys] == [row["metadata"]["event_id"] for row in rows]
+    assert [row_key.split for row_key in keys[:4]] == ["replay", "replay", "train", "train"]
     assert keys[0].timestamp == rows[0]["metadata"]["timestamp"]
     (taken,) = dataset.take([3])
     assert taken["input"]["household"]["id"] == "h03"
@@ -151,6 +151,6 @@ def test_a_duplicate_event_is_refused(tmp_path: Path) -> None:
         read_rows(folder).keys()
 
 
-def test_a_missing_dataset_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="There is no dataset at"):
         read_rows(str(tmp_path / "nowhere"))

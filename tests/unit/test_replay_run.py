@@ -1,4 +1,4 @@
-"""One replay: every row counts, broken ones too; the same digits in any batch size; who proposed what is told apart."""
+"""One replay: every row counts, failed rows too; scores are identical for any batch size and are reported by proposer."""
 
 from functools import cache
 from typing import Any
@@ -36,7 +36,7 @@ def replayed(candidate: Any, baseline: Any = None, *, rows: list[Row] | None = N
     )
 
 
-def test_a_perfect_model_scores_one_and_beats_an_ignorant_one() -> None:
+def test_perfect_model_scores_1_and_beats_an_ignorant_model() -> None:
     result = replayed(RuleModel(telling(ROWS)))
     assert result.scores[ALIGNMENT].candidate.mean == 1.0
     assert result.scores[EDITS].candidate.mean == 1.0
@@ -62,7 +62,7 @@ def test_means_agree_with_scoring_every_row_by_hand() -> None:
     assert result.scores[TOKENS].candidate.mean == 5.0 and result.scores[TOKENS].baseline.mean == 0.0
 
 
-def test_the_offline_score_of_a_row_leaves_out_what_does_not_apply() -> None:
+def test_offline_score_ignores_scores_that_do_not_apply() -> None:
     assert offline_score({ALIGNMENT: 0.5, EDITS: 0.5, DIVERSITY: 1.0, LEFTOVERS: None}) == pytest.approx(0.5 / 0.85)
     assert offline_score({ALIGNMENT: None}) is None
 
@@ -81,7 +81,7 @@ def test_any_batch_size_gives_the_same_digits(batch_size: int) -> None:
     assert replayed_in_batches(batch_size).to_dict() == replayed_in_batches(36).to_dict()
 
 
-def test_a_result_survives_json() -> None:
+def test_result_survives_a_json_round_trip() -> None:
     result = replayed(RuleModel(telling(ROWS, 0.6)))
     assert ReplayResult.from_dict(result.to_dict()) == result
 
@@ -95,7 +95,7 @@ def breaking_on(household: str) -> Any:
     return rule
 
 
-def test_a_row_that_breaks_the_model_is_counted_named_and_scored_as_an_empty_plan() -> None:
+def test_failing_row_is_counted_reported_and_scored_as_an_empty_plan() -> None:
     result = replayed(RuleModel(breaking_on("h03")))
     whole = replayed(RuleModel(first_legal))
     assert (result.candidate_failed, result.baseline_failed) == (3, 0)
@@ -109,14 +109,14 @@ def test_a_row_that_breaks_the_model_is_counted_named_and_scored_as_an_empty_pla
 
 def test_only_the_broken_row_of_a_batch_fails() -> None:
     model = RuleModel(breaking_on("h03"))
-    found = answers(model, inputs_of(ROWS), name="m", batch_size=64)
-    assert [row["input"]["household"]["id"] for row, answer in zip(ROWS, found, strict=True) if answer.error] == [
+    answered = answers(model, inputs_of(ROWS), name="m", batch_size=64)
+    assert [row["input"]["household"]["id"] for row, answer in zip(ROWS, answered, strict=True) if answer.error] == [
         "h03"
     ] * 3
     assert model.calls[0] == 36 and set(model.calls[1:]) == {1}
 
 
-def test_an_error_that_the_model_reports_itself_fails_the_row() -> None:
+def test_row_fails_when_the_model_reports_an_error() -> None:
     result = replayed(RuleModel(lambda row_input: {"meals": [], "error": "No item is legal for this row."}))
     assert result.candidate_failed == 36
     assert result.failures[0].error == "No item is legal for this row."
@@ -169,8 +169,8 @@ def test_scores_are_reported_by_proposer() -> None:
     result = replayed(
         RuleModel(telling(rows, 0.6)), rows=rows, candidate_ids=frozenset({"new"}), baseline_ids=frozenset({"old"})
     )
-    found = {(group.proposer, group.name): group.rows for group in result.by_proposer}
-    assert found == {
+    counts = {(group.proposer, group.name): group.rows for group in result.by_proposer}
+    assert counts == {
         ("candidate", "new"): 10,
         ("baseline", "old"): 8,
         ("unknown", "unknown"): 2,
@@ -225,14 +225,14 @@ def test_a_fine_tuned_candidate_gets_both_controls() -> None:
     assert [params for params, _ in asked] == [None, {"adapter": False}, None]
 
 
-def test_shuffled_prompts_are_of_another_household_and_legal_items_stay() -> None:
+def test_shuffled_prompts_come_from_another_household_and_keep_the_legal_items() -> None:
     mixed = shuffled_inputs(ROWS)
-    lent = [told.pop("prompt_from") for told in mixed]
+    lent = [row_input.pop("prompt_from") for row_input in mixed]
     assert mixed == inputs_of(ROWS)
     assert all(
         other["household"]["id"] != row["input"]["household"]["id"] for other, row in zip(lent, ROWS, strict=True)
     )
-    assert [told["prompt_from"] for told in shuffled_inputs(ROWS)] == lent
+    assert [row_input["prompt_from"] for row_input in shuffled_inputs(ROWS)] == lent
     assert len({str(other) for other in lent}) > len(ROWS) / 2, "many lend, not one to all"
 
 
@@ -244,10 +244,10 @@ def test_shuffled_prompts_are_of_another_household_and_legal_items_stay() -> Non
         ({"households": 1}, "all rows are of one household"),
     ],
 )
-def test_a_control_that_does_not_apply_is_left_out_with_a_sentence(changes: dict[str, Any], words: str) -> None:
+def test_control_is_left_out_with_a_reason_when_it_does_not_apply(changes: dict[str, Any], words: str) -> None:
     options = {"fine_tuned": True, "borrows": True, "households": 12, **changes}
-    found, left_out = reference_planners(PRODUCT, TAUGHT, RuleModel(first_legal), **options)
-    assert "shuffled prompts" not in [planner.name for planner in found]
+    planners, left_out = reference_planners(PRODUCT, TAUGHT, RuleModel(first_legal), **options)
+    assert "shuffled prompts" not in [planner.name for planner in planners]
     assert words in left_out[-1]
 
 

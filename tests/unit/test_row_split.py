@@ -1,4 +1,4 @@
-"""Which rows are trained on: by household, or by time, near the shares that were asked for, and always the same."""
+"""The split of rows: by household or by time, near the requested shares, and repeatable."""
 
 from datetime import date, timedelta
 from functools import cache
@@ -21,7 +21,7 @@ def world() -> tuple[pl.DataFrame, dict[str, pl.DataFrame], RowWindow, list[dict
     return events, sample.tables, window, planner_rows(events, sample.tables, window).to_dicts()
 
 
-def test_the_split_is_by_household_and_near_its_shares() -> None:
+def test_split_is_by_household_and_near_its_shares() -> None:
     draws = [split_of(f"household-{number}") for number in range(20_000)]
     held_out = sum(held for held, _ in draws) / len(draws)
     validation = sum(checked for held, checked in draws if not held) / sum(not held for held, _ in draws)
@@ -42,7 +42,7 @@ def test_each_household_is_on_one_side() -> None:
     assert len({*map(tuple, sides.values())}) > 1
 
 
-def test_a_replay_day_splits_by_time_and_training_by_household() -> None:
+def test_replay_is_split_by_time_and_training_by_household_when_a_day_is_set() -> None:
     events, tables, window, _ = world()
     day = (window.start + timedelta(days=21)).date()
     frame = planner_rows(events, tables, window, replay_from=day)

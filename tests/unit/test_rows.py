@@ -1,4 +1,4 @@
-"""Rows are what was known when a plan was made, and nothing else; households keep to one side of the split."""
+"""Rows contain only what was known when the plan was generated; each household is on one side of the split."""
 
 import json
 from collections.abc import Iterator
@@ -47,12 +47,12 @@ _numbers: Iterator[int] = iter(range(1_000_000))
 
 
 def session(
-    plan: str, made: datetime, *recipes: str, household: str = "h", accepted: datetime | None = None
+    plan: str, generated_at: datetime, *recipes: str, household: str = "h", accepted: datetime | None = None
 ) -> list[dict[str, Any]]:
     """A plan that was proposed and accepted an hour later."""
     return [
-        happened("plan_generated", made, household, {"workflow_type": "meal-first"}, plan_id=plan, meals=meals(*recipes)),
-        happened("plan_accepted", accepted or made + timedelta(hours=1), household, plan_id=plan, meals=meals(*recipes)),
+        happened("plan_generated", generated_at, household, {"workflow_type": "meal-first"}, plan_id=plan, meals=meals(*recipes)),
+        happened("plan_accepted", accepted or generated_at + timedelta(hours=1), household, plan_id=plan, meals=meals(*recipes)),
     ]  # fmt: skip
 
 
@@ -81,17 +81,17 @@ def rows_of(events: list[dict[str, Any]], **frames: list[dict[str, Any]]) -> lis
     return planner_rows(events_frame(events), domain(**frames), WINDOW).to_dicts()
 
 
-def test_a_row_has_exactly_the_contract_s_fields_and_values() -> None:
-    made = START + DAY
+def test_row_has_exactly_the_fields_and_values_of_the_contract() -> None:
+    generated_at = START + DAY
     events = [
         *session("before", START - DAY, "r0", "r1"),
-        happened("plan_generated", made, "h",
+        happened("plan_generated", generated_at, "h",
                  {"policy_version_id": "v2", "workflow_type": "pantry-first", "mode": "exploratory", "region": "ignored"},
                  plan_id="p", meals=meals("r2", "r3"), slot_propensities=[0.5, 0.25], slot_explored=[True, False]),
-        happened("meal_swapped", made + timedelta(minutes=1), plan_id="p", day=1, from_meal_id="r3", to_meal_id="r4"),
-        happened("edit_applied", made + timedelta(minutes=2), plan_id="p", type="adjust_servings", day=0, servings=3),
-        happened("meal_swapped", made + timedelta(hours=2), plan_id="p", day=0, from_meal_id="r2", to_meal_id="r8"),
-        happened("plan_accepted", made + timedelta(hours=1), plan_id="p", meals=meals("r2", "r4")),
+        happened("meal_swapped", generated_at + timedelta(minutes=1), plan_id="p", day=1, from_meal_id="r3", to_meal_id="r4"),
+        happened("edit_applied", generated_at + timedelta(minutes=2), plan_id="p", type="adjust_servings", day=0, servings=3),
+        happened("meal_swapped", generated_at + timedelta(hours=2), plan_id="p", day=0, from_meal_id="r2", to_meal_id="r8"),
+        happened("plan_accepted", generated_at + timedelta(hours=1), plan_id="p", meals=meals("r2", "r4")),
     ]  # fmt: skip
     frame = planner_rows(
         events_frame(events),
@@ -99,34 +99,34 @@ def test_a_row_has_exactly_the_contract_s_fields_and_values() -> None:
             pantry_snapshots=[
                 {
                     "household_id": "h",
-                    "snapshot_time": made,
+                    "snapshot_time": generated_at,
                     "items": [{"name": "rice", "quantity": 1.5, "unit": "kg"}],
                 },
-                {"household_id": "h", "snapshot_time": made - DAY, "items": []},
+                {"household_id": "h", "snapshot_time": generated_at - DAY, "items": []},
                 {
                     "household_id": "h",
-                    "snapshot_time": made + timedelta(microseconds=1),
+                    "snapshot_time": generated_at + timedelta(microseconds=1),
                     "items": [{"name": "no", "quantity": 1, "unit": ""}],
                 },
             ],
             household_constraints=[
                 {
                     "household_id": "h",
-                    "valid_from": made - DAY,
+                    "valid_from": generated_at - DAY,
                     "budget": 40.5,
                     "max_prep_time": 30,
                     "excluded_ingredients": ["nuts"],
                 },
                 {
                     "household_id": "h",
-                    "valid_from": made + DAY,
+                    "valid_from": generated_at + DAY,
                     "budget": 1.0,
                     "max_prep_time": 1,
                     "excluded_ingredients": [],
                 },
                 {
                     "household_id": "other",
-                    "valid_from": made,
+                    "valid_from": generated_at,
                     "budget": 2.0,
                     "max_prep_time": 2,
                     "excluded_ingredients": [],
@@ -157,7 +157,7 @@ def test_a_row_has_exactly_the_contract_s_fields_and_values() -> None:
                 ],
             },
             "metadata": {
-                "timestamp": made + timedelta(hours=1),
+                "timestamp": generated_at + timedelta(hours=1),
                 "plan_id": "p",
                 "event_id": events[-1]["event_id"],
                 "policy_version_id": "v2",
@@ -173,7 +173,7 @@ def test_a_row_has_exactly_the_contract_s_fields_and_values() -> None:
     ]  # fmt: skip
 
 
-def test_what_a_household_swapped_in_is_remembered() -> None:
+def test_history_marks_swapped_in_items() -> None:
     first = START + DAY
     swap = happened(
         "meal_swapped", first + timedelta(minutes=5), plan_id="a", day=1, from_meal_id="r5", to_meal_id="r1"
@@ -188,19 +188,19 @@ def test_what_a_household_swapped_in_is_remembered() -> None:
     ]
 
 
-def test_history_reaches_the_look_back_and_not_further() -> None:
+def test_history_ends_at_the_look_back() -> None:
     now = START + 10 * DAY
     ages = [27, 28, 29, 3]
     events = [
-        one
+        event
         for age in ages
-        for one in session(f"p{age}", now - age * DAY - timedelta(hours=1), "r1", accepted=now - age * DAY)
+        for event in session(f"p{age}", now - age * DAY - timedelta(hours=1), "r1", accepted=now - age * DAY)
     ]
     (row,) = [row for row in rows_of([*events, *session("now", now, "r0")]) if row["metadata"]["plan_id"] == "now"]
     assert [plan["days_ago"] for plan in row["input"]["recent_plans"]] == [28, 27, 3]
 
 
-def test_an_acceptance_at_the_very_moment_of_making_is_not_history() -> None:
+def test_acceptance_at_the_moment_of_generation_is_not_history() -> None:
     now = START + 10 * DAY
     rows = rows_of([*session("a", now - DAY, "r1", accepted=now), *session("b", now, "r0")])
     assert rows[1]["input"]["previous_plan"] is None
@@ -222,21 +222,21 @@ def test_an_acceptance_at_the_very_moment_of_making_is_not_history() -> None:
 )  # fmt: skip
 def test_incomplete_sessions_are_left_out_and_counted(events: list[dict[str, Any]], reason: str) -> None:
     kept = session("kept", START + DAY, "r1", household="other")
-    made = build_rows(events_frame(events + kept), domain(), WINDOW)
-    assert [row["metadata"]["plan_id"] for row in made.frame.to_dicts()] == ["kept"]
-    assert made.excluded == {reason: 1}
+    built = build_rows(events_frame(events + kept), domain(), WINDOW)
+    assert [row["metadata"]["plan_id"] for row in built.frame.to_dicts()] == ["kept"]
+    assert built.excluded == {reason: 1}
 
 
 def test_a_plan_that_is_accepted_twice_is_one_row() -> None:
     once = session("p", START + DAY, "r0")
     again = happened("plan_accepted", START + 3 * DAY, plan_id="p", meals=meals("r5"))
-    made = build_rows(events_frame([again, *once]), domain(), WINDOW)
-    assert made.frame.height == 1
-    assert made.frame.to_dicts()[0]["target"]["accepted_plan"] == {"meals": meals("r0")}
-    assert made.excluded == {"accepted_again": 1}
+    built = build_rows(events_frame([again, *once]), domain(), WINDOW)
+    assert built.frame.height == 1
+    assert built.frame.to_dicts()[0]["target"]["accepted_plan"] == {"meals": meals("r0")}
+    assert built.excluded == {"accepted_again": 1}
 
 
-def test_the_window_is_of_acceptances_and_half_open() -> None:
+def test_window_is_half_open_and_applies_to_acceptances() -> None:
     events = [
         *session("too early", START - DAY, "r0", accepted=START - timedelta(microseconds=1)),
         *session("first", START - DAY, "r0", accepted=START),
@@ -246,7 +246,7 @@ def test_the_window_is_of_acceptances_and_half_open() -> None:
     assert [row["metadata"]["plan_id"] for row in rows_of(events)] == ["first", "last"]
 
 
-def test_reconstructed_plans_need_no_proposal_and_begin_with_their_first_meal() -> None:
+def test_reconstructed_plans_need_no_proposal_and_start_at_their_first_meal() -> None:
     reconstructed = happened("plan_accepted", START + 5 * DAY, plan_id="p", meals=meals("r0", "r1"), reconstructed=True,
                              started_at=(START + DAY).isoformat())  # fmt: skip
     between = session("between", START + 2 * DAY, "r5")
@@ -269,20 +269,20 @@ def test_hostile_payloads_give_no_rows_and_no_crash() -> None:
     events.append(
         {**happened("plan_accepted", START + DAY, plan_id="q", meals=meals("r0")), "context": {"mode": ["x"]}}
     )
-    made = build_rows(events_frame(events), domain(), WINDOW)
-    assert made.frame.is_empty()
-    assert made.excluded["malformed_event"] > 40
+    built = build_rows(events_frame(events), domain(), WINDOW)
+    assert built.frame.is_empty()
+    assert built.excluded["malformed_event"] > 40
 
 
-def test_no_events_give_no_rows_of_the_same_shape() -> None:
-    made = build_rows(events_frame([]), domain(), WINDOW)
-    assert (made.frame.schema, made.frame.height, made.excluded) == (ROW_SCHEMA, 0, {})
+def test_rows_keep_their_schema_without_events() -> None:
+    built = build_rows(events_frame([]), domain(), WINDOW)
+    assert (built.frame.schema, built.frame.height, built.excluded) == (ROW_SCHEMA, 0, {})
 
 
-def test_the_same_event_id_at_two_times_is_two_rows() -> None:
-    one, two = session("a", START + DAY, "r0"), session("b", START + 2 * DAY, "r1")
-    two[1]["event_id"] = one[1]["event_id"]
-    rows = rows_of(one + two)
+def test_event_id_that_occurs_at_two_times_gives_two_rows() -> None:
+    first, second = session("a", START + DAY, "r0"), session("b", START + 2 * DAY, "r1")
+    second[1]["event_id"] = first[1]["event_id"]
+    rows = rows_of(first + second)
     assert [row["input"]["previous_plan"] for row in rows] == [None, {"meals": meals("r0")}]
 
 
@@ -299,20 +299,20 @@ def world() -> tuple[pl.DataFrame, dict[str, pl.DataFrame], RowWindow, list[dict
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(position=st.floats(0, 1), seed=st.integers(0, 2**31), drop=st.booleans())
-def test_nothing_after_a_plan_was_made_reaches_its_input(position: float, seed: int, drop: bool) -> None:
+def test_row_input_ignores_everything_after_the_plan_was_generated(position: float, seed: int, drop: bool) -> None:
     events, tables, window, rows = world()
     row = rows[min(int(position * len(rows)), len(rows) - 1)]
     plan, household = row["metadata"]["plan_id"], row["input"]["household"]["id"]
     own = pl.col("payload").str.json_path_match("$.plan_id") == plan
-    made = events.filter(own, pl.col("event_type") == "plan_generated").select(pl.col("timestamp").max()).item()
-    later = pl.col("timestamp") > made
+    generated_at = events.filter(own, pl.col("event_type") == "plan_generated").select(pl.col("timestamp").max()).item()
+    later = pl.col("timestamp") > generated_at
     kept = events.filter(~later | (own & (pl.col("event_type") == "plan_accepted")))
     if drop:
         changed, domains = (
             kept,
             {
-                "pantry_snapshots": tables["pantry_snapshots"].filter(pl.col("snapshot_time") <= made),
-                "household_constraints": tables["household_constraints"].filter(pl.col("valid_from") <= made),
+                "pantry_snapshots": tables["pantry_snapshots"].filter(pl.col("snapshot_time") <= generated_at),
+                "household_constraints": tables["household_constraints"].filter(pl.col("valid_from") <= generated_at),
             },
         )
     else:
@@ -320,27 +320,29 @@ def test_nothing_after_a_plan_was_made_reaches_its_input(position: float, seed: 
         shuffled = events.filter(later, ~own).with_columns(
             pl.col("payload").shuffle(seed), pl.col("unit_id").shuffle(seed + 1), pl.col("context").shuffle(seed + 2)
         )
-        soon = made + timedelta(microseconds=1)
-        invented = events_frame(session("invented", made - DAY, "aloo-gobi", household=household, accepted=soon))
+        soon = generated_at + timedelta(microseconds=1)
+        invented = events_frame(
+            session("invented", generated_at - DAY, "aloo-gobi", household=household, accepted=soon)
+        )
         changed = pl.concat([kept, shuffled.with_columns(pl.lit(household).alias("unit_id")), shuffled, invented])
         pantry = tables["pantry_snapshots"]
-        late = pl.col("snapshot_time") > made
+        late = pl.col("snapshot_time") > generated_at
         rules = tables["household_constraints"]
         domains = {
             "pantry_snapshots": pl.concat(
                 [pantry.filter(~late), pantry.filter(late).with_columns(pl.lit(household).alias("household_id"))]
             ),
             "household_constraints": rules.with_columns(
-                budget=pl.when(pl.col("valid_from") > made).then(0.5).otherwise("budget"),
-                max_prep_time=pl.when(pl.col("valid_from") > made).then(1).otherwise("max_prep_time"),
+                budget=pl.when(pl.col("valid_from") > generated_at).then(0.5).otherwise("budget"),
+                max_prep_time=pl.when(pl.col("valid_from") > generated_at).then(1).otherwise("max_prep_time"),
             ),
         }
     again = planner_rows(changed, {**tables, **domains}, window).to_dicts()
-    (same,) = [one for one in again if one["metadata"]["event_id"] == row["metadata"]["event_id"]]
+    (same,) = [other for other in again if other["metadata"]["event_id"] == row["metadata"]["event_id"]]
     assert same["input"] == row["input"]
 
 
-def test_the_property_test_would_see_a_leak() -> None:
+def test_data_would_reveal_a_leak_in_the_property_test() -> None:
     # A snapshot just after the plan was made does change what a leaking join would show, so the data can tell.
     events, tables, _, rows = world()
     times = events.filter(pl.col("event_type") == "plan_generated")["timestamp"]
@@ -356,19 +358,19 @@ def test_the_order_of_events_and_tables_does_not_matter() -> None:
     assert rows == sorted(rows, key=lambda row: (row["metadata"]["timestamp"], row["metadata"]["event_id"]))
 
 
-def test_only_the_named_fields_are_ever_null() -> None:
+def test_only_nullable_fields_are_null() -> None:
     _, _, _, rows = world()
 
     def nulls(value: Any, path: str) -> set[str]:
         if value is None:
             return {path}
         if isinstance(value, dict):
-            return set().union(*(nulls(one, f"{path}.{name}".lstrip(".")) for name, one in value.items()))
-        return set().union(*(nulls(one, path) for one in value)) if isinstance(value, list) else set()
+            return set().union(*(nulls(item, f"{path}.{name}".lstrip(".")) for name, item in value.items()))
+        return set().union(*(nulls(item, path) for item in value)) if isinstance(value, list) else set()
 
-    found = set().union(*(nulls(row, "") for row in rows))
-    assert found <= NULLABLE
-    assert "input.previous_plan" in found
+    null_fields = set().union(*(nulls(row, "") for row in rows))
+    assert null_fields <= NULLABLE
+    assert "input.previous_plan" in null_fields
 
 
 def test_context_and_payload_are_read_as_text() -> None:

@@ -85,8 +85,8 @@ def test_edit_distance_score(predicted: str, accepted: str, expected: float) -> 
 
 def test_edit_distance_follows_the_days_not_the_list() -> None:
     shuffled = {"meals": list(reversed(plan("a", "b", "c")["meals"]))}
-    found = scores.all_scores(KITCHEN, row(plan("a", "b", "c")), shuffled)
-    assert found["edit_distance_score"] == 1.0
+    all_scores = scores.all_scores(KITCHEN, row(plan("a", "b", "c")), shuffled)
+    assert all_scores["edit_distance_score"] == 1.0
 
 
 def test_diversity_is_one_minus_the_mean_jaccard_of_pairs() -> None:
@@ -109,7 +109,7 @@ def test_leftovers_counts_pantry_and_opened_things() -> None:
     assert scores.leftovers(KITCHEN, row_input, []) == 0.0
 
 
-def test_leftovers_do_not_apply_where_nothing_can_be_left() -> None:
+def test_leftovers_do_not_apply_when_only_staples_are_used() -> None:
     salted = Catalogue([Recipe("s", "S", ("salt", "water"), 1, (), 1)])
     assert scores.leftovers(salted, row(plan("s"), pantry=("salt",))["input"], ["s"]) is None
 
@@ -138,10 +138,10 @@ ids = st.lists(st.sampled_from(sample_catalogue().ids), max_size=7, unique=True)
     pantry=st.lists(st.sampled_from(sorted(sample_catalogue().ingredient_counts)), max_size=8),
 )
 def test_every_score_is_between_0_and_1(predicted: list[str], accepted: list[str], pantry: list[str]) -> None:
-    found = scores.all_scores(
+    all_scores = scores.all_scores(
         sample_catalogue(), row(plan(*accepted), pantry=tuple(pantry), max_prep_time=45), plan(*predicted)
     )
-    assert set(found) == {
+    assert set(all_scores) == {
         "plan_alignment_score",
         "constraint_respect_score",
         "edit_distance_score",
@@ -149,7 +149,7 @@ def test_every_score_is_between_0_and_1(predicted: list[str], accepted: list[str
         "leftovers_score",
         "budget_respect_score",
     }
-    assert all(value is None or 0.0 <= value <= 1.0 for value in found.values())
+    assert all(value is None or 0.0 <= value <= 1.0 for value in all_scores.values())
 
 
 @given(left=ids, right=ids)

@@ -111,7 +111,7 @@ def test_damaged_segment_is_set_aside_and_an_intact_one_is_removed(tmp_path: Pat
     assert not path.exists()
 
 
-def test_size_limit_counts_other_writers_and_frees_what_is_stored(tmp_path: Path) -> None:
+def test_size_limit_counts_other_writers_and_frees_stored_records(tmp_path: Path) -> None:
     other = SpoolWriter(tmp_path, 1000)
     other.append([b"x" * 388])
     writer = SpoolWriter(tmp_path, 1000)
@@ -191,7 +191,7 @@ def test_all_appended_records_are_there_when_the_writer_was_killed(tmp_path: Pat
     assert records == [b"%d" % number for number in range(50)]
 
 
-def test_nothing_is_created_before_the_first_record(tmp_path: Path) -> None:
+def test_spool_creates_no_folder_before_the_first_record(tmp_path: Path) -> None:
     root = tmp_path / "spool"
     writer = SpoolWriter(root, MB)
     assert (writer.records, writer.seal(), root.exists()) == (0, [], False)

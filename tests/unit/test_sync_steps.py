@@ -42,14 +42,14 @@ def compared(folder: Path, experiments: str, state: dict[str, Any], policies: st
 
 
 def test_empty_database_gets_everything_in_the_order_to_apply_it(tmp_path: Path) -> None:
-    found = compared(tmp_path, SPLIT, EMPTY)
-    assert [type(step) for step in found.steps] == [steps.AddPolicy, steps.AddVersion, steps.CreateRun]
-    assert (found.notes, found.problems) == ([], [])
+    result = compared(tmp_path, SPLIT, EMPTY)
+    assert [type(step) for step in result.steps] == [steps.AddPolicy, steps.AddVersion, steps.CreateRun]
+    assert (result.notes, result.problems) == ([], [])
 
 
 def test_equal_files_and_database_need_no_step(tmp_path: Path) -> None:
-    found = compared(tmp_path, SPLIT, {**STORED, "runs": {"cards": [stored_run()]}})
-    assert found == Difference()
+    result = compared(tmp_path, SPLIT, {**STORED, "runs": {"cards": [stored_run()]}})
+    assert result == Difference()
 
 
 @pytest.mark.parametrize(
@@ -62,26 +62,26 @@ def test_equal_files_and_database_need_no_step(tmp_path: Path) -> None:
     ],
 )
 def test_each_difference_is_one_step(tmp_path: Path, old: str, new: str, kinds: list[type[steps.Step]]) -> None:
-    found = compared(tmp_path, SPLIT.replace(old, new), {**STORED, "runs": {"cards": [stored_run()]}})
-    assert [type(step) for step in found.steps] == kinds
-    assert all(step.sentences for step in found.steps)
+    result = compared(tmp_path, SPLIT.replace(old, new), {**STORED, "runs": {"cards": [stored_run()]}})
+    assert [type(step) for step in result.steps] == kinds
+    assert all(step.sentences for step in result.steps)
 
 
 def test_added_variant_is_one_step_that_says_how_the_others_shrink(tmp_path: Path) -> None:
     text = SPLIT.replace("0.5", "0.45") + "      - {name: late, allocation: 0.1}\n"
-    found = compared(tmp_path, text, {**STORED, "runs": {"cards": [stored_run()]}})
-    (step,) = found.steps
+    result = compared(tmp_path, text, {**STORED, "runs": {"cards": [stored_run()]}})
+    (step,) = result.steps
     assert isinstance(step, steps.AddVariant)
     assert "control 0.4500, with_cards 0.4500, late 0.1000" in step.sentences[0]
 
 
 def test_draft_status_of_a_started_run_is_a_problem_without_steps(tmp_path: Path) -> None:
-    found = compared(tmp_path, SPLIT.replace("active", "draft"), {**STORED, "runs": {"cards": [stored_run()]}})
-    assert found.steps == [] and [problem.place.line for problem in found.problems] == [2]
+    result = compared(tmp_path, SPLIT.replace("active", "draft"), {**STORED, "runs": {"cards": [stored_run()]}})
+    assert result.steps == [] and [problem.place.line for problem in result.problems] == [2]
 
 
 def test_version_in_use_is_not_archived(tmp_path: Path) -> None:
     state = {**STORED, "runs": {"cards": [stored_run()]}, "uses": {VERSION.id: ["cards run 1 serves it as control"]}}
-    found = compared(tmp_path, SPLIT, state, POLICIES + "        status: archived\n")
-    (problem,) = found.problems
-    assert problem.place.line == 4 and "cards run 1 serves it" in problem.rule and found.steps == []
+    result = compared(tmp_path, SPLIT, state, POLICIES + "        status: archived\n")
+    (problem,) = result.problems
+    assert problem.place.line == 4 and "cards run 1 serves it" in problem.rule and result.steps == []

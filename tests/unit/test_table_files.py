@@ -124,7 +124,7 @@ def test_rows_of_strict_csv(tmp_path: Path, content: bytes, expected: list[tuple
         (b"a,a\n1,2\n", 1, "a twice"),
     ],
 )
-def test_a_strict_csv_file_is_refused_with_the_line_when_it_is_broken(
+def test_strict_csv_file_is_refused_with_the_line_when_it_is_broken(
     tmp_path: Path, content: bytes, line: int, words: str
 ) -> None:
     for name, data in (("log.csv", content), ("log.csv.gz", gzip.compress(content, mtime=0))):
@@ -133,7 +133,7 @@ def test_a_strict_csv_file_is_refused_with_the_line_when_it_is_broken(
         assert f"{name}, line {line}: " in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_file_without_header(tmp_path: Path) -> None:
+def test_file_without_header_is_read_with_the_given_columns(tmp_path: Path) -> None:
     assert read(written(tmp_path, "log", "1,2\n3,4\n"), header=("a", "b")) == [(1, ("1", "2")), (2, ("3", "4"))]
 
 
@@ -192,7 +192,7 @@ def test_parquet_is_refused_when_its_pages_are_damaged(tmp_path: Path) -> None:
         read(path)
 
 
-def test_parquet_is_refused_when_a_required_column_is_there_twice(tmp_path: Path) -> None:
+def test_parquet_is_refused_when_a_required_column_is_duplicated(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2]), pa.array([3])], names=["a", "b", "b"]), path)
     assert read(path, columns="a") == [(1, (1,))]

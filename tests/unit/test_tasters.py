@@ -1,4 +1,4 @@
-"""Made-up tasters: reproducible, lawful, and with something to learn in them."""
+"""Synthetic tasters: repeatable, within the rules, and with preferences that a model can learn."""
 
 import numpy as np
 from training_support import small_product
@@ -9,12 +9,12 @@ PRODUCT = small_product(60)
 ROWS = PRODUCT.synthetic_rows(150, 5)
 
 
-def test_the_same_seed_gives_the_same_rows_and_another_gives_others() -> None:
+def test_rows_are_repeatable_and_change_with_the_seed() -> None:
     assert PRODUCT.synthetic_rows(20, 5) == ROWS[:20]
     assert PRODUCT.synthetic_rows(20, 6) != ROWS[:20]
 
 
-def test_targets_obey_the_rules_and_wishes_are_about_legal_recipes() -> None:
+def test_targets_keep_the_rules_and_only_legal_recipes_have_weights() -> None:
     for row in ROWS:
         assert PRODUCT.violations(row["input"], row["target"]["accepted_plan"]) == []
         legal = PRODUCT.legal_items(row["input"], [])
@@ -22,7 +22,7 @@ def test_targets_obey_the_rules_and_wishes_are_about_legal_recipes() -> None:
         assert set(row["target"]["item_weights"]) == set(legal)
 
 
-def test_nobody_eats_the_same_twice_within_the_window() -> None:
+def test_tasters_rarely_repeat_a_recipe_within_the_window() -> None:
     for row in ROWS:
         for early, late in zip(row["input"]["recent_plans"], row["input"]["recent_plans"][1:], strict=False):
             assert early["days_ago"] - late["days_ago"] <= NO_REPEAT_DAYS
@@ -31,7 +31,7 @@ def test_nobody_eats_the_same_twice_within_the_window() -> None:
             assert len(set(meals[0]) & set(meals[1])) <= 1
 
 
-def test_history_shows_taste() -> None:
+def test_tasters_prefer_recipes_of_their_history() -> None:
     """What a taster ate before is wanted more than other recipes: without that there is nothing to learn from a prompt."""
     wanted_of_eaten: list[float] = []
     wanted_of_others: list[float] = []

@@ -44,18 +44,18 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def value(config: TrainingConfig, key: str) -> object:
-    found: object = config
+    current: object = config
     for part in key.split("."):
-        found = getattr(found, part)
-    return found
+        current = getattr(current, part)
+    return current
 
 
-def test_published_defaults_hold() -> None:
+def test_defaults_match_the_published_defaults() -> None:
     config = load()
     assert {key: value(config, key) for key in PUBLISHED} == PUBLISHED
 
 
-def test_every_key_is_described_and_has_a_flag() -> None:
+def test_keys_are_described_and_have_a_flag() -> None:
     reachable = set(flags().values())
     for key, field in leaves():
         assert field.description and field.description.endswith("."), key
@@ -89,7 +89,7 @@ def test_the_documented_command_line_works() -> None:
     assert (config.lora.r, config.lora.alpha, config.output.dir) == (4, 8, "here")
 
 
-def test_underscores_work_like_hyphens_and_values_keep_theirs() -> None:
+def test_flags_accept_underscores_and_keep_those_in_values() -> None:
     config = from_command_line(["--batch_size", "8", "--output_dir=my_folder", "--experiment_name", "a_b"])
     assert (config.training.batch_size, config.output.dir, config.mlflow.experiment_name) == (8, "my_folder", "a_b")
 
@@ -102,7 +102,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     assert config.lora.target_modules == ["all-linear"]
 
 
-def test_lists_mappings_and_switches_as_flags() -> None:
+def test_flags_accept_lists_mappings_and_switches() -> None:
     config = from_command_line(
         [
             "--target-modules",
@@ -143,7 +143,7 @@ def test_lists_mappings_and_switches_as_flags() -> None:
         ("- a\n- b\n", ["sections"]),
     ],
 )
-def test_a_bad_file_is_one_sentence_that_names_key_and_file(tmp_path: Path, text: str, named: list[str]) -> None:
+def test_error_names_key_and_file_when_the_file_is_invalid(tmp_path: Path, text: str, named: list[str]) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(text)
     with pytest.raises(TrainingError) as error:
@@ -163,7 +163,7 @@ def test_a_bad_file_is_one_sentence_that_names_key_and_file(tmp_path: Path, text
         (["--tags", "nonsense"], ["mlflow.tags", "key=value"]),
     ],
 )
-def test_a_bad_flag_is_one_sentence_that_names_the_key_and_not_the_file(
+def test_error_names_the_key_and_not_the_file_when_a_flag_is_invalid(
     tmp_path: Path, arguments: list[str], named: list[str]
 ) -> None:
     file = tmp_path / "run.yaml"

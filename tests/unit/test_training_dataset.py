@@ -1,4 +1,4 @@
-"""Reading a dataset folder: what training takes from it, and one sentence for each way in which it cannot be used."""
+"""Reading a dataset folder: what training takes from it, and a clear error for every unusable folder."""
 
 import json
 from pathlib import Path
@@ -34,14 +34,14 @@ def test_rows_are_read_by_split_without_the_held_out_rows(folder: Path) -> None:
     assert read_product(str(folder) + "/") == PRODUCT
 
 
-def test_without_splits_households_are_split_by_their_hash(tmp_path: Path) -> None:
+def test_households_are_split_by_hash_when_the_dataset_has_no_splits(tmp_path: Path) -> None:
     rows = [{**row, "metadata": {**row["metadata"], "split": None}} for row in ROWS * 2]
     dataset = read_dataset(str(dataset_folder(tmp_path / "d", rows, PRODUCT)), 0.5, 0.5)
     trained, validated = ({unit_of(row) for row in part} for part in (dataset.train, dataset.validation))
     assert trained and validated and not trained & validated
 
 
-def test_what_was_trained_on_is_listed() -> None:
+def test_training_rows_are_listed_with_household_and_time() -> None:
     table = training_rows_table(ROWS)
     assert table.column_names == ["event_id", "household_id", "timestamp"]
     assert table["event_id"].to_pylist() == [row["metadata"]["event_id"] for row in ROWS]
@@ -100,12 +100,12 @@ def test_a_product_that_cannot_be_imported_is_refused(path: str) -> None:
         load_product(path, {})
 
 
-def test_a_class_that_is_not_a_product_and_foreign_reference_data_are_refused() -> None:
+def test_reference_data_of_another_product_is_refused() -> None:
     with pytest.raises(ProductError, match="cannot be built from its reference data"):
         load_product(class_path(PRODUCT), {"songs": {}})
 
 
-def test_code_that_travels_with_a_model_is_ours_and_the_products() -> None:
+def test_packaged_code_is_the_platforms_and_the_products() -> None:
     assert [Path(path).name for path in code_paths(PRODUCT)] == ["foundation", "planner", "product", "training"]
     import tiny_product
 
@@ -118,6 +118,6 @@ def test_code_that_travels_with_a_model_is_ours_and_the_products() -> None:
     ]
 
 
-def test_the_reference_data_makes_an_equal_product() -> None:
+def test_product_can_be_rebuilt_from_its_reference_data() -> None:
     again = load_product(class_path(PRODUCT), json.loads(json.dumps(PRODUCT.reference())))
     assert again == PRODUCT
