@@ -21,7 +21,7 @@ DBT_SOURCES = $(shell find dbt_project -name target -prune -o -name logs -prune 
 # both end together. End-to-end tests have the machine to themselves.
 TESTS := faults model data integration
 TEST_JOBS ?= 2
-PYTEST_PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile --durations 10
+PYTEST_PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations 20
 K ?=
 FILE ?=
 
