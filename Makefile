@@ -17,10 +17,11 @@ endif
 STAMP := $(VENV)/.installed
 MANIFEST := dbt_project/target/manifest.json
 DBT_SOURCES = $(shell find dbt_project -name target -prune -o -name logs -prune -o \( -name '*.sql' -o -name '*.yml' -o -name '*.csv' -o -name '*.md' \) -print 2>/dev/null)
-# Kinds of tests that share the two processes, a file at a time, each process with a PostgreSQL of its own. Long files come first, so that
+# Kinds of tests that share the processes, a file at a time, each process with a PostgreSQL of its own. Long files come first, so that
 # both end together. End-to-end tests have the machine to themselves.
 TESTS := faults model data integration
-TEST_JOBS ?= 2
+# Three on two cores: tests wait for processes a third of the time.
+TEST_JOBS ?= 3
 PYTEST_PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations 20
 K ?=
 FILE ?=

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 HEAVY = {"torch", "transformers", "peft", "mlflow", "tokenizers"}
-LIGHT = ("versions", "config", "errors", "registry", "dataset", "heuristic", "reporting", "base_model")
+LIGHT = ("versions", "config", "errors", "registry", "dataset", "heuristic", "reporting", "builtin_base_model")
 
 
 def test_light_modules_import_nothing_heavy() -> None:
