@@ -20,8 +20,7 @@ DBT_SOURCES = $(shell find dbt_project -name target -prune -o -name logs -prune 
 # Kinds of tests that share the processes, a file at a time, each process with a PostgreSQL of its own. Long files come first, so that
 # both end together. End-to-end tests have the machine to themselves.
 TESTS := faults model data integration
-# Three on two cores: tests wait for processes a third of the time.
-TEST_JOBS ?= 3
+TEST_JOBS ?= 2
 PYTEST_PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations 20
 K ?=
 FILE ?=

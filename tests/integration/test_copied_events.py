@@ -42,7 +42,11 @@ def stored(url: str, events: list[Event]) -> list[tuple[Any, ...]]:
 
 
 # Examples write to a temporary table that ends with their connection, so they can share the database.
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.too_slow],
+)
 @given(names=st.lists(st.tuples(TEXT, TEXT.filter(bool), DATA, st.none() | DATA), min_size=1, max_size=5))
 def test_copied_events_keep_any_text(database_url: str, names: list[tuple[str, str, Any, Any]]) -> None:
     events = [
